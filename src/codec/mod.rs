@@ -1,0 +1,10 @@
+//! Layer 0, pure: bytes and values in, bytes and values out. No file, socket, clock, ring or log.
+
+pub mod base32;
+pub mod build_id;
+pub mod cache_info;
+pub mod hash;
+pub mod narinfo;
+pub mod realisation;
+pub mod signature;
+pub mod store_path;

@@ -1,0 +1,130 @@
+//! narinfo: what a client must know of a store path before it downloads it.
+//!
+//! Reading ([`NarInfo::parse`]) and writing ([`NarInfo::write`]) have a file each.
+
+mod parse;
+mod write;
+
+pub use parse::{FieldError, NarInfoError};
+
+use super::hash::Sha256Digest;
+use super::signature::{Signature, fingerprint};
+use super::store_path::{StoreDir, StorePath};
+
+/// What a Nix store knows of one of its paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathInfo {
+    /// The path itself.
+    pub path: StorePath,
+    /// Hash of the path as a NAR.
+    pub nar_hash: Sha256Digest,
+    /// Size of the path as a NAR. Bytes; in a narinfo never zero.
+    pub nar_size: u64,
+    /// What the path refers to, itself included where it does; sorted, each once.
+    pub references: Vec<StorePath>,
+    /// The derivation it was built from, where that is known.
+    pub deriver: Option<StorePath>,
+    /// Who vouches for it.
+    pub signatures: Vec<Signature>,
+    /// The content address, for a path that is named after its content: `text:…` or `fixed:…`. Only clients
+    /// look into it.
+    pub ca: Option<String>,
+}
+
+/// A narinfo: the path, and the file in which the cache keeps its NAR. The second half is not signed, and no
+/// client verifies it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarInfo {
+    /// What the signatures vouch for.
+    pub info: PathInfo,
+    /// Where the NAR is: relative to the cache, or absolute. Not empty, one line.
+    pub url: String,
+    /// How the file is compressed.
+    pub compression: Compression,
+    /// Hash of the file as it is downloaded.
+    pub file_hash: Option<Sha256Digest>,
+    /// Size of the file as it is downloaded. Bytes.
+    pub file_size: Option<u64>,
+}
+
+/// How a NAR is compressed: every name that some version of Nix writes or reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is the name of the format or of its tool")]
+pub enum Compression {
+    None,
+    Br,
+    Bzip2,
+    Compress,
+    Grzip,
+    Gzip,
+    Lrzip,
+    Lz4,
+    Lzip,
+    Lzma,
+    Lzop,
+    Xz,
+    Zstd,
+}
+
+impl PathInfo {
+    /// What a signature of this path signs.
+    pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
+        fingerprint(store_dir, &self.path, &self.nar_hash, self.nar_size, &self.references)
+    }
+}
+
+impl Compression {
+    const ALL: [Self; 13] = [
+        Self::None,
+        Self::Br,
+        Self::Bzip2,
+        Self::Compress,
+        Self::Grzip,
+        Self::Gzip,
+        Self::Lrzip,
+        Self::Lz4,
+        Self::Lzip,
+        Self::Lzma,
+        Self::Lzop,
+        Self::Xz,
+        Self::Zstd,
+    ];
+
+    /// The value of the `Compression` field.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Br => "br",
+            Self::Bzip2 => "bzip2",
+            Self::Compress => "compress",
+            Self::Grzip => "grzip",
+            Self::Gzip => "gzip",
+            Self::Lrzip => "lrzip",
+            Self::Lz4 => "lz4",
+            Self::Lzip => "lzip",
+            Self::Lzma => "lzma",
+            Self::Lzop => "lzop",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// The compression of that name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|compression| compression.as_str() == text)
+    }
+}
+
+/// Whatever is taken for a narinfo is read back alike once it is written.
+#[cfg(fuzzing)]
+pub fn fuzz_narinfo(data: &[u8]) {
+    let (Ok(text), Ok(store_dir)) = (str::from_utf8(data), StoreDir::parse("/nix/store")) else { return };
+    if let Ok(narinfo) = NarInfo::parse(text, &store_dir) {
+        let mut written = String::new();
+        narinfo.write(&store_dir, &mut written);
+        assert_eq!(NarInfo::parse(&written, &store_dir), Ok(narinfo));
+    }
+}
+
+#[cfg(test)]
+mod tests;

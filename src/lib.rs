@@ -1,0 +1,13 @@
+//! narwire: a Nix binary cache that serves at the speed of the network card.
+//!
+//! Layers, arrows only downward (`tests/tidy.rs` checks them, ARCHITECTURE.md explains them):
+//!
+//! ```text
+//!            main → cli → server → { store, ring } → codec
+//! ```
+//!
+//! - [`codec`] is pure: bytes and values in, bytes and values out. No file, socket, clock, ring or log.
+//! - [`limits`] names every bound; all layers may read it.
+
+pub mod codec;
+pub mod limits;

@@ -1,0 +1,171 @@
+//! Every bound of the program, in one place, with what it buys.
+
+use std::time::Duration;
+
+// Requests.
+
+/// A request head longer than this is answered 431 (414 when the request line alone is longer). Bytes.
+pub const HEAD_LEN_MAX: usize = 16 * 1024;
+/// More header fields than this are answered 431.
+pub const HEAD_FIELDS_MAX: usize = 64;
+/// A request target longer than this is answered 414. Bytes.
+pub const TARGET_LEN_MAX: usize = 4 * 1024;
+/// Longest request line read before 414: the target, and room for a method, two spaces and `HTTP/1.1`. Bytes.
+pub const REQUEST_LINE_LEN_MAX: usize = TARGET_LEN_MAX + 32;
+/// All chunk extensions of one request body together; nobody sends any. Bytes.
+pub const CHUNK_EXTENSIONS_LEN_MAX: usize = 1024;
+/// All trailer fields of one chunked request body together; they are read and dropped. Bytes.
+pub const TRAILERS_LEN_MAX: usize = 4 * 1024;
+/// Longest opaque part of an entity tag of ours: two nix32 SHA-256 digests, a separator and a suffix fit. Bytes.
+pub const ETAG_OPAQUE_LEN_MAX: usize = 124;
+/// Longest decoded segment of a request path: the longest name a Linux directory entry can have. Bytes.
+pub const SEGMENT_LEN_MAX: usize = 255;
+
+const _: () =
+    assert!(TARGET_LEN_MAX < HEAD_LEN_MAX, "a target that is just allowed must leave room for its fields");
+const _: () = assert!(REQUEST_LINE_LEN_MAX < HEAD_LEN_MAX, "414 must be decided before 431");
+
+// NARs and store paths.
+
+/// A tree of more levels than this is no NAR: the root is one, what lies in it the next. (Nix 2.34.7 and later refuse
+/// it as well: `narMaxDepth`.)
+pub const NAR_DEPTH_MAX: usize = 64;
+/// Longest name of a directory entry. Bytes.
+pub const NAR_NAME_LEN_MAX: usize = 255;
+/// Longest target of a symbolic link. Bytes.
+pub const NAR_TARGET_LEN_MAX: usize = 4095;
+/// Longest path of a file below the root of its NAR: what one `openat` takes (PATH_MAX without its NUL). Bytes.
+pub const NAR_PATH_LEN_MAX: usize = 4095;
+/// Longest name of a store path, the part after `<hash part>-`. Nix's own bound: a base name with `.drv.chroot`
+/// behind it is then still a file name of at most 255 bytes. Bytes.
+pub const STORE_NAME_LEN_MAX: usize = 211;
+
+// The ring. All numbers are per worker.
+
+/// Operations that can be queued between two calls of the kernel; more wait in the program.
+pub const SUBMISSION_ENTRIES: u32 = 1024;
+/// Completions that fit before the kernel has to keep them aside.
+pub const COMPLETION_ENTRIES: u32 = 8 * 1024;
+/// Kernel threads for what cannot be done without waiting (cold opens, mostly). Per kind.
+pub const IO_WORKERS_MAX: u32 = 8;
+/// Buffers that received bytes lie in until they are looked at, which is at once. A power of two.
+pub const RECEIVE_BUFFERS: u16 = 256;
+/// Length of one of them. Bytes; a Nix client's request is about 200.
+pub const RECEIVE_BUFFER_LEN_BYTES: u32 = 4096;
+/// Connections; more wait in the kernel's backlog.
+pub const CONNECTIONS_MAX: usize = 1 << 20;
+
+const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "the kernel masks the ring's tail");
+const _: () = assert!(CONNECTIONS_MAX < 1 << 24, "a packed token has 24 bits for the slot");
+
+// Sending.
+
+/// Files whose rest is at least this long are sent without copying when they are in memory. Bytes.
+pub const SENDFILE_LEN_MIN: u64 = 128 * 1024;
+/// Most that one sendfile call is asked for, so that one connection cannot hold up the others. Bytes.
+pub const SENDFILE_LEN_MAX: usize = 512 * 1024;
+/// A buffer that small files and framing are packed into. Bytes.
+pub const PACK_BUFFER_LEN_BYTES: usize = 256 * 1024;
+/// Pack buffers that are in use at once; further connections wait for one. Per worker: 16 MiB.
+pub const PACK_BUFFERS_MAX: usize = 64;
+/// Files that are opened and read side by side for one buffer. Look-ahead that keeps a disk busy.
+pub const PACK_FILES_MAX: usize = 64;
+/// Answers up to about this length are collected in a buffer that is used again. Bytes.
+pub const ANSWER_BUFFER_LEN_BYTES: usize = 16 * 1024;
+/// Answer buffers that are kept for use again. Per worker: 4 MiB.
+pub const ANSWER_BUFFERS_KEPT: usize = 256;
+/// Answers collected behind one that is being sent, before no further request is looked at. Bytes.
+pub const ANSWERS_WAITING_LEN_MAX: usize = 64 * 1024;
+/// Bodies in memory up to this length go out with their head. Bytes.
+pub const INLINE_BODY_LEN_MAX: usize = 32 * 1024;
+/// Requests received while others are answered, before the connection is no longer read. Bytes.
+pub const INPUT_LEN_MAX: usize = 32 * 1024;
+
+const _: () = assert!(
+    SENDFILE_LEN_MIN
+        < (PACK_BUFFER_LEN_BYTES - ANSWERS_WAITING_LEN_MAX - INLINE_BODY_LEN_MAX - ANSWER_BUFFER_LEN_BYTES)
+            as u64,
+    "a file that is too short for sendfile fits into an empty buffer behind the answers before it",
+);
+const _: () = assert!(PACK_FILES_MAX <= 256, "a packed token has eight bits for the file's index");
+const _: () = assert!(HEAD_LEN_MAX <= INPUT_LEN_MAX, "the longest head can be waited for");
+
+// Time.
+
+/// A connection without a request is closed after this time. Nix keeps idle connections for up to 118 s. Seconds.
+pub const IDLE_TIMEOUT_S: u64 = 150;
+/// A request head has to be complete this long after its first byte, however it drips. Seconds.
+pub const HEAD_TIMEOUT_S: u64 = 15;
+/// A peer that takes not one byte for this long is gone. Nix may stop reading for five minutes. Seconds.
+pub const PROGRESS_TIMEOUT_S: u64 = 600;
+/// How long a closing connection still reads, so that the peer sees the answer and not a reset. Seconds.
+pub const LINGER_TIMEOUT_S: u64 = 2;
+/// How much a closing connection still reads. Bytes.
+pub const LINGER_LEN_MAX: usize = 256 * 1024;
+
+const _: () =
+    assert!(IDLE_TIMEOUT_S > 120, "a client that uses an idle connection again must not find it closed");
+
+// The store.
+
+/// How long one statement waits for a lock of the Nix database before it fails as busy. Nix itself waits an hour; a
+/// server's lookup thread must come back before its clients do.
+pub const DATABASE_BUSY_TIMEOUT_MS: u64 = 2_000;
+/// How often a query on an immutable database is repeated because the file changed under it.
+pub const DATABASE_REOPEN_MAX: u32 = 4;
+/// A file changed less than this ago may change again within the same tick of its timestamps. Milliseconds.
+pub const TIMESTAMP_SETTLE_MS: u64 = 100;
+/// Entries in the first part that a walk hands over: few, so that the first byte leaves early.
+pub const WALK_FIRST_PART_ENTRIES: usize = 512;
+/// Entries in a later part; parts double up to this, so that a large tree costs few hand-overs.
+pub const WALK_PART_ENTRIES_MAX: usize = 16 * 1024;
+/// A directory with more entries than this is announced before all of its names are read: they cannot be visited in
+/// order before the last is known, and reading 50,000 names takes 15 ms.
+pub const WALK_ANNOUNCE_ENTRIES: usize = 4 * 1024;
+/// A build log longer than this once decompressed is refused. Bytes.
+pub const LOG_LEN_MAX: u64 = 64 * 1024 * 1024;
+/// A secret key file longer than this is none. Bytes.
+pub const SECRET_KEY_FILE_LEN_MAX: usize = 4 * 1024;
+/// Paths read from the database at a time while looking for debug symbols.
+pub const DEBUG_INFO_BATCH: u32 = 1024;
+
+const _: () = assert!(WALK_FIRST_PART_ENTRIES <= WALK_PART_ENTRIES_MAX, "parts only grow");
+
+const _: () = assert!(LOG_LEN_MAX < MADE_LEN_MAX as u64, "the longest log can be sent");
+
+// The server.
+
+/// Questions that wait for a thread of the lookup plane; more are answered 503. Per plane.
+pub const PLANE_QUEUE_LEN_MAX: usize = 1024;
+/// Threads that ask databases; each has a connection of its own.
+pub const LOOKUP_THREADS: usize = 4;
+/// Threads that walk directories and read logs; a slow disk keeps them all waiting, and nobody else.
+pub const WALK_THREADS: usize = 8;
+/// Memory for what is known of store paths: some 60,000 rendered narinfos. Per worker. Bytes.
+pub const KNOWN_PATHS_LEN_MAX: u64 = 128 * 1024 * 1024;
+/// Memory for layouts of NARs that were sent. Per worker. Bytes.
+pub const LAYOUTS_LEN_MAX: u64 = 32 * 1024 * 1024;
+/// How long a damaged path is absent before its tree is looked at again.
+pub const DAMAGE_REMEMBERED: Duration = Duration::from_secs(10);
+/// Damaged paths that are remembered. Per worker.
+pub const DAMAGED_PATHS_MAX: usize = 4096;
+/// Listings and decompressed logs that are being sent, all together; more are answered 503. Bytes.
+pub const MADE_LEN_MAX: usize = 256 * 1024 * 1024;
+/// A `nix-cache-info` longer than this is none. Bytes.
+pub const CACHE_INFO_LEN_MAX: u64 = 64 * 1024;
+/// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn` (4096 as well since
+/// Linux 5.4). A closure download opens 25 connections at once per client.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+// Configuration.
+
+/// Where nix-serve listens, and so every client's configuration expects it.
+pub const PORT_DEFAULT: u16 = 5000;
+/// `Priority` of nix-serve and harmonia: asked before cache.nixos.org, which says 40.
+pub const PRIORITY_DEFAULT: u32 = 30;
+/// Nix reads the priority as a C `int`.
+pub const PRIORITY_MAX: u32 = i32::MAX.cast_unsigned();
+/// More network threads than the largest machine has cores; a typing error would otherwise be a thread each.
+pub const WORKERS_MAX: usize = 1024;
+/// How long a drain lasts at most unless told otherwise: below the 90 s after which systemd kills. Seconds.
+pub const DRAIN_TIMEOUT_DEFAULT_S: u64 = 60;
