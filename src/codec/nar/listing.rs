@@ -1,0 +1,205 @@
+//! The `.ls` listing, version 1: a NAR's tree as JSON, and where in the NAR the contents of each file lie.
+//!
+//! ```text
+//! {"version":1,"root":node}
+//! node = {"type":"regular","size":N[,"executable":true],"narOffset":N}
+//!      | {"type":"symlink","target":"…"}
+//!      | {"type":"directory","entries":{"name":node,…}}
+//! ```
+//!
+//! `narOffset` counts bytes of the uncompressed NAR and stands at empty files too, as Nix 2.8 writes it; entries stand in
+//! the order of the NAR. (Source: `src/libstore/nar-accessor.cc` of Nix.)
+//!
+//! A NAR's names and targets are any bytes, JSON's strings are Unicode: what is not UTF-8 becomes U+FFFD. So the listing of
+//! such a tree can be read by every JSON parser, but it does not lead to those files, and two of them in one directory may
+//! get the same key. Nix writes the bytes as they are, which strict parsers refuse.
+
+use std::fmt::Write;
+
+use super::decode::{DecodeError, Decoder, Event};
+use super::layout::{Cursor, Layout, Lookup, Piece};
+
+/// Why there is no listing of a layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ListingError {
+    /// The layout still grows.
+    #[error("the layout of the NAR is not complete")]
+    Incomplete,
+    /// The framing of the layout is no NAR: a mistake of whoever built it.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+}
+
+/// The listing of a complete layout.
+///
+/// The layout's framing goes through the decoder and its files are skipped, so no file is read and there is one reader of
+/// the format.
+pub fn from_layout(layout: &Layout) -> Result<String, ListingError> {
+    let mut decoder = Decoder::new();
+    let mut listing = Listing::new();
+    let mut cursor = Cursor::default();
+    loop {
+        match layout.piece_at(decoder.offset(), &mut cursor) {
+            Lookup::Piece(Piece::Framing(bytes)) => decoder.push(bytes, |event| listing.event(event))?,
+            Lookup::Piece(Piece::File(range)) => decoder.skip_contents(range.len)?,
+            Lookup::NotYet => return Err(ListingError::Incomplete),
+            Lookup::End => break,
+        }
+    }
+    decoder.finish()?;
+    Ok(listing.finish())
+}
+
+/// Writes a listing from a decoder's events.
+#[derive(Debug)]
+pub struct Listing {
+    text: String,
+}
+
+impl Default for Listing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Listing {
+    /// A listing before the root's first event.
+    pub fn new() -> Self {
+        Self { text: String::from(r#"{"version":1,"root":"#) }
+    }
+
+    /// Takes the next event of the NAR.
+    pub fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Directory => self.text.push_str(r#"{"type":"directory","entries":{"#),
+            Event::Entry { name } => {
+                if !self.text.ends_with('{') {
+                    self.text.push(',');
+                }
+                self.string(name);
+                self.text.push(':');
+            }
+            Event::EndDirectory => self.text.push_str("}}"),
+            Event::Regular { executable, size, contents_offset } => {
+                let executable = if executable { r#","executable":true"# } else { "" };
+                self.write(format_args!(
+                    r#"{{"type":"regular","size":{size}{executable},"narOffset":{contents_offset}}}"#
+                ));
+            }
+            Event::Contents(_) => {}
+            Event::Symlink { target } => {
+                self.text.push_str(r#"{"type":"symlink","target":"#);
+                self.string(target);
+                self.text.push('}');
+            }
+        }
+    }
+
+    /// The JSON text, after the last event of a whole NAR.
+    pub fn finish(mut self) -> String {
+        self.text.push('}');
+        self.text
+    }
+
+    fn string(&mut self, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        self.write(format_args!("{}", serde_json::Value::String(text)));
+    }
+
+    fn write(&mut self, arguments: std::fmt::Arguments<'_>) {
+        // A `String` takes all that is written to it.
+        let _ = self.text.write_fmt(arguments);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout::Builder;
+    use super::*;
+    use std::sync::Arc;
+
+    fn listing(build: impl FnOnce(&mut Builder) -> Result<(), super::super::layout::BuildError>) -> String {
+        let mut builder = Builder::new();
+        build(&mut builder).unwrap();
+        let (part, len_bytes) = builder.finish();
+        let mut layout = Layout::new();
+        layout.push(Arc::new(part.unwrap()));
+        assert_eq!(from_layout(&layout), Err(ListingError::Incomplete));
+        layout.complete(len_bytes);
+        from_layout(&layout).unwrap()
+    }
+
+    #[test]
+    fn the_vector_of_nix_s_own_test_suite() {
+        // tests/functional/binary-cache.sh of Nix.
+        let text = listing(|builder| {
+            builder.directory()?;
+            builder.entry(b"bar")?;
+            builder.regular(false, 4)?;
+            builder.entry(b"link")?;
+            builder.symlink(b"xyzzy")?;
+            builder.end_directory()
+        });
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"version":1,"root":{"type":"directory","entries":{"#,
+                r#""bar":{"type":"regular","size":4,"narOffset":232},"#,
+                r#""link":{"type":"symlink","target":"xyzzy"}}}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn what_nix_2_8_writes_but_for_the_name_that_is_not_utf_8() {
+        let text = listing(|builder| {
+            builder.directory()?;
+            builder.entry(b"bad\xff\xfena\"me")?;
+            builder.regular(false, 1)?;
+            builder.entry(b"bar")?;
+            builder.regular(false, 4)?;
+            builder.entry(b"d")?;
+            builder.directory()?;
+            builder.entry(b"run")?;
+            builder.regular(true, 1)?;
+            builder.end_directory()?;
+            builder.entry(b"empty")?;
+            builder.regular(false, 0)?;
+            builder.entry(b"emptydir")?;
+            builder.directory()?;
+            builder.end_directory()?;
+            builder.entry(b"emptyx")?;
+            builder.regular(true, 0)?;
+            builder.entry(b"link")?;
+            builder.symlink(b"xyzzy")?;
+            builder.end_directory()
+        });
+        assert_eq!(
+            text,
+            concat!(
+                r#"{"version":1,"root":{"type":"directory","entries":{"#,
+                "\"bad\u{fffd}\u{fffd}na\\\"me\":",
+                r#"{"type":"regular","size":1,"narOffset":240},"#,
+                r#""bar":{"type":"regular","size":4,"narOffset":432},"#,
+                r#""d":{"type":"directory","entries":{"#,
+                r#""run":{"type":"regular","size":1,"executable":true,"narOffset":792}}},"#,
+                r#""empty":{"type":"regular","size":0,"narOffset":1016},"#,
+                r#""emptydir":{"type":"directory","entries":{}},"#,
+                r#""emptyx":{"type":"regular","size":0,"executable":true,"narOffset":1400},"#,
+                r#""link":{"type":"symlink","target":"xyzzy"}}}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_root_that_is_no_directory() {
+        assert_eq!(
+            listing(|builder| builder.regular(true, 7)),
+            r#"{"version":1,"root":{"type":"regular","size":7,"executable":true,"narOffset":128}}"#
+        );
+        assert_eq!(
+            listing(|builder| builder.symlink(b"a\tb\"\xf0")),
+            "{\"version\":1,\"root\":{\"type\":\"symlink\",\"target\":\"a\\tb\\\"\u{fffd}\"}}"
+        );
+    }
+}
