@@ -1,0 +1,621 @@
+//! Request targets as typed requests. What is no route is [`Route::NotFound`], a value: to a Nix client 404 means
+//! "not here" and anything else an error, so there is no other way to be wrong.
+//!
+//! Percent-escapes are decoded once, segment by segment after the path was split, so that no escape can make a new
+//! segment. `+` stays `+`: it is a legal character of store paths.
+
+use std::borrow::Cow;
+use std::fmt::{self, Display, Formatter};
+
+use memchr::memchr;
+
+use crate::codec::build_id::BuildId;
+use crate::codec::hash::Sha256Digest;
+use crate::codec::realisation::{DrvOutput, OutputName};
+use crate::codec::store_path::{HashPart, StorePath};
+use crate::limits::SEGMENT_LEN_MAX;
+
+/// What a target asks for, whatever the method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/`
+    Index,
+    /// `/nix-cache-info`
+    CacheInfo,
+    /// `/<hash part>.narinfo`
+    NarInfo(HashPart),
+    /// `/<hash part>.ls`
+    Listing(HashPart),
+    /// A NAR by the store path it is made from.
+    Nar(NarRequest),
+    /// `/nar/<name>` of any other shape: a file of a cache directory, named by whoever wrote it.
+    NarFile(RelativeName),
+    /// `/log/<base name of a derivation>`; older clients ask for an output path as well.
+    Log(StorePath),
+    /// `/realisations/sha256:<hex>!<output>.doi` (Nix 2.4 to 2.34)
+    Realisation(DrvOutput),
+    /// `/build-trace-v2/<base name of a derivation>/<output>.doi` (Nix 2.35 and later)
+    BuildTrace {
+        /// The derivation.
+        derivation: StorePath,
+        /// The output.
+        output: OutputName,
+    },
+    /// `/debuginfo/<build id>.debug`, or without the suffix
+    DebugInfo {
+        /// The build id.
+        build_id: BuildId,
+        /// Whether the name ends in `.debug`, as Nix writes it.
+        has_suffix: bool,
+    },
+    /// `/version`
+    Version,
+    /// `/health`
+    Health,
+    /// Anything else.
+    NotFound,
+}
+
+/// A NAR made from a store path, in one of the shapes of URL that were ever given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NarRequest {
+    /// Which path, and which contents of it.
+    pub address: NarAddress,
+    /// The coding of the answer.
+    pub compression: NarCompression,
+}
+
+/// How a URL names a NAR. Where it has a NAR hash, a path with another one is not what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NarAddress {
+    /// `nar/<NAR hash>.nar?hash=<hash part>`
+    NarHash {
+        /// The SHA-256 of the NAR.
+        nar_hash: Sha256Digest,
+        /// The store path.
+        hash_part: HashPart,
+    },
+    /// `nar/<hash part>-<NAR hash>.nar`, as nix-serve has it.
+    HashPartAndNarHash {
+        /// The store path.
+        hash_part: HashPart,
+        /// The SHA-256 of the NAR.
+        nar_hash: Sha256Digest,
+    },
+    /// `nar/<hash part>.nar`, as nix-serve once had it.
+    HashPart {
+        /// The store path.
+        hash_part: HashPart,
+    },
+}
+
+/// The coding of a NAR that is made from a store path, by the end of its URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NarCompression {
+    /// `.nar`
+    None,
+    /// `.nar.zst`
+    Zstd,
+}
+
+/// The name of a file in a cache directory, relative to it: one to three components of visible ASCII, none of which
+/// begins with a dot. (Every name that Nix writes there is of this kind; temporary files can hide behind a dot.)
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelativeName(Box<str>);
+
+impl Route {
+    /// The route of a target in origin form (or `*`, which is none).
+    pub fn parse(target: &[u8]) -> Self {
+        if let Some(hash_part) = parse_narinfo_target(target) {
+            return Self::NarInfo(hash_part);
+        }
+        parse_any_target(target).unwrap_or(Self::NotFound)
+    }
+
+    /// The file that answers this route in a cache directory, if it is one that a cache directory can answer.
+    pub fn file_name(&self) -> Option<RelativeName> {
+        let name = match self {
+            Self::Index | Self::Version | Self::Health | Self::NotFound => return None,
+            Self::NarFile(name) => return Some(name.clone()),
+            Self::CacheInfo => "nix-cache-info".into(),
+            Self::NarInfo(hash_part) => format!("{}.narinfo", hash_part.as_str()),
+            Self::Listing(hash_part) => format!("{}.ls", hash_part.as_str()),
+            Self::Nar(request) => request.file_name(),
+            Self::Log(derivation) => format!("log/{}", derivation.base_name()),
+            Self::Realisation(id) => format!("realisations/{id}.doi"),
+            Self::BuildTrace { derivation, output } => {
+                format!("build-trace-v2/{}/{}.doi", derivation.base_name(), output.as_str())
+            }
+            Self::DebugInfo { build_id, has_suffix } => {
+                format!("debuginfo/{}{}", build_id.as_str(), if *has_suffix { ".debug" } else { "" })
+            }
+        };
+        RelativeName::parse(&name)
+    }
+}
+
+impl NarRequest {
+    fn file_name(&self) -> String {
+        let suffix = self.compression.suffix();
+        match self.address {
+            NarAddress::NarHash { nar_hash, .. } => format!("nar/{}{suffix}", nar_hash.to_nix32()),
+            NarAddress::HashPartAndNarHash { hash_part, nar_hash } => {
+                format!("nar/{}-{}{suffix}", hash_part.as_str(), nar_hash.to_nix32())
+            }
+            NarAddress::HashPart { hash_part } => format!("nar/{}{suffix}", hash_part.as_str()),
+        }
+    }
+}
+
+/// The URL relative to the cache, as the `URL` of a narinfo; [`Route::parse`] reads it back.
+impl Display for NarRequest {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.file_name())?;
+        match self.address {
+            NarAddress::NarHash { hash_part, .. } => write!(formatter, "?hash={}", hash_part.as_str()),
+            NarAddress::HashPartAndNarHash { .. } | NarAddress::HashPart { .. } => Ok(()),
+        }
+    }
+}
+
+impl NarAddress {
+    /// The store path.
+    pub fn hash_part(&self) -> HashPart {
+        match *self {
+            Self::NarHash { hash_part, .. }
+            | Self::HashPartAndNarHash { hash_part, .. }
+            | Self::HashPart { hash_part } => hash_part,
+        }
+    }
+
+    /// The SHA-256 its NAR must have, where the URL says it.
+    pub fn nar_hash(&self) -> Option<Sha256Digest> {
+        match *self {
+            Self::NarHash { nar_hash, .. } | Self::HashPartAndNarHash { nar_hash, .. } => Some(nar_hash),
+            Self::HashPart { .. } => None,
+        }
+    }
+}
+
+impl NarCompression {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::None => ".nar",
+            Self::Zstd => ".nar.zst",
+        }
+    }
+}
+
+impl RelativeName {
+    /// The name, if it is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        let is_valid = name.split('/').count() <= 3 && name.split('/').all(is_safe_component);
+        is_valid.then(|| Self(name.into()))
+    }
+
+    /// The name, components separated by `/`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The target of nearly all requests, told by its length and its end.
+fn parse_narinfo_target(target: &[u8]) -> Option<HashPart> {
+    HashPart::parse(target.strip_prefix(b"/")?.strip_suffix(b".narinfo")?)
+}
+
+fn parse_any_target(target: &[u8]) -> Option<Route> {
+    let path_len = memchr(b'?', target).unwrap_or(target.len());
+    let path = target[..path_len].strip_prefix(b"/")?;
+    let query = target.get(path_len + 1..);
+    if path.is_empty() {
+        return Some(Route::Index);
+    }
+    let mut segments = path.split(|&byte| byte == b'/').map(decode_segment);
+    let mut next_segment = || segments.next().map_or(Some(None), |segment| segment.map(Some));
+    let (first, second, third) = (next_segment()??, next_segment()?, next_segment()?);
+    if segments.next().is_some() {
+        return None;
+    }
+    match (&*first, second.as_deref(), third.as_deref()) {
+        ("nix-cache-info", None, None) => Some(Route::CacheInfo),
+        ("version", None, None) => Some(Route::Version),
+        ("health", None, None) => Some(Route::Health),
+        (file, None, None) => parse_path_file(file),
+        ("nar", Some(file), None) => parse_nar(file, query),
+        ("log", Some(name), None) => parse_log(name, query),
+        ("realisations", Some(file), None) => parse_realisation(file),
+        ("build-trace-v2", Some(derivation), Some(file)) => Some(Route::BuildTrace {
+            derivation: StorePath::parse_base_name(derivation).ok()?,
+            output: OutputName::parse(file.strip_suffix(".doi")?).ok()?,
+        }),
+        ("debuginfo", Some(file), None) => {
+            let digits = file.strip_suffix(".debug");
+            let build_id = BuildId::parse(digits.unwrap_or(file).as_bytes())?;
+            Some(Route::DebugInfo { build_id, has_suffix: digits.is_some() })
+        }
+        _ => None,
+    }
+}
+
+fn parse_path_file(file: &str) -> Option<Route> {
+    let (stem, extension) = file.split_once('.')?;
+    let hash_part = HashPart::parse(stem.as_bytes())?;
+    match extension {
+        "narinfo" => Some(Route::NarInfo(hash_part)),
+        "ls" => Some(Route::Listing(hash_part)),
+        _ => None,
+    }
+}
+
+fn parse_nar(file: &str, query: Option<&[u8]>) -> Option<Route> {
+    let any_file = || RelativeName::parse(&format!("nar/{file}")).map(Route::NarFile);
+    let plain = file.strip_suffix(".nar").map(|stem| (stem, NarCompression::None));
+    let zstd = || file.strip_suffix(".nar.zst").map(|stem| (stem, NarCompression::Zstd));
+    let Some((stem, compression)) = plain.or_else(zstd) else { return any_file() };
+    let asked_hash_part = parse_hash_parameter(query).ok()?;
+    match parse_nar_stem(stem.as_bytes(), asked_hash_part) {
+        Some(address) => Some(Route::Nar(NarRequest { address, compression })),
+        None => any_file(),
+    }
+}
+
+fn parse_nar_stem(stem: &[u8], asked_hash_part: Option<HashPart>) -> Option<NarAddress> {
+    if let Some(hash_part) = HashPart::parse(stem) {
+        return Some(NarAddress::HashPart { hash_part });
+    }
+    if let Some(nar_hash) = Sha256Digest::from_nix32(stem) {
+        // Without a store path it is a file that is named by its own hash.
+        return asked_hash_part.map(|hash_part| NarAddress::NarHash { nar_hash, hash_part });
+    }
+    let dash = memchr(b'-', stem)?;
+    let hash_part = HashPart::parse(&stem[..dash])?;
+    let nar_hash = Sha256Digest::from_nix32(&stem[dash + 1..])?;
+    Some(NarAddress::HashPartAndNarHash { hash_part, nar_hash })
+}
+
+/// The `hash` of a query, if it has one. An error when it is malformed, or when there are two.
+fn parse_hash_parameter(query: Option<&[u8]>) -> Result<Option<HashPart>, ()> {
+    let parameters = query.unwrap_or_default().split(|&byte| byte == b'&');
+    let mut values = parameters.filter_map(|parameter| parameter.strip_prefix(b"hash="));
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => HashPart::parse(value).map(Some).ok_or(()),
+        (Some(_), Some(_)) => Err(()),
+    }
+}
+
+fn parse_log(name: &str, query: Option<&[u8]>) -> Option<Route> {
+    // `?` is a legal character of store paths, and older clients send it as it is.
+    let name = match query {
+        Some(query) => Cow::Owned(format!("{name}?{}", decode_segment(query)?)),
+        None => Cow::Borrowed(name),
+    };
+    StorePath::parse_base_name(&name).ok().map(Route::Log)
+}
+
+fn parse_realisation(file: &str) -> Option<Route> {
+    DrvOutput::parse(file.strip_suffix(".doi")?).ok().map(Route::Realisation)
+}
+
+/// A segment of a path, decoded; `None` when it is no safe component or has an invalid escape.
+fn decode_segment(segment: &[u8]) -> Option<Cow<'_, str>> {
+    let decoded = match memchr(b'%', segment) {
+        None => Cow::Borrowed(std::str::from_utf8(segment).ok()?),
+        Some(_) => Cow::Owned(decode_escapes(segment)?),
+    };
+    is_safe_component(&decoded).then_some(decoded)
+}
+
+fn decode_escapes(mut text: &[u8]) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(escape) = memchr(b'%', text) {
+        decoded.extend_from_slice(&text[..escape]);
+        let (digits, rest) = text[escape + 1..].split_at_checked(2)?;
+        let value = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+        decoded.push(value(digits[0])? << 4 | value(digits[1])?);
+        text = rest;
+    }
+    decoded.extend_from_slice(text);
+    String::from_utf8(decoded).ok()
+}
+
+/// One component of a [`RelativeName`]. That none begins with a dot keeps `.` and `..` out, too.
+fn is_safe_component(component: &str) -> bool {
+    (1..=SEGMENT_LEN_MAX).contains(&component.len())
+        && !component.starts_with('.')
+        && component.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+}
+
+/// Routes arbitrary bytes, and demands that the file of a route is a safe name that routes to the same file.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_route(data: &[u8]) {
+    let route = Route::parse(data);
+    let Some(name) = route.file_name() else { return };
+    assert!(name.as_str().split('/').all(is_safe_component));
+    let target = format!("/{}", name.as_str().replace('%', "%25").replace('?', "%3F"));
+    assert_eq!(Route::parse(target.as_bytes()).file_name(), Some(name));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OUT: &str = "0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz";
+    const NAR: &str = "0r5q1kfn4s2ay6y8wk2sd1mp6hkrlgpzqdl4hqq0rqsdhn9k3zlj";
+    const HEX: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+    const BUILD_ID: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// Writes out `OUT`, `NAR`, `HEX` and `ID` where a template names them.
+    fn fill(template: &str) -> String {
+        template.replace("OUT", OUT).replace("NAR", NAR).replace("HEX", HEX).replace("ID", BUILD_ID)
+    }
+
+    fn route(template: &str) -> Route {
+        Route::parse(fill(template).as_bytes())
+    }
+
+    fn file_name(template: &str) -> Option<String> {
+        route(template).file_name().map(|name| name.as_str().to_owned())
+    }
+
+    fn out() -> HashPart {
+        HashPart::parse(OUT.as_bytes()).unwrap()
+    }
+
+    fn nar_hash() -> Sha256Digest {
+        Sha256Digest::from_nix32(NAR.as_bytes()).unwrap()
+    }
+
+    fn store_path(name: &str) -> StorePath {
+        StorePath::parse_base_name(&format!("{OUT}-{name}")).unwrap()
+    }
+
+    fn output(name: &str) -> OutputName {
+        OutputName::parse(name).unwrap()
+    }
+
+    fn nar(address: NarAddress, compression: NarCompression) -> Route {
+        Route::Nar(NarRequest { address, compression })
+    }
+
+    fn nar_file(name: &str) -> Route {
+        Route::NarFile(RelativeName::parse(&fill(name)).unwrap())
+    }
+
+    #[test]
+    fn routes() {
+        use NarCompression::{None as Plain, Zstd};
+        let (hash_part, nar_hash) = (out(), nar_hash());
+        let drv_hash = Sha256Digest::from_database_text(&format!("sha256:{HEX}")).unwrap();
+        let build_id = BuildId::parse(BUILD_ID.as_bytes()).unwrap();
+        for (target, expected) in [
+            ("/", Route::Index),
+            ("/?a", Route::Index),
+            ("/nix-cache-info", Route::CacheInfo),
+            ("/nix%2Dcache%2dinfo", Route::CacheInfo),
+            ("/version", Route::Version),
+            ("/health", Route::Health),
+            ("/health?verbose", Route::Health),
+            ("/OUT.narinfo", Route::NarInfo(hash_part)),
+            ("/OUT%2Enarinfo", Route::NarInfo(hash_part)),
+            ("/OUT.narinfo?json", Route::NarInfo(hash_part)),
+            ("/OUT.ls", Route::Listing(hash_part)),
+            ("/nar/NAR.nar?hash=OUT", nar(NarAddress::NarHash { nar_hash, hash_part }, Plain)),
+            ("/nar/NAR.nar?a=b&hash=OUT&c", nar(NarAddress::NarHash { nar_hash, hash_part }, Plain)),
+            ("/nar/NAR.nar.zst?hash=OUT", nar(NarAddress::NarHash { nar_hash, hash_part }, Zstd)),
+            ("/nar/OUT-NAR.nar", nar(NarAddress::HashPartAndNarHash { hash_part, nar_hash }, Plain)),
+            ("/nar/OUT-NAR.nar.zst", nar(NarAddress::HashPartAndNarHash { hash_part, nar_hash }, Zstd)),
+            ("/nar/OUT.nar", nar(NarAddress::HashPart { hash_part }, Plain)),
+            ("/nar/OUT.nar.zst", nar(NarAddress::HashPart { hash_part }, Zstd)),
+            ("/nar/NAR.nar", nar_file("nar/NAR.nar")),
+            ("/nar/NAR.nar?", nar_file("nar/NAR.nar")),
+            ("/nar/NAR.nar.zst", nar_file("nar/NAR.nar.zst")),
+            ("/nar/NAR.nar.xz", nar_file("nar/NAR.nar.xz")),
+            ("/nar/NAR.nar.xz?hash=OUT", nar_file("nar/NAR.nar.xz")),
+            ("/nar/OUT.nar.xz", nar_file("nar/OUT.nar.xz")),
+            ("/nar/OUT-NAR.nar.br", nar_file("nar/OUT-NAR.nar.br")),
+            ("/nar/OUTx-NAR.nar", nar_file("nar/OUTx-NAR.nar")),
+            ("/nar/a+b", nar_file("nar/a+b")),
+            ("/nar/a%2Bb", nar_file("nar/a+b")),
+            ("/nar/%252e", nar_file("nar/%2e")), // decoded once
+            ("/log/OUT-a.drv", Route::Log(store_path("a.drv"))),
+            ("/log/OUT-a+b.drv", Route::Log(store_path("a+b.drv"))),
+            ("/log/OUT-a%3Fb.drv", Route::Log(store_path("a?b.drv"))),
+            ("/log/OUT-a?b.drv", Route::Log(store_path("a?b.drv"))), // as older clients send it
+            ("/log/OUT-a", Route::Log(store_path("a"))),
+            (
+                "/realisations/sha256:HEX!out.doi",
+                Route::Realisation(DrvOutput { drv_hash, output_name: output("out") }),
+            ),
+            (
+                "/realisations/sha256:HEX%21out.doi",
+                Route::Realisation(DrvOutput { drv_hash, output_name: output("out") }),
+            ),
+            (
+                "/realisations/sha256%3AHEX!a.doi.doi",
+                Route::Realisation(DrvOutput { drv_hash, output_name: output("a.doi") }),
+            ),
+            (
+                "/build-trace-v2/OUT-a.drv/out.doi",
+                Route::BuildTrace { derivation: store_path("a.drv"), output: output("out") },
+            ),
+            ("/debuginfo/ID", Route::DebugInfo { build_id, has_suffix: false }),
+            ("/debuginfo/ID.debug", Route::DebugInfo { build_id, has_suffix: true }),
+        ] {
+            assert_eq!(route(target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn near_misses_are_not_found() {
+        for target in [
+            "",
+            "*",
+            "nix-cache-info",
+            "//",
+            "//nix-cache-info",
+            "/nix-cache-info/",
+            "/nix-cache-info%00",
+            "/nix-cache-info%",
+            "/nix-cache-info%2",
+            "/nix-cache-info%2g",
+            "/nix-cache-info%+2",
+            "/Nix-cache-info",
+            "/./nix-cache-info",
+            "/nar/../nix-cache-info",
+            "/nar/%2e%2e/nix-cache-info",
+            "/%2fnix-cache-info",
+            "/OUT",
+            "/OUT.",
+            "/OUT.narinfo/",
+            "/OUT.narinfo.narinfo",
+            "/OUT.narinfo%2F",
+            "/OUT.Narinfo",
+            "/xOUT.narinfo",
+            "/e0000000000000000000000000000000.narinfo", // no digit of nix32
+            "/0000000000000000000000000000000.narinfo",
+            "/OUT.ls.xz",
+            "/nar",
+            "/nar/",
+            "/nar/.",
+            "/nar/..",
+            "/nar/.hidden",
+            "/nar/%2Ehidden",
+            "/nar/a/b",
+            "/nar/a%2Fb",
+            "/nar/a%2fb",
+            "/nar/a%00b",
+            "/nar/a%0Ab",
+            "/nar/a%20b",
+            "/nar/a%7Fb",
+            "/nar/a%C3%A9b",
+            "/nar/a%FFb",
+            "/nar/NAR.nar?hash=",
+            "/nar/NAR.nar?hash=OUTx",
+            "/nar/NAR.nar?hash=OUT&hash=OUT",
+            "/log",
+            "/log/",
+            "/log/OUT",
+            "/log/OUT-",
+            "/log/a.drv",
+            "/log/OUT-a.drv/b",
+            "/log/OUT-a!.drv",
+            "/realisations/sha256:HEX!out",
+            "/realisations/sha256:HEX!.doi",
+            "/realisations/sha256:HEX.doi",
+            "/realisations/sha256:0HEX!out.doi",
+            "/realisations/sha1:HEX!out.doi",
+            "/realisations/HEX!out.doi",
+            "/realisations/sha256:HEX!a%2Fb.doi",
+            "/realisations/sha256:HEX%2521out.doi",
+            "/build-trace-v2/OUT-a.drv",
+            "/build-trace-v2/OUT-a.drv/out",
+            "/build-trace-v2/OUT-a.drv/.doi",
+            "/build-trace-v2/a.drv/out.doi",
+            "/build-trace-v2/OUT-a.drv/out.doi/",
+            "/debuginfo/ID.debug.debug",
+            "/debuginfo/0ID",
+            "/debuginfo/x123456789abcdef0123456789abcdef01234567",
+            "/debuginfo/0123456789ABCDEF0123456789abcdef01234567",
+            "/versions",
+            "/health/",
+            "/index.html",
+        ] {
+            assert_eq!(route(target), Route::NotFound, "{target}");
+        }
+        let longest = format!("/nar/{}", "a".repeat(SEGMENT_LEN_MAX));
+        assert!(matches!(route(&longest), Route::NarFile(_)));
+        assert_eq!(route(&(longest + "a")), Route::NotFound);
+    }
+
+    #[test]
+    fn files_of_a_cache_directory() {
+        for (target, expected) in [
+            ("/nix-cache-info", "nix-cache-info"),
+            ("/OUT.narinfo", "OUT.narinfo"),
+            ("/OUT.ls", "OUT.ls"),
+            ("/nar/NAR.nar?hash=OUT", "nar/NAR.nar"),
+            ("/nar/OUT-NAR.nar.zst", "nar/OUT-NAR.nar.zst"),
+            ("/nar/OUT.nar", "nar/OUT.nar"),
+            ("/nar/NAR.nar.xz", "nar/NAR.nar.xz"),
+            ("/log/OUT-a.drv", "log/OUT-a.drv"),
+            ("/realisations/sha256:HEX%21out.doi", "realisations/sha256:HEX!out.doi"),
+            ("/build-trace-v2/OUT-a.drv/out.doi", "build-trace-v2/OUT-a.drv/out.doi"),
+            ("/debuginfo/ID", "debuginfo/ID"),
+            ("/debuginfo/ID.debug", "debuginfo/ID.debug"),
+        ] {
+            assert_eq!(file_name(target), Some(fill(expected)), "{target}");
+        }
+        for target in ["/", "/version", "/health", "/nothing"] {
+            assert_eq!(file_name(target), None, "{target}");
+        }
+    }
+
+    #[test]
+    fn urls_of_nars_route_back() {
+        let (hash_part, nar_hash) = (out(), nar_hash());
+        for address in [
+            NarAddress::NarHash { nar_hash, hash_part },
+            NarAddress::HashPartAndNarHash { hash_part, nar_hash },
+            NarAddress::HashPart { hash_part },
+        ] {
+            assert_eq!(address.hash_part(), hash_part);
+            for compression in [NarCompression::None, NarCompression::Zstd] {
+                let request = NarRequest { address, compression };
+                assert_eq!(route(&format!("/{request}")), Route::Nar(request));
+            }
+        }
+    }
+
+    #[test]
+    fn relative_names_stay_inside() {
+        for name in ["a", "a/b", "a/b/c", "a!b:c"] {
+            assert_eq!(RelativeName::parse(name).unwrap().as_str(), name);
+        }
+        for name in
+            ["", "/", "/a", "a/", "a//b", ".", "..", "a/..", "../a", ".a", "a/b/c/d", "a b", "a\0", "\u{e9}"]
+        {
+            assert_eq!(RelativeName::parse(name), None, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn fast_path_agrees_with_the_general_one(stem in "[0-9a-z]{31,33}", end in "\\.(narinfo|ls|narinfo\\?a)") {
+            let target = format!("/{stem}{end}");
+            if let Some(hash_part) = parse_narinfo_target(target.as_bytes()) {
+                prop_assert_eq!(parse_any_target(target.as_bytes()), Some(Route::NarInfo(hash_part)));
+            }
+        }
+
+        #[test]
+        fn escaped_anywhere_is_the_same(
+            base in prop::sample::select(vec![
+                "/OUT.narinfo", "/nar/OUT-NAR.nar", "/log/OUT-a+b.drv", "/build-trace-v2/OUT-a.drv/out.doi",
+                "/realisations/sha256:HEX!out.doi", "/debuginfo/ID.debug", "/nar/%25x",
+            ]),
+            escaped in prop::collection::vec(any::<bool>(), 128),
+        ) {
+            let plain = fill(base);
+            let mut target = String::new();
+            for (character, is_escaped) in plain.chars().zip(escaped.into_iter().cycle()) {
+                if is_escaped && character != '/' && !base.contains('%') {
+                    write!(target, "%{:02x}", u32::from(character)).unwrap();
+                } else {
+                    target.push(character);
+                }
+            }
+            prop_assert_eq!(Route::parse(target.as_bytes()), Route::parse(plain.as_bytes()));
+        }
+
+        #[test]
+        fn a_file_name_routes_to_itself(target in "/(nar|log|debuginfo|realisations|%[0-9a-f]{2})?/?[!-~]{0,12}") {
+            fuzz_route(target.as_bytes());
+        }
+    }
+}
