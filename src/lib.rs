@@ -7,7 +7,9 @@
 //! ```
 //!
 //! - [`codec`] is pure: bytes and values in, bytes and values out. No file, socket, clock, ring or log.
+//! - [`store`] is state on disk: the Nix database, directory walks, keys. Blocking; its callers choose the thread.
 //! - [`limits`] names every bound; all layers may read it.
 
 pub mod codec;
 pub mod limits;
+pub mod store;

@@ -1,0 +1,701 @@
+//! Store path → layout parts: one pass over a tree in NAR order, handing over what it knows as it goes.
+//!
+//! Every component is opened relative to the descriptor of its directory and never through a link, so a link swapped
+//! in meanwhile leads nowhere. The open directories stand on a stack of its own, at most [`NAR_DEPTH_MAX`] of them.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
+
+use crate::codec::hash::{Sha256, Sha256Digest};
+use crate::codec::nar::layout::{Builder, Layout, Part, Piece};
+use crate::codec::store_path::StorePath;
+use crate::limits::{NAR_DEPTH_MAX, WALK_ANNOUNCE_ENTRIES, WALK_FIRST_PART_ENTRIES, WALK_PART_ENTRIES_MAX};
+use crate::store::{LocalStore, StoreError};
+
+/// The opened root of a store path.
+///
+/// For a directory or a file an ordinary descriptor, which is what keeps Nix's garbage collector away: it reads
+/// `/proc/<pid>/fd`, where files registered with a ring do not appear.
+#[derive(Debug)]
+pub struct Root {
+    /// The descriptor; for [`RootKind::Symlink`] an `O_PATH` one.
+    pub descriptor: OwnedFd,
+    /// What it is.
+    pub kind: RootKind,
+    /// Where it was opened; for messages.
+    pub path: PathBuf,
+}
+
+/// What a store path can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootKind {
+    /// A directory, opened for reading.
+    Directory,
+    /// A regular file, opened for reading.
+    Regular {
+        /// Whether its owner may execute it.
+        executable: bool,
+        /// Length in bytes.
+        size: u64,
+    },
+    /// A symbolic link.
+    Symlink,
+}
+
+/// How a walk ended.
+#[derive(Debug)]
+pub enum Walked {
+    /// The sink has every part but the last.
+    Complete {
+        /// The last part, together with the news that it is the last.
+        last_part: Option<Part>,
+        /// To be compared with the database's narSize.
+        len_bytes: u64,
+    },
+    /// The sink asked to stop.
+    Stopped,
+}
+
+/// Opens a store path's root. `None` when it is not there.
+pub fn open_root(store: &LocalStore, path: &StorePath) -> Result<Option<Root>, StoreError> {
+    open_root_at(&store.real_store.join(path.base_name()))
+}
+
+/// Opens the root of any tree; the last component of `path` is not followed when it is a link.
+pub(super) fn open_root_at(path: &Path) -> Result<Option<Root>, StoreError> {
+    let absent = |error: rustix::io::Errno| {
+        (error == rustix::io::Errno::NOENT).then_some(None).ok_or_else(|| StoreError::io("open", path, error))
+    };
+    let status = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(status) => status,
+        Err(error) => return absent(error),
+    };
+    // The kind is asked for first, because opening a pipe would wait and opening a device may do anything.
+    let flags = match FileType::from_raw_mode(status.st_mode) {
+        FileType::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
+        FileType::RegularFile => OFlags::RDONLY,
+        FileType::Symlink => OFlags::PATH,
+        other => return Err(not_archivable(path, other)),
+    };
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let descriptor = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        Ok(descriptor) => descriptor,
+        Err(error) => return absent(error),
+    };
+    Root::new(descriptor, path.to_path_buf()).map(Some)
+}
+
+impl Root {
+    /// A root that is open already; `path` is for messages.
+    pub fn new(descriptor: OwnedFd, path: PathBuf) -> Result<Self, StoreError> {
+        let status =
+            rustix::fs::fstat(&descriptor).map_err(|error| StoreError::io("examine", &path, error))?;
+        let kind = match FileType::from_raw_mode(status.st_mode) {
+            FileType::Directory => RootKind::Directory,
+            FileType::RegularFile => {
+                RootKind::Regular { executable: is_executable(&status), size: size_of_file(&status) }
+            }
+            FileType::Symlink => RootKind::Symlink,
+            other => return Err(not_archivable(&path, other)),
+        };
+        Ok(Self { descriptor, kind, path })
+    }
+}
+
+/// Lays out the tree at `root`, calling `sink` with each part.
+///
+/// The first part comes after [`WALK_FIRST_PART_ENTRIES`] entries, each later one may be twice as long as the one
+/// before; a tree smaller than that is one part. What stands before a directory of more than
+/// [`WALK_ANNOUNCE_ENTRIES`] entries is handed over while its names are read.
+pub fn walk(root: &Root, sink: &mut dyn FnMut(Part) -> ControlFlow<()>) -> Result<Walked, StoreError> {
+    let mut walk = Walk {
+        root,
+        builder: Builder::new(),
+        sink,
+        open: Vec::new(),
+        part_entries: 0,
+        part_entries_max: WALK_FIRST_PART_ENTRIES,
+        buffer: Box::new_uninit_slice(READ_DIRECTORY_BUFFER_LEN),
+    };
+    if walk.run()?.is_break() {
+        return Ok(Walked::Stopped);
+    }
+    let (last_part, len_bytes) = walk.builder.finish();
+    Ok(Walked::Complete { last_part, len_bytes })
+}
+
+/// Lays out the whole tree at `root`.
+pub fn layout(root: &Root) -> Result<Layout, StoreError> {
+    let mut layout = Layout::new();
+    let walked = walk(root, &mut |part| {
+        layout.push(part.into());
+        ControlFlow::Continue(())
+    })?;
+    if let Walked::Complete { last_part, len_bytes } = walked {
+        if let Some(part) = last_part {
+            layout.push(part.into());
+        }
+        layout.complete(len_bytes);
+    }
+    Ok(layout)
+}
+
+/// Opens the regular file at `path` beneath `root`, never through a link. An empty path is the root itself.
+pub fn open_file(root: &Root, path: &CStr) -> Result<OwnedFd, StoreError> {
+    let failed = |error| StoreError::io("open", root.path.join(display(path)), error);
+    if path.is_empty() {
+        return root.descriptor.try_clone().map_err(failed);
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(&root.descriptor, path, flags, Mode::empty(), resolve) {
+        // Seccomp profiles older than the call answer with these two.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {}
+        other => return other.map_err(|error| failed(error.into())),
+    }
+    let mut directory: Option<OwnedFd> = None;
+    let mut components = path.to_bytes().split(|&byte| byte == b'/').peekable();
+    while let Some(component) = components.next() {
+        let beneath = directory.as_ref().unwrap_or(&root.descriptor);
+        let kind = if components.peek().is_some() { OFlags::DIRECTORY } else { OFlags::empty() };
+        let opened = rustix::fs::openat(beneath, component, flags | kind, Mode::empty());
+        directory = Some(opened.map_err(|error| failed(error.into()))?);
+    }
+    directory.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+}
+
+/// Hash and length in bytes of the NAR of the tree at `root`.
+pub fn hash(root: &Root) -> Result<(Sha256Digest, u64), StoreError> {
+    let layout = layout(root)?;
+    let len_bytes = layout.known_len_bytes();
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; HASH_BUFFER_LEN];
+    for piece in layout.pieces(0..len_bytes) {
+        match piece {
+            Piece::Framing(bytes) => hasher.update(bytes),
+            Piece::File(range) => {
+                let file = open_file(root, range.path)?;
+                hash_file(&file, range.file_size, &mut buffer, &mut hasher)
+                    .map_err(|error| StoreError::io("read", root.path.join(display(range.path)), error))?;
+            }
+        }
+    }
+    Ok((hasher.finish(), len_bytes))
+}
+
+const HASH_BUFFER_LEN: usize = 256 * 1024;
+
+fn hash_file(file: &OwnedFd, size: u64, buffer: &mut [u8], hasher: &mut Sha256) -> io::Result<()> {
+    let mut offset = 0;
+    while offset < size {
+        let wanted = usize::try_from(size - offset).map_or(buffer.len(), |left| left.min(buffer.len()));
+        match rustix::io::pread(file, &mut buffer[..wanted], offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => {
+                hasher.update(&buffer[..len]);
+                offset += len as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A walk under way.
+struct Walk<'a> {
+    root: &'a Root,
+    builder: Builder,
+    sink: &'a mut dyn FnMut(Part) -> ControlFlow<()>,
+    /// The directories from the root down to where the walk stands.
+    open: Vec<OpenDirectory>,
+    /// Entries since the last part.
+    part_entries: usize,
+    part_entries_max: usize,
+    /// For what the kernel tells of a directory.
+    buffer: Box<[MaybeUninit<u8>]>,
+}
+
+/// A directory whose entries are being visited.
+struct OpenDirectory {
+    descriptor: OwnedFd,
+    /// NUL-terminated names, in the order of the directory.
+    names: Vec<u8>,
+    /// Sorted by name. `next` is the first that was not visited.
+    entries: Vec<Entry>,
+    next: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Where the name starts in `names`.
+    name_start: usize,
+    /// Length without the NUL.
+    name_len: usize,
+    /// What the directory says it is; a hint.
+    kind: FileType,
+}
+
+impl Walk<'_> {
+    fn run(&mut self) -> Result<ControlFlow<()>, StoreError> {
+        match self.root.kind {
+            RootKind::Regular { executable, size } => {
+                self.build(|builder| builder.regular(executable, size))?;
+            }
+            RootKind::Symlink => {
+                let target = rustix::fs::readlinkat(&self.root.descriptor, c"", Vec::new())
+                    .map_err(|error| self.failed("read link", error))?;
+                self.build(|builder| builder.symlink(target.to_bytes()))?;
+            }
+            RootKind::Directory => {
+                // Opened anew: a duplicate would share its read position with another walk of the same root.
+                let descriptor = open_directory(self.root.descriptor.as_fd(), c".");
+                if self.enter(descriptor.map_err(|error| self.failed("open", error))?)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        while let Some(directory) = self.open.last_mut() {
+            let Some(&entry) = directory.entries.get(directory.next) else {
+                self.build(Builder::end_directory)?;
+                self.open.pop();
+                continue;
+            };
+            directory.next += 1;
+            if self.visit(entry)?.is_break() || self.hand_over().is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Adds an entry of the innermost open directory, and opens it when it is a directory itself.
+    fn visit(&mut self, entry: Entry) -> Result<ControlFlow<()>, StoreError> {
+        let Some(directory) = self.open.last() else { return Ok(ControlFlow::Continue(())) };
+        let name = directory.name(entry);
+        if let Err(error) = self.builder.entry(name.to_bytes()) {
+            return Err(StoreError::damaged(self.here(), error));
+        }
+        let parent = directory.descriptor.as_fd();
+        // The hint saves the status of directories and links, whose opening and reading checks the kind again.
+        let found = match entry.kind {
+            FileType::Directory => open_directory(parent, name).map(Found::Directory),
+            FileType::Symlink => rustix::fs::readlinkat(parent, name, Vec::new())
+                .map(|target| Found::Symlink(target.into_bytes())),
+            _ => examine(parent, name),
+        };
+        match found.map_err(|error| self.failed("examine", error))? {
+            Found::Directory(descriptor) => return self.enter(descriptor),
+            Found::Symlink(target) => self.build(|builder| builder.symlink(&target))?,
+            Found::Regular { executable, size } => self.build(|builder| builder.regular(executable, size))?,
+            Found::Other(kind) => return Err(not_archivable(&self.here_path(), kind)),
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Starts a directory: reads and sorts its names.
+    fn enter(&mut self, descriptor: OwnedFd) -> Result<ControlFlow<()>, StoreError> {
+        self.build(Builder::directory)?;
+        let Self { builder, sink, buffer, .. } = self;
+        let mut announce = || builder.take_part().map_or(ControlFlow::Continue(()), &mut **sink);
+        let directory = OpenDirectory::read(descriptor, buffer, &mut announce);
+        match directory.map_err(|error| self.failed("read directory", error))? {
+            ControlFlow::Continue(directory) => self.open.push(directory),
+            ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+        }
+        debug_assert!(self.open.len() <= NAR_DEPTH_MAX, "the builder bounds the depth");
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn hand_over(&mut self) -> ControlFlow<()> {
+        self.part_entries += 1;
+        if self.part_entries < self.part_entries_max {
+            return ControlFlow::Continue(());
+        }
+        self.part_entries = 0;
+        self.part_entries_max = (self.part_entries_max * 2).min(WALK_PART_ENTRIES_MAX);
+        match self.builder.take_part() {
+            Some(part) => (self.sink)(part),
+            None => ControlFlow::Continue(()),
+        }
+    }
+
+    fn build<E: std::fmt::Display>(
+        &mut self,
+        add: impl FnOnce(&mut Builder) -> Result<(), E>,
+    ) -> Result<(), StoreError> {
+        add(&mut self.builder).map_err(|error| StoreError::damaged(self.here(), error))
+    }
+
+    fn failed(&self, operation: &'static str, error: rustix::io::Errno) -> StoreError {
+        StoreError::io(operation, self.here_path(), error)
+    }
+
+    fn here(&self) -> String {
+        self.here_path().display().to_string()
+    }
+
+    /// The path of the entry being visited; only for messages.
+    fn here_path(&self) -> PathBuf {
+        let mut path = self.root.path.clone();
+        for directory in &self.open {
+            if let Some(&entry) =
+                directory.next.checked_sub(1).and_then(|visited| directory.entries.get(visited))
+            {
+                path.push(display(directory.name(entry)));
+            }
+        }
+        path
+    }
+}
+
+/// What an entry turned out to be.
+enum Found {
+    Directory(OwnedFd),
+    Symlink(Vec<u8>),
+    Regular { executable: bool, size: u64 },
+    Other(FileType),
+}
+
+fn examine(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Found> {
+    let status = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(match FileType::from_raw_mode(status.st_mode) {
+        FileType::RegularFile => {
+            Found::Regular { executable: is_executable(&status), size: size_of_file(&status) }
+        }
+        FileType::Directory => Found::Directory(open_directory(parent, name)?),
+        FileType::Symlink => Found::Symlink(rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes()),
+        other => Found::Other(other),
+    })
+}
+
+pub(super) fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+impl OpenDirectory {
+    /// Reads and sorts the names, calling `announce` once when there are many.
+    fn read(
+        descriptor: OwnedFd,
+        buffer: &mut [MaybeUninit<u8>],
+        announce: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> rustix::io::Result<ControlFlow<(), Self>> {
+        let mut directory = Self { descriptor, names: Vec::new(), entries: Vec::new(), next: 0 };
+        let mut entries = RawDir::new(&directory.descriptor, buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            directory.entries.push(Entry {
+                name_start: directory.names.len(),
+                name_len: name.count_bytes(),
+                kind: entry.file_type(),
+            });
+            directory.names.extend_from_slice(name.to_bytes_with_nul());
+            if directory.entries.len() == WALK_ANNOUNCE_ENTRIES && announce().is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        let names = &directory.names;
+        let name = |entry: &Entry| &names[entry.name_start..entry.name_start + entry.name_len];
+        directory.entries.sort_unstable_by(|left, right| name(left).cmp(name(right)));
+        Ok(ControlFlow::Continue(directory))
+    }
+
+    fn name(&self, entry: Entry) -> &CStr {
+        CStr::from_bytes_until_nul(&self.names[entry.name_start..]).unwrap_or_default()
+    }
+}
+
+const READ_DIRECTORY_BUFFER_LEN: usize = 32 * 1024;
+
+/// The owner's execute bit is the only permission a NAR keeps.
+fn is_executable(status: &Stat) -> bool {
+    Mode::from_raw_mode(status.st_mode).contains(Mode::XUSR)
+}
+
+fn size_of_file(status: &Stat) -> u64 {
+    // The kernel has no negative sizes of regular files.
+    u64::try_from(status.st_size).unwrap_or(0)
+}
+
+fn not_archivable(path: &Path, kind: FileType) -> StoreError {
+    StoreError::damaged(path.display().to_string(), format!("a NAR cannot hold {kind:?}"))
+}
+
+fn display(name: &CStr) -> &Path {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// The NAR of a path, by plain recursion over `std::fs`: the oracle.
+    fn naive_nar(path: &Path) -> Vec<u8> {
+        fn word(out: &mut Vec<u8>, bytes: &[u8]) {
+            out.extend((bytes.len() as u64).to_le_bytes());
+            out.extend(bytes);
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        fn words(out: &mut Vec<u8>, text: &str) {
+            text.split(' ').for_each(|text| word(out, text.as_bytes()));
+        }
+        fn node(out: &mut Vec<u8>, path: &Path) {
+            let metadata = path.symlink_metadata().unwrap();
+            words(out, "( type");
+            if metadata.is_symlink() {
+                words(out, "symlink target");
+                word(out, path.read_link().unwrap().as_os_str().as_bytes());
+            } else if metadata.is_dir() {
+                words(out, "directory");
+                let mut names: Vec<_> =
+                    std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                names.sort_by(|left, right| left.as_bytes().cmp(right.as_bytes()));
+                for name in names {
+                    words(out, "entry ( name");
+                    word(out, name.as_bytes());
+                    words(out, "node");
+                    node(out, &path.join(name));
+                    words(out, ")");
+                }
+            } else {
+                words(out, "regular");
+                if metadata.mode() & 0o100 != 0 {
+                    words(out, "executable ");
+                }
+                words(out, "contents");
+                word(out, &std::fs::read(path).unwrap());
+            }
+            words(out, ")");
+        }
+        let mut out = Vec::new();
+        word(&mut out, b"nix-archive-1");
+        node(&mut out, path);
+        out
+    }
+
+    /// The NAR that the layout describes, with the files read the way it says.
+    fn nar(root: &Root) -> Vec<u8> {
+        let layout = layout(root).unwrap();
+        let mut out = Vec::new();
+        for piece in layout.pieces(0..layout.len_bytes().unwrap()) {
+            match piece {
+                Piece::Framing(bytes) => out.extend(bytes),
+                Piece::File(range) => {
+                    let file = std::fs::File::from(open_file(root, range.path).unwrap());
+                    let read = io::Read::read_to_end(&mut { file }, &mut out).unwrap();
+                    assert_eq!(read as u64, range.file_size);
+                }
+            }
+        }
+        out
+    }
+
+    fn open(path: &Path) -> Root {
+        open_root_at(path).unwrap().unwrap()
+    }
+
+    fn assert_like_naive(path: &Path) {
+        let root = open(path);
+        let expected = naive_nar(path);
+        assert!(nar(&root) == expected, "the NAR of {} differs", path.display());
+        assert_eq!(hash(&root).unwrap(), (Sha256::digest(&expected), expected.len() as u64));
+        match Command::new("nix-store").arg("--dump").arg(path).output() {
+            Ok(output) => assert!(output.stdout == expected, "nix-store --dump {} differs", path.display()),
+            Err(_) => eprintln!("SKIPPED: nix-store is not installed"),
+        }
+    }
+
+    fn odd_tree(folder: &Path) {
+        let name = |bytes: &[u8]| folder.join(std::ffi::OsStr::from_bytes(bytes));
+        std::fs::write(name(b"invalid-\xff-utf8"), "1").unwrap();
+        std::fs::write(name("ünïcode".as_bytes()), "22").unwrap();
+        std::fs::write(name(b"new\nline"), "333").unwrap();
+        std::fs::write(name(b"empty"), "").unwrap();
+        std::fs::write(name(&[b'l'; 255]), "long").unwrap();
+        std::fs::write(name(b"program"), "#!/bin/sh\n").unwrap();
+        std::fs::set_permissions(name(b"program"), std::fs::Permissions::from_mode(0o711)).unwrap();
+        std::fs::write(name(b"group-program"), "x").unwrap();
+        std::fs::set_permissions(name(b"group-program"), std::fs::Permissions::from_mode(0o655)).unwrap();
+        symlink("../elsewhere", name(b"link")).unwrap();
+        symlink(".", name(b"loop")).unwrap();
+        // "foo-x" sorts before "foo/…" in a sorted list of paths, and after "foo" in a NAR.
+        std::fs::create_dir_all(name(b"foo/bar")).unwrap();
+        std::fs::write(name(b"foo-x"), vec![7; 100_000]).unwrap();
+        std::fs::write(name(b"foo/bar/deep"), "deep").unwrap();
+        std::fs::create_dir(name(b"empty-directory")).unwrap();
+    }
+
+    #[test]
+    fn trees_are_what_nix_dumps() {
+        let folder = tempfile::tempdir().unwrap();
+        odd_tree(folder.path());
+        assert_like_naive(folder.path());
+        for root in ["program", "empty", "link", "loop", "foo-x", "empty-directory"] {
+            assert_like_naive(&folder.path().join(root));
+        }
+    }
+
+    #[test]
+    fn the_deepest_tree_that_is_a_nar_is_walked_and_one_deeper_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut deepest = folder.path().to_path_buf();
+        for _ in 0..NAR_DEPTH_MAX - 2 {
+            deepest.push("d");
+        }
+        std::fs::create_dir_all(&deepest).unwrap();
+        std::fs::write(deepest.join("file"), "x").unwrap();
+        assert_like_naive(folder.path());
+        std::fs::create_dir_all(deepest.join("d/d")).unwrap();
+        std::fs::write(deepest.join("d/d/file"), "x").unwrap();
+        let error = layout(&open(folder.path())).unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged { .. }), "{error}");
+    }
+
+    #[test]
+    fn large_trees_come_in_growing_parts_that_join() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..3_000 {
+            std::fs::write(folder.path().join(format!("file-{number}")), "x").unwrap();
+        }
+        let root = open(folder.path());
+        let mut parts = Vec::new();
+        let walked = walk(&root, &mut |part| {
+            parts.push(part);
+            ControlFlow::Continue(())
+        });
+        let (last_part, len_bytes) = complete(walked);
+        parts.push(last_part);
+        assert!(parts.len() == 3, "512, 1024 and the rest, not {}", parts.len());
+        assert!(parts[0].memory_len_bytes() < parts[1].memory_len_bytes());
+        let mut layout = Layout::new();
+        for part in parts {
+            layout.push(Arc::new(part));
+        }
+        assert_eq!(len_bytes, layout.known_len_bytes());
+        assert_like_naive(folder.path());
+    }
+
+    /// The last part and the length of a walk that was not stopped.
+    fn complete(walked: Result<Walked, StoreError>) -> (Part, u64) {
+        match walked.unwrap() {
+            Walked::Complete { last_part, len_bytes } => (last_part.unwrap(), len_bytes),
+            Walked::Stopped => panic!("nobody has stopped it"),
+        }
+    }
+
+    #[test]
+    fn a_large_directory_is_announced_before_its_entries() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("large")).unwrap();
+        for number in 0..WALK_ANNOUNCE_ENTRIES {
+            std::fs::write(folder.path().join("large").join(format!("file-{number}")), "x").unwrap();
+        }
+        let root = open(folder.path());
+        let mut lens = Vec::new();
+        let walked = walk(&root, &mut |part| {
+            lens.push(part.end() - part.start());
+            ControlFlow::Continue(())
+        });
+        let (last_part, len_bytes) = complete(walked);
+        assert_eq!(len_bytes, last_part.end());
+        assert_eq!(lens.iter().sum::<u64>(), last_part.start());
+        assert!(lens[0] < 512, "only the directory's own start");
+        assert_like_naive(folder.path());
+        assert!(matches!(walk(&root, &mut |_| ControlFlow::Break(())), Ok(Walked::Stopped)));
+    }
+
+    #[test]
+    fn the_sink_can_stop_the_walk() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..WALK_FIRST_PART_ENTRIES * 2 {
+            std::fs::write(folder.path().join(format!("file-{number}")), "").unwrap();
+        }
+        let mut calls = 0;
+        let walked = walk(&open(folder.path()), &mut |_| {
+            calls += 1;
+            ControlFlow::Break(())
+        });
+        assert!(matches!(walked, Ok(Walked::Stopped)));
+        assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn pipes_and_sockets_are_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
+        let error = layout(&open(folder.path())).unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Damaged { subject, .. } if subject.ends_with("/socket")),
+            "{error}"
+        );
+        let error = open_root_at(&folder.path().join("socket")).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }));
+    }
+
+    #[test]
+    fn what_is_not_there_is_none_and_what_cannot_be_read_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(open_root_at(&folder.path().join("absent")).unwrap().is_none());
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        assert!(open_root_at(&folder.path().join("file/below")).is_err());
+    }
+
+    #[test]
+    fn files_are_opened_beneath_the_root_and_never_through_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("tree");
+        std::fs::create_dir_all(tree.join("a/b")).unwrap();
+        std::fs::write(tree.join("a/b/file"), "x").unwrap();
+        std::fs::write(folder.path().join("secret"), "x").unwrap();
+        symlink("a", tree.join("link")).unwrap();
+        symlink("file", tree.join("a/b/link")).unwrap();
+        let root = open(&tree);
+        assert!(open_file(&root, c"a/b/file").is_ok());
+        for refused in [c"link/b/file", c"a/b/link", c"../secret", c"a/b/absent"] {
+            assert!(open_file(&root, refused).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn two_walks_of_one_root_at_the_same_time_do_not_disturb_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..2_000 {
+            std::fs::write(folder.path().join(format!("file-{number}")), "x").unwrap();
+        }
+        let root = open(folder.path());
+        let expected = naive_nar(folder.path()).len() as u64;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert_eq!(layout(&root).unwrap().len_bytes(), Some(expected)));
+            }
+        });
+    }
+
+    #[test]
+    fn a_held_root_is_an_ordinary_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "x").unwrap();
+        for path in [folder.path().to_path_buf(), folder.path().join("file")] {
+            let root = open(&path);
+            let flags = rustix::fs::fcntl_getfl(&root.descriptor).unwrap();
+            assert!(!flags.contains(OFlags::PATH));
+        }
+    }
+}
