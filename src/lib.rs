@@ -8,8 +8,10 @@
 //!
 //! - [`codec`] is pure: bytes and values in, bytes and values out. No file, socket, clock, ring or log.
 //! - [`store`] is state on disk: the Nix database, directory walks, keys. Blocking; its callers choose the thread.
+//! - [`ring`] is the kernel: operations, buffers, connections, sending. It knows HTTP framing and no Nix.
 //! - [`limits`] names every bound; all layers may read it.
 
 pub mod codec;
 pub mod limits;
+pub mod ring;
 pub mod store;

@@ -1,0 +1,548 @@
+//! A connection: a state machine between operations and a service. It makes no system call.
+//!
+//! Two things go on side by side: requests are received (`receiving`) and answered one after another (`exchange`).
+//! Every event ends with the operations that follow from it in [`Context::submissions`].
+//!
+//! # Closing
+//!
+//! There is one way out. [`Connection::terminate`] asks the kernel to give everything back; when the last operation has
+//! completed, [`Connection::is_closed`] says so, and the owner calls [`Connection::bury`] and drops it, which closes the
+//! socket. Until then no buffer is freed and no descriptor closed, because the operations own them.
+
+use std::ops::Range;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use rustix::io::Errno;
+
+use super::body::{Body, BytesBody};
+use super::descriptor::Descriptor;
+use super::op::{ConnectionId, Op, Outcome, Purpose, Submission, Token};
+use super::pool::Pool;
+use super::service::{Answer, Reply, ReplyBody, Service};
+use super::transfer::{Progress, Tools, Transfer};
+use crate::codec::http::request::{self, BodyLength, Parsed};
+use crate::codec::http::response::{Content, Persistence, write_head_start};
+use crate::codec::http::{Method, Status, Version};
+use crate::limits::{
+    ANSWERS_WAITING_LEN_MAX, HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INLINE_BODY_LEN_MAX, INPUT_LEN_MAX,
+    LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S,
+};
+
+/// One peer.
+pub struct Connection {
+    id: ConnectionId,
+    socket: Descriptor,
+    /// Operations that have not completed.
+    in_flight: usize,
+    receiving: Receiving,
+    /// Bytes received and not yet understood, starting with a request head.
+    input: Vec<u8>,
+    /// How much of `input` holds no end of a head. `scanned_len <= input.len()`
+    scanned_len: usize,
+    /// Answers not yet handed to the kernel.
+    output: BytesMut,
+    /// Whether earlier answers are with the kernel.
+    is_sending: bool,
+    exchange: Exchange,
+    /// Whether the connection ends after the answers that are under way.
+    is_last: bool,
+    /// When something last went forward. Seconds of the worker's clock.
+    progress_s: u64,
+}
+
+/// What the receiving side does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiving {
+    /// Nothing is asked of the kernel.
+    Paused,
+    /// Data is welcome.
+    Armed,
+    /// Too much has come; the kernel was asked to stop.
+    Stopping,
+    /// The peer has ended its side.
+    Ended,
+}
+
+/// What the answering side does.
+enum Exchange {
+    /// Waits for a request.
+    Head,
+    /// The service is at work.
+    Asked(Asked),
+    /// A body is sent.
+    Streaming(Transfer),
+    /// Our side is shut; what the peer still says is read and dropped, so that it sees the last answer and no reset.
+    Lingering { dropped_len: usize },
+    /// Waits for the kernel to give everything back.
+    Closing(Option<Transfer>),
+}
+
+/// What is still needed of a request while the service is at work.
+#[derive(Clone, Copy)]
+struct Asked {
+    method: Method,
+    version: Version,
+}
+
+/// How to part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// What was sent may still arrive.
+    Orderly,
+    /// A reset, so that the peer cannot take what it has for the whole.
+    Reset,
+}
+
+/// What an event may use.
+pub struct Context<'a> {
+    /// Who answers.
+    pub service: &'a mut dyn Service,
+    /// Where operations are put.
+    pub submissions: &'a mut Vec<Submission>,
+    /// Where buffers come from.
+    pub pool: &'a mut Pool,
+    /// The value of `Date`.
+    pub date: &'a [u8; 29],
+    /// The worker's clock. Seconds.
+    pub now_s: u64,
+}
+
+impl Connection {
+    /// A connection that was just accepted; begins to receive.
+    pub fn new(id: ConnectionId, socket: Descriptor, context: &mut Context<'_>) -> Self {
+        let mut connection = Self {
+            id,
+            socket,
+            in_flight: 0,
+            receiving: Receiving::Paused,
+            input: Vec::new(),
+            scanned_len: 0,
+            output: BytesMut::new(),
+            is_sending: false,
+            exchange: Exchange::Head,
+            is_last: false,
+            progress_s: context.now_s,
+        };
+        connection.receive(context);
+        connection
+    }
+
+    /// Its name.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Ends the connection after the next answer.
+    pub fn make_last(&mut self) {
+        self.is_last = true;
+    }
+
+    /// Takes a completion.
+    pub fn complete(&mut self, purpose: Purpose, outcome: Outcome<'_>, context: &mut Context<'_>) {
+        let goes_on = matches!(outcome, Outcome::Received { armed: true, .. });
+        if !goes_on {
+            self.in_flight -= 1;
+        }
+        match (outcome, purpose) {
+            (Outcome::Received { result, armed }, _) => self.received(result, armed, context),
+            // What comes back while closing is dropped here; the transfer that owned it is buried at the end.
+            _ if matches!(self.exchange, Exchange::Closing(_)) => {}
+            (Outcome::Sent { result, buffer, range }, _) if self.is_sending => {
+                self.answers_sent(result, buffer, range, context);
+            }
+            (Outcome::Sent { result, buffer, range }, _) => {
+                self.progress_s = context.now_s;
+                self.transfer(context, |transfer, tools| transfer.sent(result, buffer, range, tools));
+            }
+            (Outcome::FileSent(result), _) => {
+                self.progress_s = context.now_s;
+                self.transfer(context, |transfer, tools| transfer.file_sent(result, tools));
+            }
+            (Outcome::Writable(result), _) => {
+                self.progress_s = context.now_s;
+                self.transfer(context, |transfer, tools| transfer.writable(result, tools));
+            }
+            (Outcome::Opened(result), Purpose::File(index)) => {
+                self.transfer(context, |transfer, tools| transfer.opened(index, result, tools));
+            }
+            (Outcome::Opened(result), _) => {
+                let answer = context.service.opened(self.id, result);
+                self.answer(answer, context);
+            }
+            (Outcome::Read { result, file, buffer }, Purpose::File(index)) => {
+                self.transfer(context, |transfer, tools| transfer.read(index, result, file, buffer, tools));
+            }
+            (Outcome::Read { .. } | Outcome::Accepted { .. } | Outcome::InboxRung, _) => {
+                debug_assert!(false, "not an operation of a connection");
+            }
+        }
+    }
+
+    /// Takes the answer of a service that was at work.
+    pub fn answer(&mut self, answer: Answer, context: &mut Context<'_>) {
+        let Exchange::Asked(asked) = self.exchange else { return };
+        match answer {
+            Answer::Pending => {}
+            Answer::Open { directory, path } => {
+                self.submit(Purpose::ServiceOpen, Op::Open { directory, path }, context);
+            }
+            Answer::Reply(reply) => {
+                self.exchange = Exchange::Head;
+                self.reply(reply, asked, context);
+                self.proceed(context);
+            }
+        }
+    }
+
+    /// Goes on after a pause: a buffer is free, or the body knows more.
+    pub fn resume(&mut self, context: &mut Context<'_>) {
+        if !self.is_sending {
+            self.transfer(context, Transfer::step);
+        }
+    }
+
+    /// Parts with a buffer that is kept for a peer that does not read.
+    pub fn surrender(&mut self, pool: &mut Pool) {
+        if let Exchange::Streaming(transfer) = &mut self.exchange
+            && let Some(buffer) = transfer.surrender()
+        {
+            pool.give_back_pack(buffer);
+        }
+    }
+
+    /// Looks at the deadlines; called about once a second.
+    pub fn tick(&mut self, context: &mut Context<'_>) {
+        let waited_s = context.now_s.saturating_sub(self.progress_s);
+        match &self.exchange {
+            Exchange::Head if self.is_sending => {
+                if waited_s > PROGRESS_TIMEOUT_S {
+                    self.terminate(Parting::Reset, context);
+                }
+            }
+            Exchange::Head if self.input.is_empty() => {
+                // During a drain, one that was accepted last gets a moment to ask for something.
+                let timeout_s = if self.is_last { LINGER_TIMEOUT_S } else { IDLE_TIMEOUT_S };
+                if waited_s > timeout_s {
+                    self.linger(context);
+                }
+            }
+            Exchange::Head => {
+                if waited_s > HEAD_TIMEOUT_S {
+                    self.refuse(Status::RequestTimeout, "the request did not arrive in time\n", context);
+                    self.proceed(context);
+                }
+            }
+            Exchange::Streaming(transfer) => {
+                if waited_s > PROGRESS_TIMEOUT_S && (transfer.waits_for_peer() || self.is_sending) {
+                    self.terminate(Parting::Reset, context);
+                }
+            }
+            Exchange::Lingering { .. } => {
+                if waited_s > LINGER_TIMEOUT_S {
+                    self.terminate(Parting::Orderly, context);
+                }
+            }
+            Exchange::Asked(_) | Exchange::Closing(_) => {}
+        }
+    }
+
+    /// Ends an idle connection at once and a busy one after its answer.
+    pub fn drain(&mut self, context: &mut Context<'_>) {
+        self.is_last = true;
+        if matches!(self.exchange, Exchange::Head) && !self.is_sending && self.output.is_empty() {
+            self.linger(context);
+        }
+    }
+
+    /// Asks the kernel to give everything back. See the module documentation.
+    pub fn terminate(&mut self, parting: Parting, context: &mut Context<'_>) {
+        let exchange = std::mem::replace(&mut self.exchange, Exchange::Closing(None));
+        let transfer = match exchange {
+            Exchange::Streaming(transfer) => Some(transfer),
+            Exchange::Closing(transfer) => {
+                self.exchange = Exchange::Closing(transfer);
+                return;
+            }
+            Exchange::Asked(_) => {
+                context.service.gone(self.id);
+                None
+            }
+            Exchange::Head | Exchange::Lingering { .. } => None,
+        };
+        let is_at_rest = self.in_flight == 0;
+        self.exchange = Exchange::Closing(transfer);
+        if parting == Parting::Reset {
+            self.command(Op::ResetOnClose { socket: self.socket.clone() }, context);
+        }
+        if !is_at_rest {
+            // Files are read to their end, which comes by itself; what waits for the peer would not.
+            for purpose in [Purpose::Receive, Purpose::Send] {
+                self.command(Op::Cancel(Token::Connection(self.id, purpose)), context);
+            }
+        }
+    }
+
+    /// Whether nothing is in flight any more after [`Connection::terminate`].
+    pub fn is_closed(&self) -> bool {
+        self.in_flight == 0 && matches!(self.exchange, Exchange::Closing(_))
+    }
+
+    /// The last call before the connection is dropped: settles what it held.
+    pub fn bury(mut self, pool: &mut Pool) {
+        if let Exchange::Closing(Some(transfer)) = &self.exchange {
+            pool.forget(self.id);
+            if transfer.holds_pack() {
+                pool.lost_pack();
+            }
+        }
+        if self.output.capacity() > 0 {
+            pool.give_back_answer(std::mem::take(&mut self.output));
+        }
+    }
+
+    fn received(&mut self, result: Result<&[u8], Errno>, armed: bool, context: &mut Context<'_>) {
+        let was_stopping = self.receiving == Receiving::Stopping;
+        self.receiving = match (armed, was_stopping) {
+            (true, true) => Receiving::Stopping,
+            (true, false) => Receiving::Armed,
+            (false, _) => Receiving::Paused,
+        };
+        match (result, &mut self.exchange) {
+            (_, Exchange::Closing(_)) => return,
+            // No buffer was free, or the kernel has stopped as it was asked to: receive again when there is room.
+            (Err(Errno::NOBUFS | Errno::CANCELED | Errno::INTR | Errno::AGAIN), _) => {}
+            (Err(_), _) => return self.terminate(Parting::Reset, context),
+            (Ok([]), exchange) => {
+                self.receiving = Receiving::Ended;
+                if matches!(exchange, Exchange::Lingering { .. }) {
+                    return self.terminate(Parting::Orderly, context);
+                }
+            }
+            (Ok(data), Exchange::Lingering { dropped_len }) => {
+                *dropped_len += data.len();
+                if *dropped_len > LINGER_LEN_MAX {
+                    return self.terminate(Parting::Orderly, context);
+                }
+            }
+            (Ok(data), Exchange::Head) if self.input.is_empty() => {
+                self.progress_s = context.now_s;
+                let used_len = self.understand(data, context);
+                self.input.extend_from_slice(&data[used_len..]);
+            }
+            (Ok(data), _) => self.input.extend_from_slice(data),
+        }
+        self.proceed(context);
+    }
+
+    /// Does whatever can be done next: answer what was received, send what was answered, receive, or end.
+    fn proceed(&mut self, context: &mut Context<'_>) {
+        if matches!(self.exchange, Exchange::Head) && !self.input.is_empty() {
+            let input = std::mem::take(&mut self.input);
+            let used_len = self.understand(&input, context);
+            self.input = input;
+            if used_len > 0 {
+                self.progress_s = context.now_s;
+                self.input.drain(..used_len);
+            }
+            if self.input.is_empty() {
+                self.input = Vec::new();
+            }
+        }
+        match &mut self.exchange {
+            Exchange::Streaming(_) => {
+                if !self.is_sending {
+                    self.transfer(context, Transfer::step);
+                }
+            }
+            Exchange::Head | Exchange::Asked(_) => self.send_answers(context),
+            Exchange::Lingering { .. } | Exchange::Closing(_) => {}
+        }
+        // A peer that has ended its side still gets the answers to what it has asked; half a request is none.
+        let is_over = self.is_last || self.receiving == Receiving::Ended;
+        if is_over && matches!(self.exchange, Exchange::Head) && !self.is_sending {
+            self.linger(context);
+        }
+        self.receive(context);
+    }
+
+    /// Answers the requests at the start of `data`; returns how many bytes they were.
+    ///
+    /// Stops at the first one that cannot be answered from memory, or when enough answers wait to be sent.
+    fn understand(&mut self, data: &[u8], context: &mut Context<'_>) -> usize {
+        let mut used_len = 0;
+        while matches!(self.exchange, Exchange::Head)
+            && used_len < data.len()
+            && self.output.len() < ANSWERS_WAITING_LEN_MAX
+        {
+            // Bytes behind the answer that said so are no request.
+            if self.is_last {
+                return data.len();
+            }
+            match request::parse(&data[used_len..], self.scanned_len) {
+                Ok(Parsed::Partial { scanned_len }) => {
+                    self.scanned_len = scanned_len;
+                    break;
+                }
+                Ok(Parsed::Complete { request, head_len }) => {
+                    self.scanned_len = 0;
+                    used_len += head_len;
+                    // No route takes a body: it is not read, and the connection ends so that it is no request either.
+                    let has_body = !matches!(request.body_length(), BodyLength::None | BodyLength::Length(0));
+                    if !request.keep_alive() || has_body {
+                        self.is_last = true;
+                    }
+                    let asked = Asked { method: request.method, version: request.version };
+                    self.exchange = Exchange::Asked(asked);
+                    match context.service.call(self.id, &request) {
+                        Answer::Reply(reply) => {
+                            self.exchange = Exchange::Head;
+                            self.reply(reply, asked, context);
+                        }
+                        answer => self.answer(answer, context),
+                    }
+                }
+                Err(bad) => {
+                    self.scanned_len = 0;
+                    self.refuse(bad.status(), bad.to_string() + "\n", context);
+                    return data.len();
+                }
+            }
+        }
+        used_len
+    }
+
+    /// Answers something that is no request; what follows it cannot be understood either.
+    fn refuse(&mut self, status: Status, text: impl Into<Bytes>, context: &mut Context<'_>) {
+        self.is_last = true;
+        self.input = Vec::new();
+        let asked = Asked { method: Method::Get, version: Version::Http11 };
+        self.reply(Reply::text(status, text), asked, context);
+    }
+
+    /// Puts the head, and a small body, behind the answers that wait; begins to stream a large one.
+    fn reply(&mut self, reply: Reply, asked: Asked, context: &mut Context<'_>) {
+        if self.output.capacity() == 0 {
+            self.output = context.pool.take_answer();
+        }
+        let persistence = Persistence::new(asked.version, !self.is_last);
+        write_head_start(&mut self.output, reply.status, context.date, persistence);
+        self.output.put_slice(&reply.fields);
+        if Content::of(asked.method, reply.status) != Content::Body {
+            return;
+        }
+        let (body, range): (Box<dyn Body>, _) = match reply.body {
+            ReplyBody::Empty => return,
+            ReplyBody::Bytes(bytes) if bytes.len() <= INLINE_BODY_LEN_MAX => {
+                return self.output.put_slice(&bytes);
+            }
+            ReplyBody::Bytes(bytes) => {
+                let end = bytes.len() as u64;
+                (Box::new(BytesBody(bytes)), 0..end)
+            }
+            ReplyBody::Stream { range, .. } if range.is_empty() => return,
+            ReplyBody::Stream { body, range } => (body, range),
+        };
+        let lead = Bytes::copy_from_slice(&self.output);
+        context.pool.give_back_answer(std::mem::take(&mut self.output));
+        self.exchange = Exchange::Streaming(Transfer::new(lead, body, range));
+    }
+
+    /// Hands the answers that wait to the kernel, all in one operation.
+    fn send_answers(&mut self, context: &mut Context<'_>) {
+        if self.is_sending || self.output.is_empty() {
+            return;
+        }
+        let buffer = std::mem::take(&mut self.output);
+        let range = 0..buffer.len();
+        self.is_sending = true;
+        let op = Op::Send { socket: self.socket.clone(), buffer, range, more: false, wait: true };
+        self.submit(Purpose::Send, op, context);
+    }
+
+    fn answers_sent(
+        &mut self,
+        result: Result<usize, Errno>,
+        buffer: BytesMut,
+        range: Range<usize>,
+        context: &mut Context<'_>,
+    ) {
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(_) => return self.terminate(Parting::Reset, context),
+        };
+        self.progress_s = context.now_s;
+        if sent < range.len() {
+            let range = range.start + sent..range.end;
+            let op = Op::Send { socket: self.socket.clone(), buffer, range, more: false, wait: true };
+            return self.submit(Purpose::Send, op, context);
+        }
+        self.is_sending = false;
+        context.pool.give_back_answer(buffer);
+        self.proceed(context);
+    }
+
+    /// Lets the transfer take an event, and goes on with what it came to.
+    fn transfer(
+        &mut self,
+        context: &mut Context<'_>,
+        event: impl FnOnce(&mut Transfer, &mut Tools<'_>) -> Progress,
+    ) {
+        let Exchange::Streaming(transfer) = &mut self.exchange else { return };
+        let before = context.submissions.len();
+        let mut tools =
+            Tools { id: self.id, socket: &self.socket, submissions: context.submissions, pool: context.pool };
+        let progress = event(transfer, &mut tools);
+        self.in_flight += context.submissions.len() - before;
+        match progress {
+            Progress::Underway => {}
+            Progress::Broken => self.terminate(Parting::Reset, context),
+            Progress::Done => {
+                self.exchange = Exchange::Head;
+                self.proceed(context);
+            }
+        }
+    }
+
+    /// Shuts our side and waits for the peer to shut its own.
+    fn linger(&mut self, context: &mut Context<'_>) {
+        if self.receiving == Receiving::Ended {
+            return self.terminate(Parting::Orderly, context);
+        }
+        self.input = Vec::new();
+        self.progress_s = context.now_s;
+        self.exchange = Exchange::Lingering { dropped_len: 0 };
+        self.command(Op::ShutdownWrite { socket: self.socket.clone() }, context);
+    }
+
+    /// Receives while there is room for more, stops while there is not.
+    fn receive(&mut self, context: &mut Context<'_>) {
+        if matches!(self.exchange, Exchange::Closing(_)) {
+            return;
+        }
+        let has_room = self.input.len() < INPUT_LEN_MAX;
+        match self.receiving {
+            Receiving::Paused if has_room => {
+                self.receiving = Receiving::Armed;
+                self.submit(Purpose::Receive, Op::Receive { socket: self.socket.clone() }, context);
+            }
+            Receiving::Armed if !has_room => {
+                self.receiving = Receiving::Stopping;
+                self.command(Op::Cancel(Token::Connection(self.id, Purpose::Receive)), context);
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks for something that completes.
+    fn submit(&mut self, purpose: Purpose, op: Op, context: &mut Context<'_>) {
+        self.in_flight += 1;
+        context.submissions.push(Submission { token: Token::Connection(self.id, purpose), op });
+    }
+
+    /// Asks for something that does not complete.
+    fn command(&mut self, op: Op, context: &mut Context<'_>) {
+        let token = Token::Connection(self.id, Purpose::Send);
+        context.submissions.push(Submission { token, op });
+    }
+}

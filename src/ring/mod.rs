@@ -1,0 +1,54 @@
+//! Layer 1b: the kernel. It knows HTTP framing and no Nix.
+//!
+//! [`op`] is the seam: everything above it is logic that can be run against the real ring ([`uring`]) or a simulated one,
+//! everything below it is system calls. [`reactor`] is the loop of one worker, [`connection`] one peer, [`transfer`] one
+//! body on its way; [`service`] is how policy is asked.
+
+pub mod body;
+mod buffer_ring;
+pub mod capability;
+pub mod connection;
+pub mod descriptor;
+pub mod inbox;
+pub mod op;
+pub mod pool;
+pub mod reactor;
+pub mod service;
+#[cfg(any(test, fuzzing))]
+pub mod sim;
+pub mod sys;
+pub mod transfer;
+pub mod uring;
+
+use std::io;
+use std::time::Duration;
+
+use op::{Completion, Submission};
+
+/// What carries operations out: the kernel's ring, or a simulation.
+pub trait Driver {
+    /// Takes an operation. Nothing of it happens before [`Driver::wait`], save what needs no waiting.
+    fn submit(&mut self, submission: Submission);
+
+    /// Hands what was submitted to the kernel and waits until something completes or the time is over.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// The next completion, if there is one. What it lends is valid until the next call.
+    fn next_completion(&mut self) -> Option<Completion<'_>>;
+}
+
+/// A driver that somebody else looks at afterwards.
+#[cfg(test)]
+impl<D: Driver> Driver for &mut D {
+    fn submit(&mut self, submission: Submission) {
+        (**self).submit(submission);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        (**self).wait(timeout)
+    }
+
+    fn next_completion(&mut self) -> Option<Completion<'_>> {
+        (**self).next_completion()
+    }
+}

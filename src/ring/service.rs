@@ -1,0 +1,105 @@
+//! Where policy meets the connection: who is asked, and what an answer is.
+
+use std::ffi::CString;
+use std::ops::Range;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::body::Body;
+use super::descriptor::Descriptor;
+use super::op::{ConnectionId, OpenedFile};
+use crate::codec::http::Status;
+use crate::codec::http::request::Request;
+use crate::codec::http::response::{CacheControl, Fields};
+
+/// Answers requests. One per worker; it never waits.
+pub trait Service {
+    /// A request. Each connection has at most one that is not answered.
+    fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer;
+
+    /// What came of [`Answer::Open`].
+    fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer;
+
+    /// The connection has gone before it was answered.
+    fn gone(&mut self, id: ConnectionId);
+}
+
+/// A service that other threads can talk to.
+pub trait Node: Service {
+    /// What other threads say.
+    type Message: Send + 'static;
+
+    /// Takes a message, and says which connections it concerns.
+    fn message(&mut self, message: Self::Message, effects: &mut Effects);
+
+    /// Called about once a second.
+    fn tick(&mut self);
+}
+
+/// What a message means for connections.
+#[derive(Default)]
+pub struct Effects {
+    /// Requests that can be answered now.
+    pub answers: Vec<(ConnectionId, Answer)>,
+    /// Connections whose body said [`super::body::Lookup::NotYet`] and should ask again.
+    pub resume: Vec<ConnectionId>,
+}
+
+/// What a service says to a request.
+pub enum Answer {
+    /// This.
+    Reply(Reply),
+    /// A message will bring it.
+    Pending,
+    /// It depends on a file that has to be opened first, never through a link.
+    Open {
+        /// The directory.
+        directory: Descriptor,
+        /// Relative to the directory.
+        path: CString,
+    },
+}
+
+/// An answer without what belongs to the connection (status line, `Date`, `Connection`).
+pub struct Reply {
+    /// The status.
+    pub status: Status,
+    /// The rest of the head as [`Fields`] renders it, with the blank line at its end.
+    pub fields: Bytes,
+    /// What follows. Left out for HEAD.
+    pub body: ReplyBody,
+}
+
+/// What follows the head.
+pub enum ReplyBody {
+    /// Nothing.
+    Empty,
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// A part of a body.
+    Stream {
+        /// The body.
+        body: Box<dyn Body>,
+        /// Which bytes of it.
+        range: Range<u64>,
+    },
+}
+
+impl Reply {
+    /// A short text for people: what clients show when a request fails. Never stored by caches.
+    pub fn text(status: Status, text: impl Into<Bytes>) -> Self {
+        Self::text_with(status, Fields::new(), text)
+    }
+
+    /// The same with fields of its own.
+    pub fn text_with(status: Status, fields: Fields, text: impl Into<Bytes>) -> Self {
+        let text = text.into();
+        let fields = fields
+            .content_type("text/plain; charset=utf-8")
+            .cache_control(CacheControl::NoStore)
+            .content_length(text.len() as u64)
+            .finish();
+        Self { status, fields, body: ReplyBody::Bytes(text) }
+    }
+}

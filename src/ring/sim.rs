@@ -1,0 +1,710 @@
+//! A ring without a kernel: sockets and files in memory, and a seed that decides everything the kernel may decide.
+//!
+//! It carries out the same operations as [`super::uring`], and is as nasty as a kernel may be: it answers in any order
+//! and as late as it likes, sends and reads less than it was asked to, runs out of buffers, ends what should go on, and
+//! cancels too late. Like the kernel it owns an operation until it is completed, and like the kernel it does what it
+//! likes meanwhile with a buffer that is read into. The same seed makes the same run.
+
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::Driver;
+use super::descriptor::Descriptor;
+use super::op::{
+    Completion, FileKind, FileStatus, Op, OpenedFile, Outcome, SendFileError, Submission, Token,
+};
+
+#[cfg(test)]
+mod tests;
+mod world;
+
+pub use world::fuzz_connection;
+
+/// What a receive brings at most, as in the real ring. Bytes.
+const RECEIVE_LEN_MAX: usize = 4096;
+/// What the simulated kernel holds for a socket, in each direction. Bytes.
+const SOCKET_BUFFER_LEN: usize = 160 * 1024;
+/// A socket with less room than this is not called writable: as in Linux, nobody is woken for a few bytes. Bytes.
+const WRITABLE_ROOM_MIN: usize = SOCKET_BUFFER_LEN / 3;
+/// The longest time in which a peer does nothing. Turns.
+const PAUSE_TURNS_MAX: usize = 20;
+/// After so many turns in which nothing completes nothing ever will, unless time passes or somebody else acts.
+const STUCK_TURNS: usize = 200;
+
+/// So often a socket is called writable that is not: without a bound, a peer that never reads would keep a world going.
+const SPURIOUS_WAKES_MAX: usize = 50;
+
+const DIRECTORY_NUMBER: RawFd = 7;
+const SOCKET_NUMBER_MIN: RawFd = 1_000;
+const FILE_NUMBER_MIN: RawFd = 1_000_000;
+
+/// Numbers from a seed (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number.
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// A number below `bound`, which is at least 1.
+    pub fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.draw() % bound as u64).unwrap_or(0)
+    }
+
+    /// One of these.
+    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// True so many times out of a hundred.
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// How often the simulated kernel does what it may do. Percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// An operation is looked at in a later turn.
+    pub late: usize,
+    /// Less is sent or read than could be.
+    pub short: usize,
+    /// A socket that has room says that it has none; one that has none is called writable.
+    pub spurious: usize,
+    /// There is no buffer to receive into.
+    pub no_buffers: usize,
+    /// What should go on ends.
+    pub unarmed: usize,
+    /// A file is not in memory.
+    pub cold: usize,
+    /// A send is interrupted.
+    pub interrupted: usize,
+}
+
+impl Faults {
+    /// Faults as frequent as the seed wants them.
+    pub fn drawn(random: &mut Random) -> Self {
+        let mut percent = || random.pick(&[0, 5, 30, 60]);
+        Self {
+            late: percent(),
+            short: percent(),
+            spurious: percent(),
+            no_buffers: percent(),
+            unarmed: percent(),
+            cold: percent(),
+            interrupted: percent(),
+        }
+    }
+}
+
+/// The other side of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// What it sends, in pieces.
+    pub says: Vec<u8>,
+    /// What it does when it has said everything.
+    pub ending: Ending,
+    /// How it reads.
+    pub reading: Reading,
+    /// It resets the connection when it has sent and read this much together.
+    pub resets_at: Option<usize>,
+    /// It closes when the server has ended its side.
+    pub is_polite: bool,
+}
+
+/// What a peer does after its last byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It waits.
+    Silence,
+    /// It ends its side, and reads on.
+    HalfClose,
+}
+
+/// How a peer reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// All there is, at once.
+    Eager,
+    /// At most so many bytes at a time.
+    Slow(usize),
+    /// So many bytes, and no more.
+    UpTo(usize),
+}
+
+/// How the server closed a connection, as the peer sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Everything that was sent arrives.
+    Orderly,
+    /// As [`Op::ResetOnClose`] asked for.
+    Reset,
+    /// A reset because the server had not read everything, which can destroy what the peer has not read.
+    UnreadReset,
+}
+
+/// A connection in memory.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each side ends, fails and resets on its own")]
+pub struct Socket {
+    peer: Peer,
+    open_count: Rc<Cell<usize>>,
+    /// How much of what the peer says has arrived. `taken_len <= said_len <= peer.says.len()`
+    said_len: usize,
+    /// How much of that the server has received.
+    taken_len: usize,
+    peer_ended: bool,
+    peer_reset: bool,
+    paused_until: u64,
+    /// The kernel cannot receive any more.
+    fails_receive: bool,
+    /// What the server sent. `read_len <= sent.len()`
+    sent: Vec<u8>,
+    /// The kernel was told that more follows, and holds a part of that back.
+    is_held_back: bool,
+    /// How much of that the peer has read.
+    read_len: usize,
+    /// The server has ended its side.
+    is_shut: bool,
+    resets_on_close: bool,
+    end: Option<End>,
+}
+
+impl Socket {
+    /// Everything that the server sent.
+    pub fn sent(&self) -> &[u8] {
+        &self.sent
+    }
+
+    /// How much the server has received. Bytes.
+    pub fn taken_len(&self) -> usize {
+        self.taken_len
+    }
+
+    /// Whether the server has ended its side.
+    pub fn is_shut(&self) -> bool {
+        self.is_shut
+    }
+
+    /// How it was closed.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
+    /// From now on nothing can be received, for want of memory.
+    #[cfg(test)]
+    pub fn fail_receive(&mut self) {
+        self.fails_receive = true;
+    }
+
+    /// Whether the peer waits for bytes that the kernel holds back for others that do not come.
+    pub fn is_held_back(&self) -> bool {
+        self.is_held_back && self.room() >= WRITABLE_ROOM_MIN && self.end.is_none() && !self.peer_reset
+    }
+
+    fn room(&self) -> usize {
+        SOCKET_BUFFER_LEN - (self.sent.len() - self.read_len)
+    }
+
+    /// One turn of the peer.
+    fn advance(&mut self, turn: u64, random: &mut Random) {
+        if self.open_count.get() == 0 {
+            let is_unread = self.taken_len < self.said_len;
+            self.end.get_or_insert(match (self.resets_on_close, is_unread) {
+                (true, _) => End::Reset,
+                (false, true) => End::UnreadReset,
+                (false, false) => End::Orderly,
+            });
+            return;
+        }
+        if self.peer_reset || turn < self.paused_until {
+            return;
+        }
+        if self.peer.resets_at.is_some_and(|at| self.said_len + self.read_len >= at) {
+            self.peer_reset = true;
+            return;
+        }
+        self.read(random);
+        self.say(random);
+        if random.chance(5) {
+            self.paused_until = turn + 1 + random.below(PAUSE_TURNS_MAX) as u64;
+        }
+    }
+
+    fn read(&mut self, random: &mut Random) {
+        let unread = self.sent.len() - self.read_len;
+        self.read_len += match self.peer.reading {
+            Reading::Eager => unread,
+            Reading::Slow(len) => unread.min(1 + random.below(len)),
+            Reading::UpTo(len) => unread.min(len.saturating_sub(self.read_len)),
+        };
+    }
+
+    fn say(&mut self, random: &mut Random) {
+        let unsaid = self.peer.says.len() - self.said_len;
+        let room = SOCKET_BUFFER_LEN - (self.said_len - self.taken_len);
+        if unsaid > 0 {
+            let len = match random.below(4) {
+                0 => 1,
+                1 => 1 + random.below(100),
+                _ => unsaid,
+            };
+            self.said_len += len.min(unsaid).min(room);
+        } else if self.peer.ending == Ending::HalfClose || self.is_shut && self.peer.is_polite {
+            self.peer_ended = true;
+        }
+    }
+}
+
+/// A file in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct SimulatedFile {
+    /// What kind of thing it is.
+    pub kind: FileKind,
+    /// What `fstat` says. Bytes.
+    pub len_bytes: u64,
+    /// What is there to read; shorter than `len_bytes` when the file shrank after it was opened.
+    pub contents: &'static [u8],
+    /// Whether reading at the end of `contents` fails, instead of saying that the file ends there.
+    pub is_damaged: bool,
+}
+
+/// The ring.
+pub struct Sim {
+    random: Random,
+    faults: Faults,
+    turn: u64,
+    is_stuck: bool,
+    /// How often a socket was called writable that was not.
+    spurious_wakes: usize,
+    sockets: Vec<Socket>,
+    /// Peers that were not accepted yet.
+    backlog: VecDeque<Peer>,
+    /// By their path beneath the only directory.
+    files: HashMap<CString, SimulatedFile>,
+    /// By their number; the same file can be open several times.
+    opened: Vec<SimulatedFile>,
+    /// Of files and directories.
+    open_count: Rc<Cell<usize>>,
+    in_flight: Vec<InFlight>,
+    ready: VecDeque<(Token, Ready)>,
+    /// What the last completion lends.
+    lent: Vec<u8>,
+}
+
+/// An operation that the ring owns.
+struct InFlight {
+    token: Token,
+    op: Op,
+    is_canceled: bool,
+}
+
+/// A completion that was not taken yet.
+enum Ready {
+    Received { result: Result<Vec<u8>, Errno>, armed: bool },
+    Other(Outcome<'static>),
+}
+
+impl Sim {
+    /// A ring that this seed decides.
+    pub fn new(seed: u64, faults: Faults) -> Self {
+        Self {
+            random: Random(seed),
+            faults,
+            turn: 0,
+            is_stuck: false,
+            spurious_wakes: 0,
+            sockets: Vec::new(),
+            backlog: VecDeque::new(),
+            files: HashMap::new(),
+            opened: Vec::new(),
+            open_count: Rc::default(),
+            in_flight: Vec::new(),
+            ready: VecDeque::new(),
+            lent: Vec::new(),
+        }
+    }
+
+    /// Puts a file into the directory.
+    pub fn add_file(&mut self, path: CString, file: SimulatedFile) {
+        self.files.insert(path, file);
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> Descriptor {
+        Descriptor::simulated(DIRECTORY_NUMBER, &self.open_count)
+    }
+
+    /// A connection with this peer, accepted already; it is the next in [`Sim::socket`].
+    pub fn connect(&mut self, peer: Peer) -> Descriptor {
+        let open_count = Rc::default();
+        let number = SOCKET_NUMBER_MIN + RawFd::try_from(self.sockets.len()).unwrap_or(RawFd::MAX);
+        let descriptor = Descriptor::simulated(number, &open_count);
+        self.sockets.push(Socket {
+            peer,
+            open_count,
+            said_len: 0,
+            taken_len: 0,
+            peer_ended: false,
+            peer_reset: false,
+            paused_until: 0,
+            fails_receive: false,
+            sent: Vec::new(),
+            is_held_back: false,
+            read_len: 0,
+            is_shut: false,
+            resets_on_close: false,
+            end: None,
+        });
+        descriptor
+    }
+
+    /// A peer that waits to be accepted.
+    pub fn dial(&mut self, peer: Peer) {
+        self.backlog.push_back(peer);
+    }
+
+    /// The connection of this index.
+    pub fn socket(&self, index: usize) -> &Socket {
+        &self.sockets[index]
+    }
+
+    /// The connection of this index.
+    pub fn socket_mut(&mut self, index: usize) -> &mut Socket {
+        &mut self.sockets[index]
+    }
+
+    /// Whether the last wait ended because nothing can happen.
+    pub fn is_stuck(&self) -> bool {
+        self.is_stuck
+    }
+
+    /// The connections.
+    pub fn sockets(&self) -> &[Socket] {
+        &self.sockets
+    }
+
+    /// Everything was given back: no operation is in flight, and nothing is open.
+    pub fn assert_at_rest(&mut self) {
+        self.advance_peers();
+        let in_flight: Vec<_> = self.in_flight.iter().map(|in_flight| in_flight.token).collect();
+        assert!(in_flight.is_empty(), "in flight: {in_flight:?}");
+        assert!(self.ready.is_empty(), "completions that nobody took");
+        assert_eq!(self.open_count.get(), 0, "files and directories are open");
+        assert!(self.sockets.iter().all(|socket| socket.end.is_some()), "sockets are open");
+    }
+
+    fn advance_peers(&mut self) {
+        self.turn += 1;
+        for socket in &mut self.sockets {
+            socket.advance(self.turn, &mut self.random);
+        }
+    }
+
+    /// Looks at every operation once, about, in any order.
+    fn attempt_all(&mut self) {
+        for _ in 0..self.in_flight.len() {
+            if self.in_flight.is_empty() {
+                return;
+            }
+            let index = self.random.below(self.in_flight.len());
+            if self.random.chance(self.faults.late) {
+                continue;
+            }
+            let in_flight = self.in_flight.swap_remove(index);
+            let token = in_flight.token;
+            match self.attempt(in_flight) {
+                Attempt::Waits(in_flight) => self.in_flight.push(in_flight),
+                Attempt::Done(outcome) => self.ready.push_back((token, Ready::Other(outcome))),
+                Attempt::Received(result, rest) => {
+                    self.ready.push_back((token, Ready::Received { result, armed: rest.is_some() }));
+                    self.in_flight.extend(rest);
+                }
+            }
+        }
+    }
+
+    fn attempt(&mut self, in_flight: InFlight) -> Attempt {
+        let InFlight { token, op, is_canceled } = in_flight;
+        match op {
+            Op::Receive { socket } => {
+                self.receive(InFlight { token, op: Op::Receive { socket }, is_canceled })
+            }
+            Op::Send { socket, buffer, range, more, wait } => {
+                let result = if is_canceled && self.random.chance(50) {
+                    Some(Err(Errno::CANCELED))
+                } else {
+                    self.send(&socket, &buffer[range.clone()], wait, is_canceled)
+                };
+                self.sockets[index_of(&socket, SOCKET_NUMBER_MIN)].is_held_back = more;
+                match result {
+                    Some(result) => Attempt::Done(Outcome::Sent { result, buffer, range }),
+                    None => Attempt::Waits(InFlight {
+                        token,
+                        op: Op::Send { socket, buffer, range, more, wait },
+                        is_canceled,
+                    }),
+                }
+            }
+            Op::AwaitWritable { socket } => {
+                let state = &self.sockets[index_of(&socket, SOCKET_NUMBER_MIN)];
+                let is_writable = state.room() >= WRITABLE_ROOM_MIN || state.peer_reset;
+                let is_spurious =
+                    self.spurious_wakes < SPURIOUS_WAKES_MAX && self.random.chance(self.faults.spurious);
+                self.spurious_wakes += usize::from(!is_writable && is_spurious);
+                if is_writable || is_spurious {
+                    Attempt::Done(Outcome::Writable(Ok(())))
+                } else if is_canceled {
+                    Attempt::Done(Outcome::Writable(Err(Errno::CANCELED)))
+                } else {
+                    Attempt::Waits(InFlight { token, op: Op::AwaitWritable { socket }, is_canceled })
+                }
+            }
+            Op::Open { directory, path } => {
+                assert_eq!(directory.raw(), DIRECTORY_NUMBER, "opened beneath the directory");
+                Attempt::Done(Outcome::Opened(self.open(&path)))
+            }
+            Op::Read { file, offset, mut buffer, filled } => {
+                let result = self.read(&file, offset, &mut buffer[filled..]);
+                Attempt::Done(Outcome::Read { result, file, buffer })
+            }
+            Op::Accept { listener } => match self.backlog.pop_front() {
+                _ if is_canceled => {
+                    Attempt::Done(Outcome::Accepted { result: Err(Errno::CANCELED), armed: false })
+                }
+                Some(peer) => {
+                    let result = Ok(self.connect(peer));
+                    Attempt::Done(Outcome::Accepted { result, armed: false })
+                }
+                None => Attempt::Waits(InFlight { token, op: Op::Accept { listener }, is_canceled }),
+            },
+            // The bell is the kernel's own, so it is guessed: to look into the inbox too often does no harm.
+            Op::AwaitInbox { .. } => Attempt::Done(Outcome::InboxRung),
+            Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
+                unreachable!("carried out when it is submitted")
+            }
+        }
+    }
+
+    fn receive(&mut self, in_flight: InFlight) -> Attempt {
+        let Op::Receive { socket } = &in_flight.op else { unreachable!("only called for receives") };
+        let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+        let unread = &state.peer.says[state.taken_len..state.said_len];
+        if in_flight.is_canceled && self.random.chance(50) {
+            return Attempt::Received(Err(Errno::CANCELED), None);
+        }
+        if state.peer_reset {
+            return Attempt::Received(Err(Errno::CONNRESET), None);
+        }
+        if state.fails_receive {
+            return Attempt::Received(Err(Errno::NOMEM), None);
+        }
+        if unread.is_empty() {
+            return match (state.peer_ended, in_flight.is_canceled) {
+                (true, _) => Attempt::Received(Ok(Vec::new()), None),
+                (false, true) => Attempt::Received(Err(Errno::CANCELED), None),
+                (false, false) => Attempt::Waits(in_flight),
+            };
+        }
+        if self.random.chance(self.faults.no_buffers) {
+            return Attempt::Received(Err(Errno::NOBUFS), None);
+        }
+        let mut len = unread.len().min(RECEIVE_LEN_MAX);
+        if self.random.chance(self.faults.short) {
+            len = 1 + self.random.below(len);
+        }
+        let bytes = unread[..len].to_vec();
+        state.taken_len += len;
+        let is_armed = !self.random.chance(self.faults.unarmed);
+        Attempt::Received(Ok(bytes), is_armed.then_some(in_flight))
+    }
+
+    /// None while it has to wait.
+    fn send(
+        &mut self,
+        socket: &Descriptor,
+        bytes: &[u8],
+        wait: bool,
+        is_canceled: bool,
+    ) -> Option<Result<usize, Errno>> {
+        let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+        assert!(!state.is_shut, "bytes after the end");
+        assert!(!bytes.is_empty(), "a send of nothing");
+        if state.peer_reset {
+            return Some(Err(Errno::PIPE));
+        }
+        if self.random.chance(self.faults.interrupted) {
+            return Some(Err(Errno::INTR));
+        }
+        if state.room() == 0 || !wait && self.random.chance(self.faults.spurious) {
+            return match (wait, is_canceled) {
+                (true, false) => None,
+                (true, true) => Some(Err(Errno::CANCELED)),
+                (false, _) => Some(Err(Errno::AGAIN)),
+            };
+        }
+        let mut len = bytes.len().min(state.room());
+        if self.random.chance(self.faults.short) {
+            len = 1 + self.random.below(len);
+        }
+        state.sent.extend_from_slice(&bytes[..len]);
+        Some(Ok(len))
+    }
+
+    fn send_file(
+        &mut self,
+        socket: &Descriptor,
+        file: &Descriptor,
+        offset: u64,
+        len: usize,
+    ) -> Result<usize, SendFileError> {
+        assert!(len > 0, "a send of nothing");
+        if self.random.chance(self.faults.cold) {
+            return Err(SendFileError::Cold);
+        }
+        let file = self.file_of(file);
+        let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+        assert!(!state.is_shut, "bytes after the end");
+        if state.peer_reset {
+            return Err(SendFileError::Failed(Errno::PIPE));
+        }
+        if state.room() == 0 || self.random.chance(self.faults.spurious) {
+            return Err(SendFileError::WouldBlock);
+        }
+        let rest = rest_of(&file, offset);
+        let mut len = len.min(rest.len()).min(state.room());
+        match (len, file.is_damaged) {
+            (0, true) => return Err(SendFileError::Failed(Errno::IO)),
+            (0, false) => return Err(SendFileError::Truncated),
+            _ => {}
+        }
+        if self.random.chance(self.faults.short) {
+            len = 1 + self.random.below(len);
+        }
+        state.sent.extend_from_slice(&rest[..len]);
+        state.is_held_back = false;
+        Ok(len)
+    }
+
+    fn open(&mut self, path: &CString) -> Result<OpenedFile, Errno> {
+        let file = *self.files.get(path).ok_or(Errno::NOENT)?;
+        let number = FILE_NUMBER_MIN + RawFd::try_from(self.opened.len()).unwrap_or(RawFd::MAX);
+        self.opened.push(file);
+        let status = FileStatus {
+            kind: file.kind,
+            len_bytes: file.len_bytes,
+            inode: 1,
+            modified_s: 0,
+            modified_ns: 0,
+        };
+        Ok(OpenedFile { file: Descriptor::simulated(number, &self.open_count), status })
+    }
+
+    fn read(&mut self, file: &Descriptor, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let file = self.file_of(file);
+        let rest = rest_of(&file, offset);
+        let mut len = buffer.len().min(rest.len());
+        if len == 0 {
+            return if file.is_damaged { Err(Errno::IO) } else { Ok(0) };
+        }
+        if self.random.chance(self.faults.short) {
+            len = 1 + self.random.below(len);
+        }
+        buffer[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+
+    fn file_of(&self, file: &Descriptor) -> SimulatedFile {
+        self.opened[index_of(file, FILE_NUMBER_MIN)]
+    }
+}
+
+/// What came of looking at an operation.
+enum Attempt {
+    Waits(InFlight),
+    Done(Outcome<'static>),
+    /// With what goes on.
+    Received(Result<Vec<u8>, Errno>, Option<InFlight>),
+}
+
+fn index_of(descriptor: &Descriptor, number_min: RawFd) -> usize {
+    usize::try_from(descriptor.raw() - number_min).expect("a descriptor of this kind")
+}
+
+fn rest_of(file: &SimulatedFile, offset: u64) -> &'static [u8] {
+    usize::try_from(offset).ok().and_then(|start| file.contents.get(start..)).unwrap_or_default()
+}
+
+impl Driver for Sim {
+    fn submit(&mut self, submission: Submission) {
+        let Submission { token, mut op } = submission;
+        match &mut op {
+            Op::SendFile { socket, file, offset, len } => {
+                let (socket, file, offset, len) = (socket.clone(), file.clone(), *offset, *len);
+                let result = self.send_file(&socket, &file, offset, len);
+                self.ready.push_back((token, Ready::Other(Outcome::FileSent(result))));
+                return;
+            }
+            Op::Cancel(target) => {
+                for in_flight in self.in_flight.iter_mut().filter(|in_flight| in_flight.token == *target) {
+                    in_flight.is_canceled = true;
+                }
+                return;
+            }
+            Op::ShutdownWrite { socket } => {
+                self.sockets[index_of(socket, SOCKET_NUMBER_MIN)].is_shut = true;
+                return;
+            }
+            Op::ResetOnClose { socket } => {
+                self.sockets[index_of(socket, SOCKET_NUMBER_MIN)].resets_on_close = true;
+                return;
+            }
+            // Nothing that was there before may be taken for something that was read.
+            Op::Read { buffer, filled, .. } => buffer[*filled..].fill(0xee),
+            _ => {}
+        }
+        let is_new = self.in_flight.iter().all(|in_flight| in_flight.token != token);
+        assert!(is_new, "one operation per token: {token:?}");
+        self.in_flight.push(InFlight { token, op, is_canceled: false });
+    }
+
+    /// Time does not pass here: without anything that can happen it comes back, and [`Sim::is_stuck`] says so.
+    fn wait(&mut self, _timeout: Option<Duration>) -> io::Result<()> {
+        self.is_stuck = false;
+        for _ in 0..STUCK_TURNS {
+            self.advance_peers();
+            self.attempt_all();
+            if !self.ready.is_empty() {
+                return Ok(());
+            }
+        }
+        self.is_stuck = true;
+        Ok(())
+    }
+
+    fn next_completion(&mut self) -> Option<Completion<'_>> {
+        let (token, ready) = self.ready.pop_front()?;
+        let outcome = match ready {
+            Ready::Other(outcome) => outcome,
+            Ready::Received { result: Err(errno), armed } => Outcome::Received { result: Err(errno), armed },
+            Ready::Received { result: Ok(bytes), armed } => {
+                self.lent = bytes;
+                Outcome::Received { result: Ok(&self.lent), armed }
+            }
+        };
+        Some(Completion { token, outcome })
+    }
+}

@@ -1,0 +1,804 @@
+//! A worker in a simulated world: connections, a service whose answers follow from the request alone, and the oracle that
+//! knows, without a ring, what every peer has to hear.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::CString;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::LazyLock;
+
+use bytes::{Bytes, BytesMut};
+use rustix::io::Errno;
+
+use super::{End, Faults, Peer, Random, Sim, SimulatedFile, Socket};
+use crate::codec::http::request::{self, BodyLength, Parsed, Request};
+use crate::codec::http::response::Fields;
+use crate::codec::http::{Method, Status};
+use crate::limits::PACK_BUFFERS_MAX;
+use crate::ring::Driver as _;
+use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
+use crate::ring::connection::{Connection, Context, Parting};
+use crate::ring::descriptor::Descriptor;
+use crate::ring::op::{Completion, ConnectionId, FileKind, OpenedFile, Submission, Token};
+use crate::ring::pool::Pool;
+use crate::ring::service::{Answer, Reply, ReplyBody, Service};
+
+/// Turns after which a world that still moves is taken to go round in circles.
+const TURNS_MAX: usize = 20_000;
+/// Longer than every deadline together. Seconds.
+const PATIENCE_S: u64 = 3_000;
+
+const DATE: &[u8; 29] = b"Sun, 06 Nov 1994 08:49:37 GMT";
+
+/// Lengths of the files there are: about every bound that a transfer has.
+const FILE_LENS: [usize; 10] = [1, 90, 4_096, 30_000, 131_071, 131_072, 200_000, 262_144, 270_000, 700_000];
+
+/// Bytes that look alike nowhere, from which all contents are cut.
+static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut random = Random(1);
+    (0..1usize << 17).flat_map(|_| random.draw().to_ne_bytes()).collect()
+});
+
+/// What is wrong with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    Nothing,
+    Missing,
+    /// It is longer than was said.
+    Longer,
+    /// It ends in the middle although it is as long as was said.
+    Shrunk,
+    /// It cannot be read from the middle on.
+    Damaged,
+    Directory,
+}
+
+const FLAWS: [Flaw; 6] =
+    [Flaw::Nothing, Flaw::Missing, Flaw::Longer, Flaw::Shrunk, Flaw::Damaged, Flaw::Directory];
+
+/// One of the files there are.
+#[derive(Clone, Copy, Debug)]
+struct File {
+    index: usize,
+    flaw: Flaw,
+}
+
+impl File {
+    fn path(self) -> CString {
+        CString::new(format!("{}/{:?}", self.index, self.flaw)).unwrap_or_default()
+    }
+
+    /// Its length before anything went wrong. Bytes.
+    fn len(self) -> usize {
+        FILE_LENS[self.index]
+    }
+
+    fn contents(self) -> &'static [u8] {
+        &PATTERN[1_009 * self.index..][..self.len()]
+    }
+
+    /// The file as the disk has it.
+    fn simulated(self) -> SimulatedFile {
+        let half = &self.contents()[..self.len() / 2];
+        let kind = if self.flaw == Flaw::Directory { FileKind::Directory } else { FileKind::Regular };
+        let (len, contents) = match self.flaw {
+            Flaw::Nothing | Flaw::Missing | Flaw::Directory => (self.len(), self.contents()),
+            Flaw::Longer => (self.len() + 1, &PATTERN[1_009 * self.index..][..=self.len()]),
+            Flaw::Shrunk | Flaw::Damaged => (self.len(), half),
+        };
+        SimulatedFile { kind, len_bytes: len as u64, contents, is_damaged: self.flaw == Flaw::Damaged }
+    }
+
+    /// Whether nobody can send these bytes of it.
+    fn breaks(self, range: &Range<usize>) -> bool {
+        match self.flaw {
+            Flaw::Nothing => false,
+            Flaw::Missing | Flaw::Longer | Flaw::Directory => true,
+            Flaw::Shrunk | Flaw::Damaged => range.end > self.len() / 2,
+        }
+    }
+}
+
+/// A run of bytes of a body.
+#[derive(Clone, Debug)]
+enum Segment {
+    /// From [`PATTERN`].
+    Bytes(Range<usize>),
+    File(File, Range<usize>),
+}
+
+impl Segment {
+    fn contents(&self) -> &'static [u8] {
+        match self {
+            Self::Bytes(range) => &PATTERN[range.clone()],
+            Self::File(file, range) => &file.contents()[range.clone()],
+        }
+    }
+}
+
+/// When an answer comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timing {
+    Now,
+    Later,
+}
+
+/// What is answered to a target.
+#[derive(Clone, Debug)]
+enum Content {
+    Bytes(Range<usize>),
+    Stream {
+        segments: Vec<Segment>,
+        /// What of them is sent.
+        range: Range<usize>,
+        /// From here on the body is broken.
+        broken_at: Option<usize>,
+        /// The body learns of its pieces one after another.
+        is_lazy: bool,
+    },
+    /// A file that the connection opens.
+    Opened(File),
+}
+
+/// What the service does with a request: a function of the seed and the target.
+#[derive(Clone, Debug)]
+struct Plan {
+    timing: Timing,
+    content: Content,
+}
+
+impl Plan {
+    fn of(seed: u64, target: &[u8]) -> Self {
+        let mixed = target.iter().fold(seed, |mixed, &byte| mixed.wrapping_mul(31).wrapping_add(byte.into()));
+        let mut random = Random(mixed);
+        let timing = if random.chance(25) { Timing::Later } else { Timing::Now };
+        let content = match random.below(10) {
+            0..=4 => Content::Bytes(bytes_of(&mut random, 300)),
+            5 => Content::Bytes(bytes_of(&mut random, 100_000)),
+            6 => Content::Opened(file_of(&mut random, 20)),
+            _ => stream_of(&mut random),
+        };
+        Self { timing, content }
+    }
+
+    /// What a peer hears: all of it, or none when it cannot all be sent.
+    fn body(&self) -> Expected {
+        match &self.content {
+            Content::Bytes(range) => Expected::whole(Status::Ok, PATTERN[range.clone()].to_vec()),
+            Content::Opened(file) => match file.flaw {
+                Flaw::Missing | Flaw::Directory => Expected::text(Status::NotFound, "no such file\n"),
+                Flaw::Longer => Expected::whole(Status::Ok, file.simulated().contents.to_vec()),
+                Flaw::Nothing | Flaw::Shrunk | Flaw::Damaged => Expected {
+                    breaks: file.breaks(&(0..file.len())),
+                    ..Expected::whole(Status::Ok, file.contents().to_vec())
+                },
+            },
+            Content::Stream { segments, range, broken_at, .. } => {
+                let mut body = Vec::new();
+                let mut breaks = broken_at.is_some_and(|at| at < range.end && !range.is_empty());
+                for segment in segments {
+                    let start = body.len();
+                    body.extend_from_slice(segment.contents());
+                    // The part of the segment that is wanted.
+                    let (from, to) = (range.start.max(start), range.end.min(body.len()));
+                    if let Segment::File(file, of) = segment
+                        && from < to
+                    {
+                        breaks |= file.breaks(&(of.start + (from - start)..of.start + (to - start)));
+                    }
+                }
+                Expected { breaks, ..Expected::whole(Status::Ok, body[range.clone()].to_vec()) }
+            }
+        }
+    }
+}
+
+fn bytes_of(random: &mut Random, len_max: usize) -> Range<usize> {
+    let start = random.below(PATTERN.len() - len_max);
+    start..start + 1 + random.below(len_max)
+}
+
+fn file_of(random: &mut Random, flawed_percent: usize) -> File {
+    let flaw = if random.chance(flawed_percent) { FLAWS[1 + random.below(5)] } else { Flaw::Nothing };
+    // The longest ones are rarer: they are slow.
+    let index = random.below(FILE_LENS.len()).min(random.below(FILE_LENS.len() + 3));
+    File { index, flaw }
+}
+
+fn stream_of(random: &mut Random) -> Content {
+    let flawed_percent = if random.chance(20) { 10 } else { 0 };
+    let count_max = random.pick(&[3, 12, 150]);
+    let (count, of_files) = (1 + random.below(count_max), random.below(101));
+    let mut segments = Vec::with_capacity(count);
+    let mut len = 0;
+    for _ in 0..count {
+        let segment = if random.chance(of_files) && len < 1 << 20 {
+            let file = file_of(random, flawed_percent);
+            let start = if random.chance(20) { random.below(file.len()) } else { 0 };
+            Segment::File(file, start..file.len())
+        } else {
+            let len_max = random.pick(&[8, 200, 50_000]);
+            Segment::Bytes(bytes_of(random, len_max))
+        };
+        len += segment.contents().len();
+        segments.push(segment);
+    }
+    let range = if random.chance(30) {
+        let start = random.below(len);
+        start..start + random.below(len - start + 1)
+    } else {
+        0..len
+    };
+    let broken_at = random.chance(10).then(|| random.below(len));
+    Content::Stream { segments, range, broken_at, is_lazy: random.chance(30) }
+}
+
+/// A body whose pieces are known only so far.
+struct SegmentBody {
+    segments: Vec<(usize, Segment, CString)>,
+    directory: Descriptor,
+    broken_at: usize,
+    known: Rc<Cell<usize>>,
+}
+
+impl Body for SegmentBody {
+    fn piece_at(&mut self, position: u64) -> Lookup<'_> {
+        let position = usize::try_from(position).unwrap_or(usize::MAX);
+        if position >= self.broken_at {
+            return Lookup::Broken;
+        }
+        if position >= self.known.get() {
+            return Lookup::NotYet;
+        }
+        let index = self.segments.partition_point(|(start, ..)| *start <= position) - 1;
+        let (start, segment, path) = &self.segments[index];
+        let skipped = position - start;
+        let len = (segment.contents().len() - skipped).min(self.broken_at - position);
+        Lookup::Piece(match segment {
+            Segment::Bytes(_) => Piece::Bytes(&segment.contents()[skipped..][..len]),
+            Segment::File(file, range) => Piece::File(FilePiece {
+                source: FileSource::Beneath {
+                    directory: &self.directory,
+                    path,
+                    len_bytes: file.len() as u64,
+                },
+                offset: (range.start + skipped) as u64,
+                len: len as u64,
+            }),
+        })
+    }
+}
+
+/// The service.
+struct Planner {
+    seed: u64,
+    directory: Descriptor,
+    /// Who waits for an answer.
+    asked: HashSet<ConnectionId>,
+    /// Answers that a message will bring.
+    pending: Vec<(ConnectionId, Plan)>,
+    /// Bodies that do not know all of themselves, and how long they are.
+    lazy: Vec<(ConnectionId, Rc<Cell<usize>>, usize)>,
+}
+
+impl Planner {
+    fn answer(&mut self, id: ConnectionId, plan: &Plan) -> Answer {
+        assert!(self.asked.contains(&id), "answered once");
+        let body = match &plan.content {
+            Content::Opened(file) => {
+                return Answer::Open { directory: self.directory.clone(), path: file.path() };
+            }
+            Content::Bytes(range) => ReplyBody::Bytes(Bytes::from_static(&PATTERN[range.clone()])),
+            Content::Stream { segments, range, broken_at, is_lazy } => {
+                let mut at = 0;
+                let mut placed = Vec::with_capacity(segments.len());
+                for segment in segments {
+                    let path = match segment {
+                        Segment::File(file, _) => file.path(),
+                        Segment::Bytes(_) => CString::default(),
+                    };
+                    placed.push((at, segment.clone(), path));
+                    at += segment.contents().len();
+                }
+                let known = Rc::new(Cell::new(if *is_lazy { 0 } else { at }));
+                if *is_lazy {
+                    self.lazy.push((id, Rc::clone(&known), at));
+                }
+                let body = SegmentBody {
+                    segments: placed,
+                    directory: self.directory.clone(),
+                    broken_at: broken_at.unwrap_or(usize::MAX),
+                    known,
+                };
+                ReplyBody::Stream { body: Box::new(body), range: range.start as u64..range.end as u64 }
+            }
+        };
+        self.asked.remove(&id);
+        let len = match &body {
+            ReplyBody::Empty => 0,
+            ReplyBody::Bytes(bytes) => bytes.len() as u64,
+            ReplyBody::Stream { range, .. } => range.end - range.start,
+        };
+        Answer::Reply(Reply { status: Status::Ok, fields: Fields::new().content_length(len).finish(), body })
+    }
+}
+
+impl Service for Planner {
+    fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer {
+        assert!(self.asked.insert(id), "one request at a time");
+        let plan = Plan::of(self.seed, request.target);
+        if plan.timing == Timing::Later {
+            self.pending.push((id, plan));
+            return Answer::Pending;
+        }
+        self.answer(id, &plan)
+    }
+
+    fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {
+        assert!(self.asked.remove(&id), "answered once");
+        Answer::Reply(match result {
+            Ok(OpenedFile { file, status }) if status.kind == FileKind::Regular => {
+                let len_bytes = status.len_bytes;
+                let fields = Fields::new().content_length(len_bytes).finish();
+                let body = Box::new(FileBody { file, len_bytes });
+                Reply { status: Status::Ok, fields, body: ReplyBody::Stream { body, range: 0..len_bytes } }
+            }
+            _ => Reply::text(Status::NotFound, "no such file\n"),
+        })
+    }
+
+    fn gone(&mut self, id: ConnectionId) {
+        assert!(self.asked.remove(&id), "told only what was not answered");
+        self.pending.retain(|(pending, _)| *pending != id);
+    }
+}
+
+/// One answer as the peer has to hear it.
+#[derive(Debug)]
+struct Expected {
+    status: Status,
+    fields: Bytes,
+    body: Vec<u8>,
+    /// It can only be begun.
+    breaks: bool,
+    /// Whether it comes depends on the time.
+    is_optional: bool,
+}
+
+impl Expected {
+    fn whole(status: Status, body: Vec<u8>) -> Self {
+        let fields = Fields::new().content_length(body.len() as u64).finish();
+        Self { status, fields, body, breaks: false, is_optional: false }
+    }
+
+    fn text(status: Status, text: &str) -> Self {
+        let fields = Reply::text(status, text.to_owned()).fields;
+        Self { fields, ..Self::whole(status, text.into()) }
+    }
+
+    /// The head, as it may be: what it says of the connection depends on what happens to it.
+    fn heads(&self) -> impl Iterator<Item = Vec<u8>> {
+        ["", "Connection: close\r\n", "Connection: keep-alive\r\n"].into_iter().map(|connection| {
+            let date = str::from_utf8(DATE).unwrap_or_default();
+            let mut head = format!("{}Date: {date}\r\n{connection}", self.status.line()).into_bytes();
+            head.extend_from_slice(&self.fields);
+            head
+        })
+    }
+}
+
+/// What must be answered to these bytes, in this order.
+fn expected(seed: u64, says: &[u8]) -> Vec<Expected> {
+    let mut answers = Vec::new();
+    let mut rest = says;
+    while !rest.is_empty() {
+        match request::parse(rest, 0) {
+            Ok(Parsed::Partial { .. }) => {
+                let text = "the request did not arrive in time\n";
+                let is_optional = true;
+                answers.push(Expected { is_optional, ..Expected::text(Status::RequestTimeout, text) });
+                break;
+            }
+            Ok(Parsed::Complete { request, head_len }) => {
+                rest = &rest[head_len..];
+                let mut answer = Plan::of(seed, request.target).body();
+                if request.method == Method::Head {
+                    answer.body.clear();
+                    answer.breaks = false;
+                }
+                let breaks = answer.breaks;
+                answers.push(answer);
+                if breaks || !request.keep_alive() || request.body_length() != BodyLength::None {
+                    break;
+                }
+            }
+            Err(bad) => {
+                answers.push(Expected::text(bad.status(), &format!("{bad}\n")));
+                break;
+            }
+        }
+    }
+    answers
+}
+
+/// What happened to a connection besides the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Disturbance {
+    /// Nothing: every request must be answered.
+    Nothing,
+    /// It was asked to end: what is answered is answered whole.
+    Drained,
+    /// It was ended, or the peer does not read or resets: answers may be cut.
+    Cut,
+}
+
+/// Checks what a peer heard.
+pub fn check(seed: u64, says: &[u8], sent: &[u8], end: Option<End>, disturbance: Disturbance) {
+    let mut rest = sent;
+    let answers = expected(seed, says);
+    let mut is_over = false;
+    for (index, answer) in answers.iter().enumerate() {
+        let is_whole = !rest.is_empty() && take(&mut rest, answer, index, &mut is_over);
+        if is_whole {
+            continue;
+        }
+        match disturbance {
+            Disturbance::Cut => {}
+            Disturbance::Drained if rest.is_empty() => {}
+            // The reset after a broken answer can destroy the ones before it.
+            _ if answers.last().is_some_and(|last| last.breaks) && !answer.is_optional && !is_over => {
+                assert_eq!(end, Some(End::Reset), "a broken answer ends in a reset");
+            }
+            Disturbance::Drained => panic!("answer {index} is cut"),
+            Disturbance::Nothing => {
+                let count = answers.len();
+                assert!(
+                    answer.is_optional && rest.is_empty(),
+                    "answer {index} of {count} is missing ({} bytes of it are there): {end:?} after {} to {}",
+                    rest.len(),
+                    sent.len(),
+                    says.escape_ascii(),
+                );
+                assert_eq!(end, Some(End::Orderly));
+            }
+        }
+        return;
+    }
+    assert!(rest.is_empty(), "{} bytes after the last answer", rest.len());
+    if disturbance == Disturbance::Nothing {
+        assert_eq!(end, Some(End::Orderly));
+    }
+}
+
+/// Takes an answer from the start of `rest`; false when it is not whole, and then `rest` is what there is of it.
+fn take(rest: &mut &[u8], answer: &Expected, index: usize, is_over: &mut bool) -> bool {
+    assert!(!*is_over, "answer {index} after the last one");
+    for head in answer.heads() {
+        if rest.len() < head.len() && head.starts_with(rest) {
+            return false;
+        }
+        let Some(body) = rest.strip_prefix(&head[..]) else { continue };
+        if answer.body.len() > body.len() || answer.breaks {
+            assert!(answer.body.starts_with(body), "answer {index} has other bytes");
+            assert!(!answer.breaks || body.len() < answer.body.len(), "answer {index} cannot be whole");
+            return false;
+        }
+        assert!(body.starts_with(&answer.body), "answer {index} has other bytes");
+        *is_over = memchr::memmem::find(&head, b"Connection: close").is_some();
+        *rest = &body[answer.body.len()..];
+        return true;
+    }
+    panic!("answer {index} has another head: {}", rest[..rest.len().min(300)].escape_ascii());
+}
+
+/// A worker, as [`crate::ring::reactor`] has it, but with a clock that is turned by hand.
+pub struct World {
+    /// The kernel.
+    pub sim: Sim,
+    /// Where buffers come from.
+    pub pool: Pool,
+    seed: u64,
+    random: Random,
+    planner: Planner,
+    connections: BTreeMap<u32, Connection>,
+    submissions: Vec<Submission>,
+    now_s: u64,
+    /// What the peers say, and what was done to them.
+    peers: Vec<(Vec<u8>, Disturbance)>,
+    /// Buffers that somebody else has.
+    reserved: Vec<BytesMut>,
+    /// Whether messages wait for [`World::settle`].
+    pub is_silent: bool,
+}
+
+impl World {
+    /// An empty world.
+    pub fn new(seed: u64, faults: Faults) -> Self {
+        let mut sim = Sim::new(seed ^ 1, faults);
+        for index in 0..FILE_LENS.len() {
+            for flaw in FLAWS.into_iter().filter(|&flaw| flaw != Flaw::Missing) {
+                let file = File { index, flaw };
+                sim.add_file(file.path(), file.simulated());
+            }
+        }
+        let planner = Planner {
+            seed,
+            directory: sim.directory(),
+            asked: HashSet::new(),
+            pending: Vec::new(),
+            lazy: Vec::new(),
+        };
+        Self {
+            sim,
+            pool: Pool::default(),
+            seed,
+            random: Random(seed ^ 2),
+            planner,
+            connections: BTreeMap::new(),
+            submissions: Vec::new(),
+            now_s: 0,
+            peers: Vec::new(),
+            reserved: Vec::new(),
+            is_silent: false,
+        }
+    }
+
+    /// Takes so many pack buffers out of use.
+    pub fn reserve(&mut self, count: usize) {
+        let nobody = ConnectionId { slot: u32::MAX, generation: 0 };
+        self.reserved.extend((0..count).map_while(|_| self.pool.take_pack(nobody)));
+    }
+
+    /// Puts them into use again.
+    pub fn unreserve(&mut self) {
+        for buffer in self.reserved.drain(..) {
+            self.pool.give_back_pack(buffer);
+        }
+    }
+
+    /// A peer connects; its index.
+    pub fn connect(&mut self, peer: Peer) -> usize {
+        let index = self.peers.len();
+        let is_cut = peer.resets_at.is_some() || matches!(peer.reading, super::Reading::UpTo(_));
+        let disturbance = if is_cut { Disturbance::Cut } else { Disturbance::Nothing };
+        self.peers.push((peer.says.clone(), disturbance));
+        let socket = self.sim.connect(peer);
+        let slot = u32::try_from(index).unwrap_or(u32::MAX);
+        let id = ConnectionId { slot, generation: 1 };
+        let mut context = Context {
+            service: &mut self.planner,
+            submissions: &mut self.submissions,
+            pool: &mut self.pool,
+            date: DATE,
+            now_s: self.now_s,
+        };
+        self.connections.insert(slot, Connection::new(id, socket, &mut context));
+        index
+    }
+
+    /// A peer goes on talking.
+    #[cfg(test)]
+    pub fn say(&mut self, index: usize, says: &[u8]) {
+        self.peers[index].0.extend_from_slice(says);
+        self.sim.socket_mut(index).peer.says.extend_from_slice(says);
+    }
+
+    /// How long the body is that is answered at once to `/<target>`, when it can be sent and nothing delays it.
+    #[cfg(test)]
+    pub fn answer_len(seed: u64, target: u32) -> Option<usize> {
+        let plan = Plan::of(seed, format!("/{target}").as_bytes());
+        let is_small = |segment: &Segment| !matches!(segment, Segment::File(file, _) if file.index > 5);
+        let is_small = match &plan.content {
+            Content::Stream { segments, .. } => segments.iter().all(is_small),
+            Content::Bytes(_) | Content::Opened(_) => false,
+        };
+        let expected = plan.body();
+        (plan.timing == Timing::Now && is_small && !expected.breaks).then_some(expected.body.len())
+    }
+
+    /// Whether a message brings the answer to `/<target>`.
+    #[cfg(test)]
+    pub fn answers_later(seed: u64, target: u32) -> bool {
+        Plan::of(seed, format!("/{target}").as_bytes()).timing == Timing::Later
+    }
+
+    /// Whether everybody has gone.
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// The indexes of the peers that are connected.
+    pub fn connected(&self) -> Vec<usize> {
+        self.connections.keys().map(|&slot| slot as usize).collect()
+    }
+
+    /// One turn of the worker's loop, and perhaps a message.
+    pub fn turn(&mut self) {
+        for submission in self.submissions.drain(..) {
+            self.sim.submit(submission);
+        }
+        self.sim.wait(None).expect("a simulation does not fail");
+        while let Some(Completion { token, outcome }) = self.sim.next_completion() {
+            let Token::Connection(id, purpose) = token else { panic!("{token:?} was not asked for") };
+            let Some(connection) = self.connections.get_mut(&id.slot) else {
+                panic!("{id:?} was dropped early")
+            };
+            let mut context = Context {
+                service: &mut self.planner,
+                submissions: &mut self.submissions,
+                pool: &mut self.pool,
+                date: DATE,
+                now_s: self.now_s,
+            };
+            connection.complete(purpose, outcome, &mut context);
+            self.remove_closed(id.slot);
+        }
+        self.feed();
+        if !self.is_silent && self.random.chance(40) {
+            self.message();
+        }
+    }
+
+    /// As the reactor does it.
+    fn feed(&mut self) {
+        loop {
+            if let Some(id) = self.pool.next_fed() {
+                self.with(id.slot, Connection::resume);
+            } else if let Some(id) = self.pool.next_keeper() {
+                self.with(id.slot, |connection, context| connection.surrender(context.pool));
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn with(&mut self, slot: u32, event: impl FnOnce(&mut Connection, &mut Context<'_>)) {
+        let Some(connection) = self.connections.get_mut(&slot) else { return };
+        let mut context = Context {
+            service: &mut self.planner,
+            submissions: &mut self.submissions,
+            pool: &mut self.pool,
+            date: DATE,
+            now_s: self.now_s,
+        };
+        event(connection, &mut context);
+        self.remove_closed(slot);
+    }
+
+    fn remove_closed(&mut self, slot: u32) {
+        if self.connections.get(&slot).is_some_and(Connection::is_closed)
+            && let Some(connection) = self.connections.remove(&slot)
+        {
+            connection.bury(&mut self.pool);
+        }
+    }
+
+    /// An answer that was awaited, or a body that knows more. False when nobody waits for a message.
+    pub fn message(&mut self) -> bool {
+        let (pending, lazy) = (self.planner.pending.len(), self.planner.lazy.len());
+        if pending + lazy == 0 {
+            return false;
+        }
+        let index = self.random.below(pending + lazy);
+        if index < pending {
+            let (id, plan) = self.planner.pending.swap_remove(index);
+            let answer = self.planner.answer(id, &plan);
+            self.with(id.slot, |connection, context| connection.answer(answer, context));
+            return true;
+        }
+        let (id, known, len) = self.planner.lazy.swap_remove(index - pending);
+        let more = self.random.pick(&[1, 5_000, len]);
+        known.set(len.min(known.get() + more));
+        if known.get() < len && Rc::strong_count(&known) > 1 {
+            self.planner.lazy.push((id, known, len));
+        }
+        self.with(id.slot, Connection::resume);
+        true
+    }
+
+    /// Goes on until nothing can happen unless time passes.
+    pub fn settle(&mut self) {
+        for _ in 0..TURNS_MAX {
+            self.turn();
+            if self.submissions.is_empty() && self.sim.is_stuck() {
+                let is_held_back =
+                    self.reserved.is_empty() && self.sim.sockets().iter().any(Socket::is_held_back);
+                assert!(!is_held_back, "a peer waits for what was sent");
+                if !self.message() {
+                    return;
+                }
+            }
+        }
+        panic!("it goes round in circles");
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, seconds: u64) {
+        self.now_s += seconds;
+        let slots: Vec<_> = self.connections.keys().copied().collect();
+        for slot in slots {
+            self.with(slot, Connection::tick);
+        }
+    }
+
+    /// The worker ends.
+    pub fn drain(&mut self) {
+        let slots: Vec<_> = self.connections.keys().copied().collect();
+        for slot in slots {
+            self.disturb(slot as usize, Disturbance::Drained);
+            self.with(slot, Connection::drain);
+        }
+    }
+
+    /// A connection is ended at once.
+    pub fn terminate(&mut self, index: usize) {
+        self.disturb(index, Disturbance::Cut);
+        let parting = if self.random.chance(50) { Parting::Reset } else { Parting::Orderly };
+        let slot = u32::try_from(index).unwrap_or(u32::MAX);
+        self.with(slot, |connection, context| connection.terminate(parting, context));
+    }
+
+    fn disturb(&mut self, index: usize, disturbance: Disturbance) {
+        let of_peer = &mut self.peers[index].1;
+        *of_peer = disturbance.max(*of_peer);
+    }
+
+    /// Some of a life: buffers may be rare, and connections may be ended at any moment.
+    pub fn live(&mut self, random: &mut Random) {
+        if random.chance(40) {
+            self.reserve(PACK_BUFFERS_MAX - 1 - random.below(2));
+        }
+        let ends_early = random.chance(30);
+        for _ in 0..random.below(300) {
+            self.turn();
+            match random.below(100) {
+                0 if ends_early => self.drain(),
+                1..=2 if ends_early && !self.is_empty() => self.terminate(random.pick(&self.connected())),
+                3 => self.pass(0),
+                _ => {}
+            }
+        }
+    }
+
+    /// Lets time pass until everybody has gone, and checks that nothing is left and everybody heard what they should.
+    pub fn end(mut self) {
+        let mut waited_s = 0;
+        self.settle();
+        while !self.is_empty() {
+            assert!(waited_s < PATIENCE_S, "{:?} wait for nothing", self.connected());
+            self.pass(50);
+            waited_s += 50;
+            self.settle();
+        }
+        assert!(self.planner.asked.is_empty() && self.planner.pending.is_empty(), "nobody was told");
+        self.unreserve();
+        assert_eq!(self.pool.packs_out(), 0, "pack buffers are out");
+        for submission in self.submissions.drain(..) {
+            self.sim.submit(submission);
+        }
+        drop(self.planner);
+        self.sim.assert_at_rest();
+        for (index, (says, disturbance)) in self.peers.iter().enumerate() {
+            let socket = self.sim.socket(index);
+            check(self.seed, says, socket.sent(), socket.end(), *disturbance);
+        }
+    }
+}
+
+/// Whatever a peer says is answered as the oracle says, and leaves nothing behind.
+pub fn fuzz_connection(data: &[u8]) {
+    let Some((seed, says)) = data.split_first_chunk() else { return };
+    let seed = u64::from_ne_bytes(*seed);
+    let mut random = Random(seed);
+    let mut world = World::new(seed, Faults::drawn(&mut random));
+    world.connect(Peer {
+        says: says.to_vec(),
+        ending: if random.chance(50) { super::Ending::HalfClose } else { super::Ending::Silence },
+        reading: super::Reading::Eager,
+        resets_at: None,
+        is_polite: random.chance(50),
+    });
+    world.live(&mut random);
+    world.end();
+}

@@ -1,0 +1,550 @@
+//! Sending a body: small files packed together with what stands between them, large ranges without copying, cold ones
+//! read ahead through the ring. No step waits for a disk or a peer.
+//!
+//! The whole state of a transfer between two steps is one position. In each step (one per connection and turn of the
+//! loop, which is what keeps a big NAR from slowing a small answer down) it does one of three things:
+//!
+//! - **pack**: fill one buffer with framing and whole small files, opened and read side by side, and send it;
+//! - **send a file's range** by sendfile, when the range is long and in memory;
+//! - **pack a part of a long file**, when that range is not in memory.
+//!
+//! A peer that does not take the bytes gets a poll, and the buffer is kept only as long as nobody else needs it: what
+//! was not sent can be made again from the position.
+
+use std::ops::Range;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use rustix::io::Errno;
+
+use super::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
+use super::descriptor::Descriptor;
+use super::op::{ConnectionId, FileKind, Op, OpenedFile, Purpose, SendFileError, Submission, Token};
+use super::pool::Pool;
+use crate::limits::{PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN};
+
+/// A body on its way to a peer.
+pub struct Transfer {
+    body: Box<dyn Body>,
+    /// Heads that go before the body and were not sent yet.
+    lead: Bytes,
+    /// Everything of the body before this was taken by the socket. `position <= end`.
+    position: u64,
+    end: u64,
+    /// The long file that the position is in, once it was opened.
+    long: Option<LongFile>,
+    /// Up to here a long file's bytes are to be read instead of sent without copying. `0` when not.
+    cold_until: u64,
+    state: State,
+}
+
+/// A file that takes several steps, kept open between them.
+struct LongFile {
+    /// The positions of the body that it covers.
+    positions: Range<u64>,
+    file: Descriptor,
+    /// Where in the file the first of these positions is.
+    offset: u64,
+}
+
+enum State {
+    /// Nothing is in flight; [`Transfer::step`] decides what is next.
+    Ready,
+    /// Waiting for a buffer, in the pool's queue.
+    Starved,
+    /// Waiting for the body to learn what comes next.
+    AwaitingBody,
+    /// Files are opened and read into a buffer.
+    Packing(Pack),
+    /// A buffer is with the kernel.
+    Sending,
+    /// The socket takes nothing; what is left of a buffer may be kept meanwhile.
+    Blocked { kept: Option<(BytesMut, Range<usize>)> },
+    /// A long file is opened.
+    Opening,
+    /// This many bytes of a long file are sent without copying.
+    SendingFile(usize),
+}
+
+/// One buffer that is filled.
+struct Pack {
+    /// The buffer in parts: even ones are bytes that are there, odd ones belong to the file of half their index and are
+    /// away while the kernel reads into them. The last one is what was not needed.
+    parts: Vec<Option<BytesMut>>,
+    files: Vec<PackedFile>,
+    /// Files that are not complete.
+    missing: usize,
+    /// Bytes of the buffer that will be sent.
+    filled: usize,
+}
+
+/// A file that is read into a part of the buffer.
+struct PackedFile {
+    offset: u64,
+    /// The length that the whole file must have, when it is opened for this.
+    expected_len: Option<u64>,
+    filled: usize,
+}
+
+/// What a transfer came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It goes on by itself.
+    Underway,
+    /// Every byte was taken by the socket.
+    Done,
+    /// The body cannot be finished: the connection must be reset.
+    Broken,
+}
+
+/// What a step may use.
+pub struct Tools<'a> {
+    /// Whose transfer it is.
+    pub id: ConnectionId,
+    /// Where to send.
+    pub socket: &'a Descriptor,
+    /// Where operations are put.
+    pub submissions: &'a mut Vec<Submission>,
+    /// Where buffers come from.
+    pub pool: &'a mut Pool,
+}
+
+impl Tools<'_> {
+    fn submit(&mut self, purpose: Purpose, op: Op) {
+        self.submissions.push(Submission { token: Token::Connection(self.id, purpose), op });
+    }
+
+    fn send(&mut self, buffer: BytesMut, range: Range<usize>, more: bool) {
+        let socket = self.socket.clone();
+        self.submit(Purpose::Send, Op::Send { socket, buffer, range, more, wait: false });
+    }
+
+    fn await_writable(&mut self) {
+        let socket = self.socket.clone();
+        self.submit(Purpose::Send, Op::AwaitWritable { socket });
+    }
+}
+
+impl Transfer {
+    /// `lead` (heads, possibly empty), then the bytes of `body` in `range`.
+    pub fn new(lead: Bytes, body: Box<dyn Body>, range: Range<u64>) -> Self {
+        Self {
+            body,
+            lead,
+            position: range.start,
+            end: range.end,
+            long: None,
+            cold_until: 0,
+            state: State::Ready,
+        }
+    }
+
+    /// Goes on: at the start, and after a pause for a buffer or for the body.
+    pub fn step(&mut self, tools: &mut Tools<'_>) -> Progress {
+        match self.state {
+            State::Ready | State::AwaitingBody => {}
+            // Whoever steps out of turn would stand in the queue twice.
+            State::Starved if tools.pool.is_turn_of(tools.id) => {}
+            _ => return Progress::Underway,
+        }
+        self.state = State::Ready;
+        if !self.lead.is_empty() {
+            return self.pack(tools);
+        }
+        if self.position == self.end {
+            return Progress::Done;
+        }
+        if self.position < self.cold_until {
+            return self.pack(tools);
+        }
+        match self.piece_at(self.position) {
+            Lookup::Piece(Piece::File(piece)) if is_long(piece.len) => self.send_long(tools),
+            Lookup::Piece(_) => self.pack(tools),
+            Lookup::NotYet => {
+                self.state = State::AwaitingBody;
+                Progress::Underway
+            }
+            Lookup::Broken => Progress::Broken,
+        }
+    }
+
+    /// Whether a pack buffer is out with this transfer.
+    pub fn holds_pack(&self) -> bool {
+        matches!(self.state, State::Packing(_) | State::Sending | State::Blocked { kept: Some(_) })
+    }
+
+    /// Whether something of purpose [`Purpose::Send`] is in the kernel and may stay there until the peer reads.
+    pub fn waits_for_peer(&self) -> bool {
+        matches!(self.state, State::Blocked { .. })
+    }
+
+    /// Parts with a buffer that is kept for a peer that does not read; its bytes are made again later.
+    pub fn surrender(&mut self) -> Option<BytesMut> {
+        let State::Blocked { kept } = &mut self.state else { return None };
+        kept.take().map(|(buffer, _)| buffer)
+    }
+
+    /// Of [`Op::Send`].
+    pub fn sent(
+        &mut self,
+        result: Result<usize, Errno>,
+        buffer: BytesMut,
+        range: Range<usize>,
+        tools: &mut Tools<'_>,
+    ) -> Progress {
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(_) => {
+                tools.pool.give_back_pack(buffer);
+                self.state = State::Ready;
+                return Progress::Broken;
+            }
+        };
+        self.advance(sent);
+        if sent < range.len() {
+            self.state = State::Blocked { kept: Some((buffer, range.start + sent..range.end)) };
+            tools.pool.note_keeper(tools.id);
+            tools.await_writable();
+            return Progress::Underway;
+        }
+        tools.pool.give_back_pack(buffer);
+        self.state = State::Ready;
+        self.step(tools)
+    }
+
+    /// Of [`Op::AwaitWritable`].
+    pub fn writable(&mut self, result: Result<(), Errno>, tools: &mut Tools<'_>) -> Progress {
+        let State::Blocked { kept } = std::mem::replace(&mut self.state, State::Ready) else {
+            return Progress::Broken;
+        };
+        if kept.is_some() {
+            tools.pool.forget_keeper(tools.id);
+        }
+        match (kept, result) {
+            (Some((buffer, range)), Ok(())) => {
+                let more = self.is_followed(range.len());
+                tools.send(buffer, range, more);
+                self.state = State::Sending;
+                Progress::Underway
+            }
+            (None, Ok(())) => self.step(tools),
+            (kept, Err(_)) => {
+                if let Some((buffer, _)) = kept {
+                    tools.pool.give_back_pack(buffer);
+                }
+                Progress::Broken
+            }
+        }
+    }
+
+    /// Of [`Op::SendFile`].
+    pub fn file_sent(&mut self, result: Result<usize, SendFileError>, tools: &mut Tools<'_>) -> Progress {
+        let State::SendingFile(len) = std::mem::replace(&mut self.state, State::Ready) else {
+            return Progress::Broken;
+        };
+        match result {
+            Ok(sent) if sent >= len => {
+                self.advance(sent);
+                self.step(tools)
+            }
+            // It sends all that the socket takes: the rest would be refused if it were tried at once.
+            Ok(_) | Err(SendFileError::WouldBlock) => {
+                self.advance(result.unwrap_or(0));
+                self.state = State::Blocked { kept: None };
+                tools.await_writable();
+                Progress::Underway
+            }
+            Err(SendFileError::Cold) => {
+                // To the file's end: reading makes the kernel read ahead, and a page that is on its way from the disk looks like
+                // one that is there.
+                self.cold_until = self.long.as_ref().map_or(self.end, |long| long.positions.end);
+                self.step(tools)
+            }
+            Err(SendFileError::Truncated) => self.broke(Fault::Changed),
+            Err(SendFileError::Failed(Errno::IO)) => self.broke(Fault::File(Errno::IO)),
+            Err(SendFileError::Failed(_)) => Progress::Broken,
+        }
+    }
+
+    /// Of [`Op::Open`], for the file of this index.
+    pub fn opened(
+        &mut self,
+        index: u16,
+        result: Result<OpenedFile, Errno>,
+        tools: &mut Tools<'_>,
+    ) -> Progress {
+        let opened = match result {
+            Ok(opened) if opened.status.kind == FileKind::Regular => opened,
+            Ok(_) => return self.broke(Fault::Changed),
+            Err(errno) => return self.broke(Fault::File(errno)),
+        };
+        let outcome = match &mut self.state {
+            State::Opening => {
+                self.state = State::Ready;
+                self.opened_long(&opened, tools)
+            }
+            State::Packing(pack) => pack.opened(index, opened, tools).map(|()| Progress::Underway),
+            _ => return Progress::Broken,
+        };
+        outcome.unwrap_or_else(|fault| self.broke(fault))
+    }
+
+    /// Of [`Op::Read`], for the file of this index.
+    pub fn read(
+        &mut self,
+        index: u16,
+        result: Result<usize, Errno>,
+        file: Descriptor,
+        buffer: BytesMut,
+        tools: &mut Tools<'_>,
+    ) -> Progress {
+        let State::Packing(pack) = &mut self.state else { return Progress::Broken };
+        match pack.read(index, result, file, buffer, tools) {
+            Err(fault) => return self.broke(fault),
+            Ok(()) if pack.missing == 0 => self.send_pack(tools),
+            Ok(()) => {}
+        }
+        Progress::Underway
+    }
+
+    fn broke(&mut self, fault: Fault) -> Progress {
+        self.body.broke(fault);
+        Progress::Broken
+    }
+
+    /// Notes that the socket has taken `sent` bytes more.
+    fn advance(&mut self, sent: usize) {
+        let of_lead = sent.min(self.lead.len());
+        self.lead.advance(of_lead);
+        self.position += (sent - of_lead) as u64;
+    }
+
+    /// The body's piece at `at`, cut at the end of what is wanted; from the long file's descriptor where that is open.
+    fn piece_at(&mut self, at: u64) -> Lookup<'_> {
+        let wanted = self.end - at;
+        if let Some(long) = self.long.as_ref().filter(|long| long.positions.contains(&at)) {
+            return Lookup::Piece(Piece::File(FilePiece {
+                source: FileSource::Open(&long.file),
+                offset: long.offset + (at - long.positions.start),
+                len: (long.positions.end - at).min(wanted),
+            }));
+        }
+        match self.body.piece_at(at) {
+            Lookup::Piece(Piece::File(piece)) => {
+                Lookup::Piece(Piece::File(FilePiece { len: piece.len.min(wanted), ..piece }))
+            }
+            Lookup::Piece(Piece::Bytes(bytes)) => {
+                let len = usize::try_from(wanted).map_or(bytes.len(), |wanted| bytes.len().min(wanted));
+                Lookup::Piece(Piece::Bytes(&bytes[..len]))
+            }
+            other => other,
+        }
+    }
+
+    /// Sends from the long file at the position, after opening it when that has to be done.
+    fn send_long(&mut self, tools: &mut Tools<'_>) -> Progress {
+        let position = self.position;
+        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Progress::Broken };
+        match piece.source {
+            FileSource::Open(file) => {
+                let len =
+                    usize::try_from(piece.len).map_or(SENDFILE_LEN_MAX, |len| len.min(SENDFILE_LEN_MAX));
+                let op = Op::SendFile {
+                    socket: tools.socket.clone(),
+                    file: file.clone(),
+                    offset: piece.offset,
+                    len,
+                };
+                tools.submit(Purpose::Send, op);
+                self.state = State::SendingFile(len);
+            }
+            FileSource::Beneath { directory, path, .. } => {
+                let op = Op::Open { directory: directory.clone(), path: path.to_owned() };
+                tools.submit(Purpose::File(0), op);
+                self.state = State::Opening;
+            }
+        }
+        Progress::Underway
+    }
+
+    fn opened_long(&mut self, opened: &OpenedFile, tools: &mut Tools<'_>) -> Result<Progress, Fault> {
+        let position = self.position;
+        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Ok(Progress::Broken) };
+        if let FileSource::Beneath { len_bytes, .. } = piece.source
+            && len_bytes != opened.status.len_bytes
+        {
+            return Err(Fault::Changed);
+        }
+        let positions = position..position + piece.len;
+        self.long = Some(LongFile { positions, file: opened.file.clone(), offset: piece.offset });
+        Ok(self.step(tools))
+    }
+
+    /// Fills a buffer with the lead, framing and files, as far as there is room and the body knows.
+    fn pack(&mut self, tools: &mut Tools<'_>) -> Progress {
+        let Some(mut buffer) = tools.pool.take_pack(tools.id) else {
+            self.state = State::Starved;
+            return Progress::Underway;
+        };
+        let mut filled = self.lead.len().min(PACK_BUFFER_LEN_BYTES);
+        buffer[..filled].copy_from_slice(&self.lead[..filled]);
+        let mut at = self.position;
+        let mut cold_until = self.cold_until;
+        let mut planned: Vec<(usize, usize, PackedFile)> = Vec::new();
+        let mut opens: Vec<Op> = Vec::new();
+        while at < self.end && filled < PACK_BUFFER_LEN_BYTES && planned.len() < PACK_FILES_MAX {
+            let room = PACK_BUFFER_LEN_BYTES - filled;
+            let len = match self.piece_at(at) {
+                Lookup::Piece(Piece::Bytes(bytes)) if !bytes.is_empty() => {
+                    let len = bytes.len().min(room);
+                    buffer[filled..filled + len].copy_from_slice(&bytes[..len]);
+                    len
+                }
+                Lookup::Piece(Piece::File(piece)) => {
+                    let is_cold = at < cold_until;
+                    let fits = piece.len <= room as u64;
+                    if !is_cold && (is_long(piece.len) || !fits) {
+                        break;
+                    }
+                    let len = if fits { usize::try_from(piece.len).unwrap_or(room) } else { room };
+                    let (expected_len, op) = match piece.source {
+                        FileSource::Open(file) => (
+                            None,
+                            Op::Read {
+                                file: file.clone(),
+                                offset: piece.offset,
+                                buffer: BytesMut::new(),
+                                filled: 0,
+                            },
+                        ),
+                        FileSource::Beneath { directory, path, len_bytes } => (
+                            Some(len_bytes),
+                            Op::Open { directory: directory.clone(), path: path.to_owned() },
+                        ),
+                    };
+                    planned.push((filled, len, PackedFile { offset: piece.offset, expected_len, filled: 0 }));
+                    opens.push(op);
+                    // Only the file that was found cold is cut at the buffer's end.
+                    cold_until = 0;
+                    len
+                }
+                Lookup::NotYet => break,
+                Lookup::Piece(Piece::Bytes(_)) | Lookup::Broken => {
+                    tools.pool.give_back_pack(buffer);
+                    return Progress::Broken;
+                }
+            };
+            filled += len;
+            at += len as u64;
+        }
+        if filled == 0 {
+            tools.pool.give_back_pack(buffer);
+            self.state = State::AwaitingBody;
+            return Progress::Underway;
+        }
+        self.state = State::Packing(Pack::new(buffer, planned, filled));
+        if opens.is_empty() {
+            self.send_pack(tools);
+            return Progress::Underway;
+        }
+        let State::Packing(pack) = &mut self.state else { return Progress::Broken };
+        for (index, op) in (0u16..).zip(opens) {
+            let op = match op {
+                Op::Read { file, offset, .. } => {
+                    Op::Read { file, offset, buffer: pack.lend(index), filled: 0 }
+                }
+                open => open,
+            };
+            tools.submit(Purpose::File(index), op);
+        }
+        Progress::Underway
+    }
+
+    /// Gives a complete buffer to the kernel.
+    fn send_pack(&mut self, tools: &mut Tools<'_>) {
+        let State::Packing(pack) = std::mem::replace(&mut self.state, State::Sending) else { return };
+        let filled = pack.filled;
+        let more = self.is_followed(filled);
+        tools.send(pack.join(), 0..filled, more);
+    }
+
+    /// Whether a range of a file goes out right behind the next `len` bytes, so that the kernel may hold their last, short
+    /// packet back for it. Behind anything else it must not: the next buffer takes a while to fill.
+    fn is_followed(&mut self, len: usize) -> bool {
+        let of_body = len - self.lead.len().min(len);
+        let at = self.position + of_body as u64;
+        at < self.end
+            && at >= self.cold_until
+            && matches!(self.piece_at(at), Lookup::Piece(Piece::File(piece)) if is_long(piece.len))
+    }
+}
+
+impl Pack {
+    /// Cuts `buffer` into what is there and what the files (start, length) will bring.
+    fn new(mut buffer: BytesMut, planned: Vec<(usize, usize, PackedFile)>, filled: usize) -> Self {
+        let mut parts = Vec::with_capacity(2 * planned.len() + 1);
+        let mut files = Vec::with_capacity(planned.len());
+        let mut cut = 0;
+        for (start, len, file) in planned {
+            parts.push(Some(buffer.split_to(start - cut)));
+            parts.push(Some(buffer.split_to(len)));
+            cut = start + len;
+            files.push(file);
+        }
+        parts.push(Some(buffer));
+        Self { parts, missing: files.len(), files, filled }
+    }
+
+    /// The whole buffer again.
+    fn join(self) -> BytesMut {
+        let mut whole = BytesMut::new();
+        for part in self.parts.into_iter().flatten() {
+            whole.unsplit(part);
+        }
+        whole
+    }
+
+    /// The part of a file, for the kernel to read into.
+    fn lend(&mut self, index: u16) -> BytesMut {
+        self.parts[2 * usize::from(index) + 1].take().unwrap_or_default()
+    }
+
+    fn opened(&mut self, index: u16, opened: OpenedFile, tools: &mut Tools<'_>) -> Result<(), Fault> {
+        let file = &self.files[usize::from(index)];
+        if file.expected_len.is_some_and(|expected_len| expected_len != opened.status.len_bytes) {
+            return Err(Fault::Changed);
+        }
+        let offset = file.offset;
+        let op = Op::Read { file: opened.file, offset, buffer: self.lend(index), filled: 0 };
+        tools.submit(Purpose::File(index), op);
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        index: u16,
+        result: Result<usize, Errno>,
+        descriptor: Descriptor,
+        buffer: BytesMut,
+        tools: &mut Tools<'_>,
+    ) -> Result<(), Fault> {
+        let file = &mut self.files[usize::from(index)];
+        match result {
+            Ok(0) => return Err(Fault::Changed),
+            Err(errno) => return Err(Fault::File(errno)),
+            Ok(len) => file.filled += len,
+        }
+        if file.filled < buffer.len() {
+            let (offset, filled) = (file.offset + file.filled as u64, file.filled);
+            tools.submit(Purpose::File(index), Op::Read { file: descriptor, offset, buffer, filled });
+        } else {
+            self.parts[2 * usize::from(index) + 1] = Some(buffer);
+            self.missing -= 1;
+        }
+        Ok(())
+    }
+}
+
+fn is_long(len: u64) -> bool {
+    len >= SENDFILE_LEN_MIN
+}
