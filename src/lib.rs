@@ -9,9 +9,11 @@
 //! - [`codec`] is pure: bytes and values in, bytes and values out. No file, socket, clock, ring or log.
 //! - [`store`] is state on disk: the Nix database, directory walks, keys. Blocking; its callers choose the thread.
 //! - [`ring`] is the kernel: operations, buffers, connections, sending. It knows HTTP framing and no Nix.
+//! - [`server`] is policy: workers, routes, handlers, configuration.
 //! - [`limits`] names every bound; all layers may read it.
 
 pub mod codec;
 pub mod limits;
 pub mod ring;
+pub mod server;
 pub mod store;

@@ -1,0 +1,117 @@
+//! What is true: the complete, validated and immutable configuration of one server.
+//!
+//! `cli` makes it from what was typed; a test makes it from literals. Nothing from here downward reads a flag, a
+//! variable that a person sets, or a file of settings, and nothing here has a default. Only what a service manager
+//! hands to the process itself (sockets, where to report) is picked up by [`super::listen`] and [`super::systemd`].
+
+use std::fmt;
+use std::net::{AddrParseError, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::codec::signature::SecretKey;
+use crate::codec::store_path::StoreDir;
+use crate::store::LocalStore;
+
+/// Everything a server must know before it binds its first socket.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen, in the order given; never empty. Sockets inherited from systemd take the place of all of them.
+    pub listen: Vec<ListenAddress>,
+    /// Who is asked for a hash, in this order: the first that knows it answers. Never empty.
+    pub sources: Vec<SourceConfig>,
+    /// The logical store directory, as `nix-cache-info` announces it; the same for every source.
+    pub store_dir: StoreDir,
+    /// Every narinfo of a live store is signed with each of these; may be empty.
+    pub secret_keys: Vec<SecretKey>,
+    /// `Priority` of `nix-cache-info`: clients ask the cache with the lowest number first.
+    pub priority: u32,
+    /// Network threads, one ring each; at least 1.
+    pub workers: usize,
+    /// How long answers that are under way may take after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Names of kernel capabilities to do without although the kernel has them, as typed; `ring` knows the names.
+    pub capabilities_off: Vec<String>,
+}
+
+/// One source of store paths.
+#[derive(Clone, Debug)]
+pub enum SourceConfig {
+    /// A live Nix store: its directory and its database.
+    Store(LocalStore),
+    /// A cache directory in the layout of `nix copy --to file://…`.
+    Directory(PathBuf),
+}
+
+/// A place to listen at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// TCP; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// A unix stream socket at this path.
+    Unix(PathBuf),
+}
+
+impl ListenAddress {
+    /// Every address of this machine, IPv6 and IPv4, at `port`.
+    pub fn everywhere(port: u16) -> Self {
+        Self::Tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(formatter, "{address}"),
+            Self::Unix(path) => write!(formatter, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The text is none of `ADDR:PORT`, `[ADDR]:PORT`, `unix:PATH`.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenAddressError {
+    /// `unix:` with nothing behind it.
+    #[error("unix: needs the path of a socket, such as unix:/run/narwire.sock")]
+    EmptyPath,
+    /// No address and port.
+    #[error(
+        "expected ADDR:PORT, [ADDR]:PORT or unix:PATH, such as 127.0.0.1:5000, [::]:5000 or unix:/run/narwire.sock"
+    )]
+    NoAddress(#[from] AddrParseError),
+}
+
+impl FromStr for ListenAddress {
+    type Err = ListenAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err(ListenAddressError::EmptyPath),
+            Some(path) => Ok(Self::Unix(PathBuf::from(path))),
+            None => Ok(Self::Tcp(text.parse()?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_addresses_are_read_and_written_back() {
+        for text in ["127.0.0.1:5000", "[::]:0", "[fe80::1]:65535", "unix:/run/narwire.sock", "unix:relative"]
+        {
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_listen_address_is_refused() {
+        for text in
+            ["", ":", "5000", ":5000", "localhost:5000", "::1:5000x", "1.2.3.4", "1.2.3.4:65536", "unix:"]
+        {
+            assert!(text.parse::<ListenAddress>().is_err(), "{text:?}");
+        }
+    }
+}

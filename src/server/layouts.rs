@@ -1,0 +1,336 @@
+//! The layouts of NARs that one worker knows: kept, growing, and those of damaged paths.
+//!
+//! A NAR is walked once for all who ask for it. Damage is remembered for a while, or until the database changes; the next
+//! walk after that tells nobody anything before it has seen the whole tree.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
+use tracing::error;
+
+use super::lookup::KnownPath;
+use super::nar_body::SharedLayout;
+use super::refusal::Failure;
+use crate::codec::hash::Sha256Digest;
+use crate::codec::nar::layout::Part;
+use crate::codec::narinfo::PathInfo;
+use crate::codec::store_path::HashPart;
+use crate::limits::{DAMAGE_REMEMBERED, DAMAGED_PATHS_MAX, LAYOUTS_LEN_MAX};
+use crate::ring::op::ConnectionId;
+use crate::store::change::Stamp;
+
+/// One NAR: a path, and the contents that it had.
+pub type NarKey = (HashPart, Sha256Digest);
+
+/// What a walk has to say.
+#[derive(Debug)]
+pub enum WalkNews {
+    /// A part behind which there is another.
+    Part(Part),
+    /// The last part, and the length of the NAR in bytes. They come together, so that a tree that is known to be damaged
+    /// is not there, rather than there and broken off.
+    Complete(Option<Part>, u64),
+    /// The tree cannot be walked. The cause was logged.
+    Failed(Failure),
+}
+
+/// What is known of a NAR's layout.
+pub enum Found {
+    /// It can be sent, as far as it is known.
+    Layout(Rc<SharedLayout>),
+    /// The path is damaged.
+    Damaged,
+    /// A walk is under way, and will answer the one who has asked.
+    Joined,
+    /// Nothing: it has to be walked.
+    Unknown,
+}
+
+/// The layouts of one worker.
+pub struct Layouts {
+    kept: Cache<NarKey, Rc<SharedLayout>, LayoutWeighter>,
+    walks: HashMap<NarKey, Walk>,
+    damaged: HashMap<NarKey, Damage>,
+}
+
+/// A walk under way.
+struct Walk {
+    path: Arc<KnownPath>,
+    layout: Rc<SharedLayout>,
+    /// The state of the database when it began.
+    stamp: Stamp,
+    /// Whether the path was damaged before: then nothing is sent before the whole is known.
+    is_suspect: bool,
+    /// Who waits for its beginning.
+    waiting: Vec<ConnectionId>,
+    /// Who is being sent what it has found.
+    readers: Vec<ConnectionId>,
+}
+
+/// What a walk has found out.
+struct Damage {
+    at: Instant,
+    /// The state of the database then.
+    stamp: Stamp,
+}
+
+/// Whom the news of a walk concern.
+pub struct Told {
+    /// Those who have waited for the beginning.
+    pub waiting: Vec<ConnectionId>,
+    /// Those who are being sent it.
+    pub readers: Vec<ConnectionId>,
+    /// What those who have waited get.
+    pub outcome: Result<Rc<SharedLayout>, Failure>,
+}
+
+impl Default for Layouts {
+    fn default() -> Self {
+        Self {
+            kept: Cache::with_weighter(128, LAYOUTS_LEN_MAX, LayoutWeighter),
+            walks: HashMap::new(),
+            damaged: HashMap::new(),
+        }
+    }
+}
+
+impl Layouts {
+    /// What is known of a NAR, for `id`, while the database is in the state of `stamp`.
+    pub fn find(&mut self, key: &NarKey, id: ConnectionId, stamp: Stamp) -> Found {
+        match self.kept.get(key) {
+            Some(layout) if layout.is_sound() => return Found::Layout(Rc::clone(layout)),
+            Some(_) | None => {}
+        }
+        if let Some(damage) = self.damaged.get(key)
+            && damage.stamp == stamp
+            && damage.at.elapsed() < DAMAGE_REMEMBERED
+        {
+            return Found::Damaged;
+        }
+        let Some(walk) = self.walks.get_mut(key) else { return Found::Unknown };
+        if walk.is_suspect || !walk.layout.has_begun() || !walk.layout.is_sound() {
+            walk.waiting.push(id);
+            return Found::Joined;
+        }
+        if !walk.readers.contains(&id) {
+            walk.readers.push(id);
+        }
+        Found::Layout(Rc::clone(&walk.layout))
+    }
+
+    /// Notes that a walk was begun for `id`.
+    pub fn begin(&mut self, path: Arc<KnownPath>, id: ConnectionId, stamp: Stamp) {
+        let key = key_of(&path);
+        let was_damaged = self.damaged.remove(&key).is_some();
+        // A kept one that is still there was found damaged while it was sent.
+        let broke = self.kept.remove(&key).is_some();
+        let walk = Walk {
+            layout: Rc::new(SharedLayout::new(path.info.nar_size)),
+            path,
+            stamp,
+            is_suspect: was_damaged || broke,
+            waiting: vec![id],
+            readers: Vec::new(),
+        };
+        self.walks.insert(key, walk);
+    }
+
+    /// Takes what a walk has found; says whom it concerns.
+    pub fn take(&mut self, key: NarKey, news: WalkNews) -> Option<Told> {
+        let walk = self.walks.get_mut(&key)?;
+        let outcome = match news {
+            WalkNews::Part(part) => {
+                walk.layout.push(part);
+                let waiting = if walk.is_suspect { Vec::new() } else { std::mem::take(&mut walk.waiting) };
+                let told =
+                    Told { waiting, readers: walk.readers.clone(), outcome: Ok(Rc::clone(&walk.layout)) };
+                walk.readers.extend_from_slice(&told.waiting);
+                return Some(told);
+            }
+            WalkNews::Complete(part, len_bytes) => {
+                if let Some(part) = part {
+                    walk.layout.push(part);
+                }
+                if walk.layout.complete(len_bytes) {
+                    Ok(())
+                } else {
+                    let PathInfo { path, nar_size, .. } = &walk.path.info;
+                    let name = path.base_name();
+                    error!("{name} is damaged: its NAR has {len_bytes} bytes, the database says {nar_size}");
+                    Err(Failure::Damaged)
+                }
+            }
+            WalkNews::Failed(failure) => Err(failure),
+        };
+        let Walk { layout, stamp, waiting, readers, .. } = self.walks.remove(&key)?;
+        let outcome = match outcome {
+            Ok(()) => {
+                self.kept.insert(key, Rc::clone(&layout));
+                Ok(layout)
+            }
+            Err(failure) => {
+                layout.fail();
+                // What says something about this moment says nothing about the path.
+                if failure != Failure::Busy {
+                    self.remember_damage(key, stamp);
+                }
+                Err(failure)
+            }
+        };
+        Some(Told { waiting, readers, outcome })
+    }
+
+    fn remember_damage(&mut self, key: NarKey, stamp: Stamp) {
+        if self.damaged.len() >= DAMAGED_PATHS_MAX {
+            self.damaged.clear();
+        }
+        self.damaged.insert(key, Damage { at: Instant::now(), stamp });
+    }
+}
+
+/// The NAR of a path.
+pub fn key_of(path: &KnownPath) -> NarKey {
+    (path.info.path.hash_part(), path.info.nar_hash)
+}
+
+/// The memory of a layout, which no longer changes when it is kept.
+#[derive(Clone)]
+struct LayoutWeighter;
+
+impl Weighter<NarKey, Rc<SharedLayout>> for LayoutWeighter {
+    fn weight(&self, _: &NarKey, layout: &Rc<SharedLayout>) -> u64 {
+        (layout.memory_len_bytes() + size_of::<(NarKey, SharedLayout)>()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::codec::nar::layout::Builder;
+    use crate::codec::store_path::StorePath;
+    use crate::store::change::ChangeCounter;
+    use crate::store::demo::DemoStore;
+
+    const FIRST: ConnectionId = ConnectionId { slot: 0, generation: 1 };
+    const SECOND: ConnectionId = ConnectionId { slot: 1, generation: 2 };
+
+    /// A database to take stamps of, and to change.
+    struct Clock {
+        demo: DemoStore,
+        counter: ChangeCounter,
+    }
+
+    impl Clock {
+        fn new() -> Self {
+            let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+            let counter = ChangeCounter::open(&demo.store).unwrap();
+            Self { demo, counter }
+        }
+
+        fn stamp(&self) -> Stamp {
+            self.counter.stamp()
+        }
+
+        fn commit(&self) {
+            let database = rusqlite::Connection::open(&self.demo.store.database).unwrap();
+            database.execute("update ValidPaths set registrationTime = registrationTime + 1", []).unwrap();
+        }
+    }
+
+    /// The NAR of a link in one part, and its length.
+    fn link() -> (Part, u64) {
+        let mut builder = Builder::new();
+        builder.symlink(b"target").unwrap();
+        let (part, len_bytes) = builder.finish();
+        (part.unwrap(), len_bytes)
+    }
+
+    fn path(nar_size: u64) -> Arc<KnownPath> {
+        let info = PathInfo {
+            path: StorePath::parse_base_name("00000000000000000000000000000000-x").unwrap(),
+            nar_hash: Sha256Digest([0; 32]),
+            nar_size,
+            references: Vec::new(),
+            deriver: None,
+            signatures: Vec::new(),
+            ca: None,
+        };
+        Arc::new(KnownPath { info, fields: Bytes::new(), narinfo: Bytes::new(), etag: None })
+    }
+
+    #[test]
+    fn a_walk_answers_all_who_wait_and_is_kept() {
+        let (clock, (part, len_bytes)) = (Clock::new(), link());
+        let (path, mut layouts) = (path(len_bytes), Layouts::default());
+        let key = key_of(&path);
+        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
+        layouts.begin(path, FIRST, clock.stamp());
+        assert!(matches!(layouts.find(&key, SECOND, clock.stamp()), Found::Joined));
+        let told = layouts.take(key, WalkNews::Complete(Some(part), len_bytes)).unwrap();
+        assert_eq!((told.waiting, told.outcome.is_ok()), (vec![FIRST, SECOND], true));
+        clock.commit();
+        assert!(
+            matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Layout(_)),
+            "contents do not change"
+        );
+    }
+
+    #[test]
+    fn readers_are_told_once_however_often_they_ask() {
+        let (clock, (part, len_bytes)) = (Clock::new(), link());
+        let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
+        let key = key_of(&path);
+        layouts.begin(path, FIRST, clock.stamp());
+        assert_eq!(layouts.take(key, WalkNews::Part(part)).unwrap().waiting, [FIRST]);
+        for _ in 0..3 {
+            assert!(matches!(layouts.find(&key, SECOND, clock.stamp()), Found::Layout(_)));
+        }
+        let told = layouts.take(key, WalkNews::Complete(None, len_bytes)).unwrap();
+        assert_eq!((told.readers, told.waiting), (vec![FIRST, SECOND], vec![]));
+        assert!(matches!(told.outcome, Err(Failure::Damaged)));
+    }
+
+    #[test]
+    fn damage_is_remembered_until_the_database_changes_and_suspected_afterwards() {
+        let (clock, (part, len_bytes)) = (Clock::new(), link());
+        let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
+        let key = key_of(&path);
+        layouts.begin(Arc::clone(&path), FIRST, clock.stamp());
+        layouts.take(key, WalkNews::Complete(Some(part.clone()), len_bytes)).unwrap();
+        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Damaged));
+        clock.commit();
+        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
+        layouts.begin(path, FIRST, clock.stamp());
+        let told = layouts.take(key, WalkNews::Part(part)).unwrap();
+        assert!(told.waiting.is_empty(), "nothing is sent before the whole is known");
+    }
+
+    #[test]
+    fn what_was_found_damaged_while_it_was_sent_is_walked_to_its_end_first() {
+        let (clock, (part, len_bytes)) = (Clock::new(), link());
+        let (path, mut layouts) = (path(len_bytes), Layouts::default());
+        let key = key_of(&path);
+        layouts.begin(Arc::clone(&path), FIRST, clock.stamp());
+        layouts.take(key, WalkNews::Complete(Some(part.clone()), len_bytes)).unwrap().outcome.unwrap().fail();
+        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
+        layouts.begin(path, FIRST, clock.stamp());
+        assert!(layouts.take(key, WalkNews::Part(part)).unwrap().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_passing_failure_is_not_remembered() {
+        let (clock, mut layouts) = (Clock::new(), Layouts::default());
+        let path = path(8);
+        let key = key_of(&path);
+        layouts.begin(path, FIRST, clock.stamp());
+        let told = layouts.take(key, WalkNews::Failed(Failure::Busy)).unwrap();
+        assert!(matches!(told.outcome, Err(Failure::Busy)));
+        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
+    }
+}

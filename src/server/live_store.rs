@@ -1,0 +1,547 @@
+//! A live Nix store as one worker sees it: what it knows of paths, and the NARs that it sends.
+//!
+//! Answers, hits and misses, hold until the database changes: each is kept with the stamp of the state in which it was
+//! found, and the present stamp costs two loads of memory wherever SQLite shares its index ([`crate::store::change`]). So a
+//! path registered a moment ago is found by the next request, and one that was deleted is gone.
+//!
+//! What needs the database or a directory walk is asked of the lookup plane ([`super::lookup`]), and once for all who want
+//! it. A NAR goes through: what is known of the path → its root is opened, which keeps the garbage collector away → is it
+//! still valid? → its layout → reply. When everything is known, no other thread is asked.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
+use rustix::io::Errno;
+use tracing::error;
+
+use super::layouts::{Found, Layouts, NarKey, Told, WalkNews, key_of};
+use super::lookup::{Known, KnownPath, SharedStore};
+use super::nar_body::{NarBody, Root, SharedLayout};
+use super::plane::{Full, Plane, Planes, Toolbox};
+use super::refusal::{Failure, overloaded};
+use super::representation::{
+    Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, NARINFO_TYPE, Representation,
+};
+use super::request::{Message, Stage, Step, Wish};
+use crate::codec::http::Status;
+use crate::codec::http::field::ETag;
+use crate::codec::http::route::{NarCompression, NarRequest, Route};
+use crate::codec::store_path::HashPart;
+use crate::limits::KNOWN_PATHS_LEN_MAX;
+use crate::ring::descriptor::Descriptor;
+use crate::ring::inbox::Mailbox;
+use crate::ring::op::{ConnectionId, FileKind, OpenedFile};
+use crate::ring::reactor;
+use crate::ring::service::{Reply, ReplyBody};
+use crate::store::StoreError;
+use crate::store::change::{ChangeCounter, Stamp};
+use crate::store::walk::{self, Walked};
+
+/// The store, seen by one worker.
+pub struct LiveStore {
+    shared: Arc<SharedStore>,
+    counter: Arc<ChangeCounter>,
+    epoch: u64,
+    /// The directory of all store paths.
+    directory: Descriptor,
+    known: Cache<HashPart, Known, KnownWeighter>,
+    /// Who waits for what is being looked up.
+    asked: HashMap<HashPart, Vec<Asker>>,
+    layouts: Layouts,
+    planes: Planes,
+    mailbox: Mailbox<reactor::Message<Message>>,
+}
+
+/// Somebody who waits for what is known of a hash part.
+struct Asker {
+    id: ConnectionId,
+    /// The state of the database when it joined a question that was under way; none for whom the question was put.
+    joined: Option<Stamp>,
+}
+
+/// What a request waits for.
+pub enum Awaited {
+    /// What is known of the path.
+    Knowledge,
+    /// Its root to be opened.
+    Root(Arc<KnownPath>),
+    /// Whether it is still valid now that its root is open.
+    Validity(Arc<KnownPath>, Root),
+    /// The beginning of its layout.
+    Layout(Arc<KnownPath>, Root),
+}
+
+/// What a worker remembers of a hash part.
+enum Knowledge {
+    /// It holds in the present state of the database: there is this path, or none.
+    Now(Option<Arc<KnownPath>>),
+    /// Nothing, or nothing that still holds for certain.
+    Outdated,
+}
+
+impl LiveStore {
+    /// The store for one worker, whose mailbox gets the answers.
+    pub fn new(
+        shared: Arc<SharedStore>,
+        directory: Descriptor,
+        planes: Planes,
+        mailbox: Mailbox<reactor::Message<Message>>,
+    ) -> Self {
+        Self {
+            counter: shared.counter(),
+            epoch: shared.epoch(),
+            shared,
+            directory,
+            known: Cache::with_weighter(1024, KNOWN_PATHS_LEN_MAX, KnownWeighter),
+            asked: HashMap::new(),
+            layouts: Layouts::default(),
+            planes,
+            mailbox,
+        }
+    }
+
+    /// Answers a request, or says what it waits for.
+    pub fn ask(&mut self, id: ConnectionId, wish: &Wish) -> Step {
+        match &wish.route {
+            Route::NarInfo(hash_part) => match self.known(*hash_part) {
+                Knowledge::Now(path) => Self::narinfo(wish, path.as_deref()),
+                Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
+            },
+            Route::Nar(request) if request.compression == NarCompression::None => {
+                let hash_part = request.address.hash_part();
+                match self.known(hash_part) {
+                    Knowledge::Now(path) => self.open_root(request, path),
+                    Knowledge::Outdated => self.look_up(id, hash_part, Awaited::Knowledge),
+                }
+            }
+            Route::Listing(hash_part) => match self.known(*hash_part) {
+                Knowledge::Now(path) => self.list(id, path),
+                Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
+            },
+            Route::Log(derivation) => {
+                let derivation = derivation.clone();
+                self.make(id, |planes| &planes.walks, move |shared, _| shared.build_log(&derivation))
+            }
+            Route::DebugInfo { build_id, .. } => {
+                let build_id = *build_id;
+                self.make(
+                    id,
+                    |planes| &planes.walks,
+                    move |shared, toolbox| shared.debug_info(toolbox, build_id),
+                )
+            }
+            Route::Realisation(output) => {
+                let output = output.clone();
+                self.make(
+                    id,
+                    |planes| &planes.lookups,
+                    move |shared, toolbox| shared.realisation(toolbox, &output),
+                )
+            }
+            Route::BuildTrace { derivation, output } => {
+                let (derivation, output) = (derivation.clone(), output.clone());
+                let ask = move |shared: &SharedStore, toolbox: &mut Toolbox| {
+                    shared.build_trace(toolbox, &derivation, &output)
+                };
+                self.make(id, |planes| &planes.lookups, ask)
+            }
+            Route::Nar(_)
+            | Route::NarFile(_)
+            | Route::Index
+            | Route::CacheInfo
+            | Route::Version
+            | Route::Health
+            | Route::NotFound => Step::Absent,
+        }
+    }
+
+    /// Goes on after [`Message::Known`].
+    pub fn informed(
+        &mut self,
+        id: ConnectionId,
+        wish: &Wish,
+        stage: Awaited,
+        path: Option<Arc<KnownPath>>,
+    ) -> Step {
+        match (&wish.route, stage) {
+            (Route::NarInfo(_), _) => Self::narinfo(wish, path.as_deref()),
+            (Route::Listing(_), _) => self.list(id, path),
+            (Route::Nar(_), Awaited::Validity(opened, root)) => {
+                self.opened_valid(id, wish, opened, root, path)
+            }
+            (Route::Nar(request), _) => self.open_root(request, path),
+            _ => Step::Absent,
+        }
+    }
+
+    /// Goes on after a root was opened.
+    pub fn opened(
+        &mut self,
+        id: ConnectionId,
+        wish: &Wish,
+        path: Arc<KnownPath>,
+        result: Result<OpenedFile, Errno>,
+    ) -> Step {
+        let name = path.info.path.base_name();
+        let root = match result {
+            Ok(OpenedFile { file, status }) => match status.kind {
+                FileKind::Directory => Root::Directory(file),
+                FileKind::Regular => Root::File(file, status.len_bytes),
+                FileKind::Other => {
+                    error!(
+                        "{name} is valid and is neither a directory nor a file nor a link; it is not served"
+                    );
+                    return Step::Absent;
+                }
+            },
+            // It is not followed; the walk reads it.
+            Err(Errno::LOOP) => Root::Link,
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+                error!("cannot open {name}: {errno}");
+                return Step::Reply(overloaded());
+            }
+            Err(errno) => {
+                // Deleted between the two is no fault; valid and not there is one.
+                if let Knowledge::Now(Some(_)) = self.known(path.info.path.hash_part()) {
+                    error!("{name} is valid and cannot be opened: {errno}; it is not served");
+                }
+                return Step::Absent;
+            }
+        };
+        // The garbage collector spares what is open, unless it had looked before. What is valid after the opening is gone
+        // within moments or stays; in the first case the download breaks off.
+        let hash_part = path.info.path.hash_part();
+        match self.known(hash_part) {
+            Knowledge::Now(known) => self.opened_valid(id, wish, path, root, known),
+            Knowledge::Outdated => self.look_up(id, hash_part, Awaited::Validity(path, root)),
+        }
+    }
+
+    /// Goes on when it is known what is valid after the opening: the same contents, or what was opened is not what is
+    /// known now.
+    fn opened_valid(
+        &mut self,
+        id: ConnectionId,
+        wish: &Wish,
+        opened: Arc<KnownPath>,
+        root: Root,
+        now: Option<Arc<KnownPath>>,
+    ) -> Step {
+        match now {
+            Some(now) if now.info.nar_hash == opened.info.nar_hash => self.lay_out(id, wish, opened, root),
+            _ => Step::Absent,
+        }
+    }
+
+    /// Goes on after a walk has begun, or ended.
+    pub fn laid_out(
+        wish: &Wish,
+        path: &KnownPath,
+        root: Root,
+        outcome: Result<Rc<SharedLayout>, Failure>,
+    ) -> Step {
+        match outcome {
+            Ok(layout) if layout.is_sound() => Step::Reply(nar_reply(wish, path, root, layout)),
+            Ok(_) | Err(Failure::Damaged | Failure::Broken) => Step::Absent,
+            Err(failure @ Failure::Busy) => Step::Reply(failure.reply()),
+        }
+    }
+
+    /// Takes what was found out about a hash part; says who has waited for it, and whether it answers them.
+    ///
+    /// Somebody who has joined a question may have done so after the database was read. It is an answer to them only if
+    /// the database was then in the state that was read; else they have to ask again.
+    pub fn take_known(&mut self, hash_part: HashPart, known: Option<Known>) -> Vec<(ConnectionId, bool)> {
+        let stamp = known.as_ref().map(|known| known.stamp);
+        if let Some(known) = known {
+            self.known.insert(hash_part, known);
+        }
+        let askers = self.asked.remove(&hash_part).unwrap_or_default();
+        let is_answered = |asker: &Asker| asker.joined.is_none() || stamp.is_none() || asker.joined == stamp;
+        askers.into_iter().map(|asker| (asker.id, is_answered(&asker))).collect()
+    }
+
+    /// Asks for a hash part again, for somebody whom [`LiveStore::take_known`] has not answered.
+    pub fn ask_again(&mut self, id: ConnectionId, hash_part: HashPart, awaited: Awaited) -> Step {
+        self.look_up(id, hash_part, awaited)
+    }
+
+    /// Takes what a walk has found; says whom it concerns.
+    pub fn take_walk(&mut self, key: NarKey, news: WalkNews) -> Option<Told> {
+        self.layouts.take(key, news)
+    }
+
+    /// Looks after the database file; called about once a second.
+    pub fn tick(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        // When the plane is busy, the next second will do.
+        let _ = self.planes.lookups.submit(move |_| shared.refresh());
+    }
+
+    /// What is known of a hash part.
+    fn known(&mut self, hash_part: HashPart) -> Knowledge {
+        let epoch = self.shared.epoch();
+        if epoch != self.epoch {
+            self.epoch = epoch;
+            self.counter = self.shared.counter();
+        }
+        match self.known.get(&hash_part) {
+            Some(known) if known.stamp == self.counter.stamp() => Knowledge::Now(known.path.clone()),
+            _ => Knowledge::Outdated,
+        }
+    }
+
+    fn narinfo(wish: &Wish, path: Option<&KnownPath>) -> Step {
+        let Some(path) = path else { return Step::Absent };
+        if wish.conditions.are_none() {
+            let (fields, body) = (path.fields.clone(), ReplyBody::Bytes(path.narinfo.clone()));
+            return Step::Reply(Reply { status: Status::Ok, fields, body });
+        }
+        let narinfo = Representation {
+            content_type: NARINFO_TYPE,
+            cache_control: NARINFO_CACHE_CONTROL,
+            etag: path.etag,
+            content: Content::Bytes(path.narinfo.clone()),
+        };
+        Step::Reply(narinfo.reply(&wish.conditions))
+    }
+
+    /// The path, if its contents are the ones that were asked for. Another NAR is never sent in its place.
+    fn wanted(request: &NarRequest, path: Option<Arc<KnownPath>>) -> Option<Arc<KnownPath>> {
+        path.filter(|path| request.address.nar_hash().is_none_or(|nar_hash| nar_hash == path.info.nar_hash))
+    }
+
+    fn open_root(&self, request: &NarRequest, path: Option<Arc<KnownPath>>) -> Step {
+        let Some(path) = Self::wanted(request, path) else { return Step::Absent };
+        // A base name has no NUL.
+        let Ok(name) = CString::new(path.info.path.base_name()) else { return Step::Absent };
+        Step::Open { directory: self.directory.clone(), path: name, stage: Stage::Store(Awaited::Root(path)) }
+    }
+
+    fn lay_out(&mut self, id: ConnectionId, wish: &Wish, path: Arc<KnownPath>, root: Root) -> Step {
+        let stamp = self.counter.stamp();
+        match self.layouts.find(&key_of(&path), id, stamp) {
+            Found::Layout(layout) => return Step::Reply(nar_reply(wish, &path, root, layout)),
+            Found::Damaged => return Step::Absent,
+            Found::Joined => {}
+            Found::Unknown => {
+                if self.walk(&path, &root).is_err() {
+                    return Step::Reply(overloaded());
+                }
+                self.layouts.begin(Arc::clone(&path), id, stamp);
+            }
+        }
+        Step::Wait(Stage::Store(Awaited::Layout(path, root)))
+    }
+
+    /// Has the tree walked whose root is open, not one that may have taken its name meanwhile.
+    fn walk(&self, path: &Arc<KnownPath>, root: &Root) -> Result<(), Full> {
+        let (shared, mailbox, path) = (Arc::clone(&self.shared), self.mailbox.clone(), Arc::clone(path));
+        let (source, key) = (shared.index(), key_of(&path));
+        let tell = move |news| {
+            let message = reactor::Message::Node(Message::Walk { source, key, news });
+            // A worker that has ended wants to know nothing any more.
+            if mailbox.send(message).is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let root = match root {
+            Root::Directory(descriptor) | Root::File(descriptor, _) => Some(descriptor.duplicate()),
+            // The ring does not open links.
+            Root::Link => None,
+        };
+        let work = move |_: &mut Toolbox| {
+            let walked = match root {
+                None => walk::open_root(shared.places(), &path.info.path).and_then(|root| {
+                    root.ok_or_else(|| StoreError::Damaged {
+                        subject: path.info.path.base_name().to_owned(),
+                        reason: "it is not there".to_owned(),
+                    })
+                }),
+                Some(descriptor) => {
+                    let name = shared.places().real_store.join(path.info.path.base_name());
+                    let duplicated = descriptor.map_err(|errno| StoreError::Io {
+                        path: name.clone(),
+                        operation: "open",
+                        source: errno.into(),
+                    });
+                    duplicated.and_then(|descriptor| walk::Root::new(descriptor, name))
+                }
+            };
+            let walked = walked.and_then(|root| walk::walk(&root, &mut |part| tell(WalkNews::Part(part))));
+            let _ = match walked {
+                Ok(Walked::Complete { last_part, len_bytes }) => {
+                    tell(WalkNews::Complete(last_part, len_bytes))
+                }
+                Ok(Walked::Stopped) => ControlFlow::Break(()),
+                Err(error) => tell(WalkNews::Failed(Failure::log(&error))),
+            };
+        };
+        self.planes.walks.submit(work)
+    }
+
+    fn list(&mut self, id: ConnectionId, path: Option<Arc<KnownPath>>) -> Step {
+        let Some(path) = path else { return Step::Absent };
+        self.make(id, |planes| &planes.walks, move |shared, _| shared.listing(&path.info))
+    }
+
+    fn look_up(&mut self, id: ConnectionId, hash_part: HashPart, stage: Awaited) -> Step {
+        if let Some(askers) = self.asked.get_mut(&hash_part) {
+            askers.push(Asker { id, joined: Some(self.counter.stamp()) });
+            return Step::Wait(Stage::Store(stage));
+        }
+        let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
+        let work = move |toolbox: &mut Toolbox| {
+            let result = shared.look_up(toolbox, hash_part);
+            let message = Message::Known { source: shared.index(), hash_part, result };
+            let _ = mailbox.send(reactor::Message::Node(message));
+        };
+        if self.planes.lookups.submit(work).is_err() {
+            return Step::Reply(overloaded());
+        }
+        self.asked.insert(hash_part, vec![Asker { id, joined: None }]);
+        Step::Wait(Stage::Store(stage))
+    }
+
+    /// Has something made for one request.
+    fn make(
+        &self,
+        id: ConnectionId,
+        plane: impl Fn(&Planes) -> &Plane,
+        question: impl FnOnce(&SharedStore, &mut Toolbox) -> Result<Option<Made>, Failure> + Send + 'static,
+    ) -> Step {
+        let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
+        let work = move |toolbox: &mut Toolbox| {
+            let result = question(&shared, toolbox);
+            let _ = mailbox.send(reactor::Message::Node(Message::Made { id, result }));
+        };
+        match plane(&self.planes).submit(work) {
+            Ok(()) => Step::Wait(Stage::Made),
+            Err(_) => Step::Reply(overloaded()),
+        }
+    }
+}
+
+fn nar_reply(wish: &Wish, path: &KnownPath, root: Root, layout: Rc<SharedLayout>) -> Reply {
+    let body = NarBody::new(path.info.path.clone(), root, layout);
+    Representation {
+        content_type: NAR_TYPE,
+        cache_control: match &wish.route {
+            Route::Nar(request) if request.address.nar_hash().is_some() => IMMUTABLE_CACHE_CONTROL,
+            // The URL names the path, whose contents may be others tomorrow.
+            _ => NARINFO_CACHE_CONTROL,
+        },
+        etag: ETag::new(path.info.nar_hash.to_nix32().as_bytes()),
+        content: Content::Body(Box::new(body), path.info.nar_size),
+    }
+    .reply(&wish.conditions)
+}
+
+/// The memory of what is known of a path.
+#[derive(Clone)]
+struct KnownWeighter;
+
+impl Weighter<HashPart, Known> for KnownWeighter {
+    fn weight(&self, _: &HashPart, known: &Known) -> u64 {
+        // The second number stands for the path's own strings and the table's entry.
+        let path_len = known
+            .path
+            .as_ref()
+            .map_or(0, |path| path.fields.len() + 2 * path.narinfo.len() + size_of::<KnownPath>() + 256);
+        // The cache keeps an entry and an index for each.
+        (path_len + 2 * size_of::<(HashPart, Known)>()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ring::inbox::{Inbox, inbox};
+    use crate::server::representation::Conditions;
+    use crate::store::demo::DemoStore;
+
+    const FIRST: ConnectionId = ConnectionId { slot: 0, generation: 1 };
+    const SECOND: ConnectionId = ConnectionId { slot: 1, generation: 2 };
+
+    struct Bench {
+        demo: DemoStore,
+        store: LiveStore,
+        inbox: Inbox<reactor::Message<Message>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+            let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
+            let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
+            let planes =
+                Planes { lookups: Plane::start("l", 1).unwrap(), walks: Plane::start("w", 1).unwrap() };
+            let (mailbox, inbox) = inbox().unwrap();
+            let store = LiveStore::new(shared, Descriptor::from(directory), planes, mailbox);
+            Self { demo, store, inbox }
+        }
+
+        /// What the plane says next.
+        fn message(&self) -> Message {
+            for _ in 0..10_000 {
+                if let Some(reactor::Message::Node(message)) = self.inbox.next() {
+                    return message;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            panic!("the plane says nothing");
+        }
+
+        /// The answers to those who have waited for `hash_part`.
+        fn take_known(&mut self, hash_part: HashPart) -> Vec<(ConnectionId, bool)> {
+            let Message::Known { result, .. } = self.message() else { panic!("a look-up was asked for") };
+            self.store.take_known(hash_part, result.ok())
+        }
+
+        fn commit(&self) {
+            let database = rusqlite::Connection::open(&self.demo.store.database).unwrap();
+            database.execute("update ValidPaths set registrationTime = registrationTime + 1", []).unwrap();
+        }
+    }
+
+    fn wish(hash_part: HashPart) -> Wish {
+        Wish { route: Route::NarInfo(hash_part), conditions: Conditions::default() }
+    }
+
+    #[test]
+    fn who_joins_a_question_in_the_same_state_is_answered_by_it() {
+        let mut bench = Bench::new();
+        let hash_part = HashPart::parse(&[b'0'; 32]).unwrap();
+        assert!(matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Wait(_)));
+        assert!(matches!(bench.store.ask(SECOND, &wish(hash_part)), Step::Wait(_)));
+        assert_eq!(bench.take_known(hash_part), [(FIRST, true), (SECOND, true)]);
+        assert!(matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Absent), "it is remembered");
+        bench.commit();
+        assert!(
+            matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Wait(_)),
+            "until the database changes"
+        );
+    }
+
+    /// Otherwise a path could be 404 for somebody who asks after it was registered, and Nix remembers that for an hour.
+    #[test]
+    fn who_joins_a_question_after_a_commit_asks_again() {
+        let mut bench = Bench::new();
+        let hash_part = HashPart::parse(&[b'0'; 32]).unwrap();
+        assert!(matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Wait(_)));
+        let Message::Known { result, .. } = bench.message() else { panic!("a look-up was asked for") };
+        // The database was read, and the worker has not seen the answer yet.
+        bench.commit();
+        assert!(matches!(bench.store.ask(SECOND, &wish(hash_part)), Step::Wait(_)));
+        assert_eq!(bench.store.take_known(hash_part, result.ok()), [(FIRST, true), (SECOND, false)]);
+        assert!(matches!(bench.store.ask_again(SECOND, hash_part, Awaited::Knowledge), Step::Wait(_)));
+        assert_eq!(bench.take_known(hash_part), [(SECOND, true)]);
+    }
+}

@@ -1,0 +1,279 @@
+//! What is asked of a live store, on threads that may wait: the plane's half of [`super::live_store`].
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+
+use bytes::Bytes;
+use tracing::{error, info, warn};
+
+use super::plane::Toolbox;
+use super::refusal::Failure;
+use super::representation::{
+    Conditions, Content, IMMUTABLE_CACHE_CONTROL, JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL,
+    NARINFO_TYPE, Representation, TEXT_TYPE,
+};
+use crate::codec::build_id::BuildId;
+use crate::codec::hash::Sha256;
+use crate::codec::http::field::ETag;
+use crate::codec::http::route::{NarAddress, NarCompression, NarRequest};
+use crate::codec::nar::listing;
+use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
+use crate::codec::realisation::{DrvOutput, OutputName};
+use crate::codec::signature::SecretKey;
+use crate::codec::store_path::{HashPart, StorePath};
+use crate::limits::MADE_LEN_MAX;
+use crate::ring::service::{Reply, ReplyBody};
+use crate::store::change::{ChangeCounter, Stamp};
+use crate::store::db::Database;
+use crate::store::debuginfo::DebugIndex;
+use crate::store::log::{self, BuildLog};
+use crate::store::{LocalStore, StoreError, walk};
+
+/// One live store, as all threads share it.
+pub struct SharedStore {
+    /// Its place among the sources.
+    index: usize,
+    places: LocalStore,
+    /// Every narinfo is signed with each of them.
+    secret_keys: Arc<[SecretKey]>,
+    counter: Mutex<Arc<ChangeCounter>>,
+    /// Counts the counters: a database that was replaced gets a new one.
+    epoch: AtomicU64,
+    debug_index: Mutex<DebugIndex>,
+    /// Texts that were made and are being sent. Bytes.
+    made_len: Arc<AtomicUsize>,
+}
+
+/// What is known of a hash part, and in which state of the database that was so.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The state.
+    pub stamp: Stamp,
+    /// The path, if there is one.
+    pub path: Option<Arc<KnownPath>>,
+}
+
+/// A valid path and what is said of it.
+#[derive(Debug)]
+pub struct KnownPath {
+    /// What the database says.
+    pub info: PathInfo,
+    /// The fields of its narinfo, rendered.
+    pub fields: Bytes,
+    /// Its narinfo, rendered and signed.
+    pub narinfo: Bytes,
+    /// Names that narinfo.
+    pub etag: Option<ETag>,
+}
+
+impl SharedStore {
+    /// Opens the store.
+    pub fn open(index: usize, places: LocalStore, secret_keys: Arc<[SecretKey]>) -> Result<Self, StoreError> {
+        let counter = ChangeCounter::open(&places)?;
+        Ok(Self {
+            index,
+            places,
+            secret_keys,
+            counter: Mutex::new(Arc::new(counter)),
+            epoch: AtomicU64::new(0),
+            debug_index: Mutex::new(DebugIndex::new()),
+            made_len: Arc::default(),
+        })
+    }
+
+    /// Where it is.
+    pub fn places(&self) -> &LocalStore {
+        &self.places
+    }
+
+    /// Its place among the sources.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Rises when [`SharedStore::counter`] is another one. One load.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Tells whether the database has changed.
+    pub fn counter(&self) -> Arc<ChangeCounter> {
+        Arc::clone(&self.counter.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Follows a database that was replaced.
+    pub fn refresh(&self) {
+        if self.counter().still_current() {
+            return;
+        }
+        match ChangeCounter::open(&self.places) {
+            Ok(counter) => {
+                info!("the database {} was replaced; following the new one", self.places.database.display());
+                *self.counter.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(counter);
+                self.epoch.fetch_add(1, Ordering::Release);
+            }
+            Err(error) => warn!("the database was replaced, and the new one cannot be opened: {error}"),
+        }
+    }
+
+    /// What is to be said of a hash part.
+    pub fn look_up(&self, toolbox: &mut Toolbox, hash_part: HashPart) -> Result<Known, Failure> {
+        // Before the query: see `store::change` for why.
+        let stamp = self.counter().stamp();
+        let info =
+            toolbox.database(self.index, &self.places).and_then(|database| database.path_info(hash_part));
+        let info = info.map_err(|error| Failure::log(&error))?;
+        let path = info.map(|info| Arc::new(self.render(info)));
+        Ok(Known { stamp, path })
+    }
+
+    /// Renders and signs the narinfo.
+    fn render(&self, info: PathInfo) -> KnownPath {
+        let store_dir = &self.places.store_dir;
+        let mut signed = info.clone();
+        let fingerprint = info.fingerprint(store_dir);
+        for signature in self.secret_keys.iter().map(|key| key.sign(&fingerprint)) {
+            if !signed.signatures.contains(&signature) {
+                signed.signatures.push(signature);
+            }
+        }
+        let narinfo = NarInfo {
+            url: nar_url(&info),
+            compression: Compression::None,
+            file_hash: Some(info.nar_hash),
+            file_size: Some(info.nar_size),
+            info: signed,
+        };
+        let mut text = String::new();
+        narinfo.write(store_dir, &mut text);
+        let etag = ETag::new(Sha256::digest(text.as_bytes()).to_nix32().as_bytes());
+        let narinfo = Bytes::from(text);
+        let Reply { fields, body, .. } = Representation {
+            content_type: NARINFO_TYPE,
+            cache_control: NARINFO_CACHE_CONTROL,
+            etag,
+            content: Content::Bytes(narinfo.clone()),
+        }
+        .reply(&Conditions::default());
+        debug_assert!(matches!(body, ReplyBody::Bytes(_)));
+        KnownPath { info, fields, narinfo, etag }
+    }
+
+    /// The `.ls` of a path.
+    pub fn listing(&self, info: &PathInfo) -> Result<Option<Made>, Failure> {
+        let Some(root) = walk::open_root(&self.places, &info.path).map_err(|error| Failure::log(&error))?
+        else {
+            return Ok(None);
+        };
+        let layout = walk::layout(&root).map_err(|error| Failure::log(&error))?;
+        if layout.len_bytes() != Some(info.nar_size) {
+            error!("{} is damaged: its NAR has another size than the database says", info.path.base_name());
+            return Err(Failure::Damaged);
+        }
+        match listing::from_layout(&layout) {
+            Ok(text) => Ok(Some(Made::immutable(JSON_TYPE, self.claim(text.into_bytes())?))),
+            Err(error) => {
+                error!("{} cannot be listed: {error}", info.path.base_name());
+                Err(Failure::Damaged)
+            }
+        }
+    }
+
+    /// The build log of a derivation.
+    pub fn build_log(&self, derivation: &StorePath) -> Result<Option<Made>, Failure> {
+        let content = match log::open(&self.places, derivation).map_err(|error| Failure::log(&error))? {
+            None => return Ok(None),
+            Some(BuildLog::Plain { file, len_bytes }) => MadeContent::File(file, len_bytes),
+            Some(BuildLog::Decompressed(text)) => MadeContent::Bytes(self.claim(text)?),
+        };
+        Ok(Some(Made { content_type: TEXT_TYPE, cache_control: IMMUTABLE_CACHE_CONTROL, content }))
+    }
+
+    /// A text that can be long, unless too many are being sent: those who ask for them and read slowly must not take all
+    /// memory.
+    fn claim(&self, text: Vec<u8>) -> Result<Bytes, Failure> {
+        let len = text.len();
+        let claimed = Claimed { text, made_len: Arc::clone(&self.made_len) };
+        if self.made_len.fetch_add(len, Ordering::Relaxed) + len > MADE_LEN_MAX {
+            warn!("too many long texts are being sent; one is refused");
+            return Err(Failure::Busy);
+        }
+        Ok(Bytes::from_owner(claimed))
+    }
+
+    /// Where the debug symbols of a build id are (`src/libstore/binary-cache-store.cc` of Nix).
+    pub fn debug_info(&self, toolbox: &mut Toolbox, build_id: BuildId) -> Result<Option<Made>, Failure> {
+        // Whoever asks first may have to look at every path; the others do not wait for it on a thread each.
+        let mut index = match self.debug_index.try_lock() {
+            Ok(index) => index,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(Failure::Busy),
+        };
+        let found = toolbox
+            .database(self.index, &self.places)
+            .and_then(|database| index.find(&self.places, database, build_id))
+            .map_err(|error| Failure::log(&error))?;
+        Ok(found.map(|found| {
+            let link = serde_json::json!({
+                "archive": format!("../{}", nar_url(&found.info)),
+                "member": found.member,
+            });
+            Made { cache_control: NARINFO_CACHE_CONTROL, ..Made::immutable(JSON_TYPE, link.to_string()) }
+        }))
+    }
+
+    /// A realisation as Nix 2.4 to 2.34 ask for it.
+    pub fn realisation(&self, toolbox: &mut Toolbox, id: &DrvOutput) -> Result<Option<Made>, Failure> {
+        let found = toolbox.database(self.index, &self.places).and_then(|database| database.realisation(id));
+        let found = found.map_err(|error| Failure::log(&error))?;
+        Ok(found.map(|found| Made::immutable(JSON_TYPE, found.to_keyed_json(id))))
+    }
+
+    /// A realisation as Nix 2.35 and later ask for it.
+    pub fn build_trace(
+        &self,
+        toolbox: &mut Toolbox,
+        derivation: &StorePath,
+        output: &OutputName,
+    ) -> Result<Option<Made>, Failure> {
+        let found = toolbox
+            .database(self.index, &self.places)
+            .and_then(|database| database.build_trace(derivation, output))
+            .map_err(|error| Failure::log(&error))?;
+        Ok(found.map(|found| Made::immutable(JSON_TYPE, found.to_build_trace_json())))
+    }
+
+    /// Whether the database and the directory answer.
+    pub fn probe(&self, toolbox: &mut Toolbox) -> Result<(), Failure> {
+        if let Err(error) = std::fs::metadata(&self.places.real_store) {
+            error!("the store directory {} does not answer: {error}", self.places.real_store.display());
+            return Err(Failure::Broken);
+        }
+        let answer = toolbox.database(self.index, &self.places).and_then(Database::probe);
+        answer.map_err(|error| Failure::log(&error))
+    }
+}
+
+/// A text that counts while somebody holds it.
+struct Claimed {
+    text: Vec<u8>,
+    made_len: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Claimed {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.made_len.fetch_sub(self.text.len(), Ordering::Relaxed);
+    }
+}
+
+/// Where the NAR of a path is, relative to the cache. It names the contents, so it is right as long as it works.
+fn nar_url(info: &PathInfo) -> String {
+    let address = NarAddress::NarHash { nar_hash: info.nar_hash, hash_part: info.path.hash_part() };
+    NarRequest { address, compression: NarCompression::None }.to_string()
+}

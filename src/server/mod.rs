@@ -1,0 +1,343 @@
+//! Layer 2: policy. What is served, from where, and the life of the process.
+//!
+//! [`run`] is the life of the process. [`node`] answers requests on each worker, out of [`live_store`]s and
+//! [`directory`]s; what may wait happens on the threads of a [`plane`], for live stores in [`lookup`].
+
+pub mod config;
+pub mod directory;
+pub mod layouts;
+pub mod listen;
+pub mod live_store;
+pub mod lookup;
+mod machine;
+pub mod nar_body;
+pub mod node;
+pub mod plane;
+pub mod refusal;
+pub mod representation;
+pub mod request;
+pub mod systemd;
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rustix::fs::{Mode, OFlags};
+use tracing::{info, warn};
+
+use self::config::{Config, SourceConfig};
+use self::directory::Directory;
+use self::listen::Listener;
+use self::live_store::LiveStore;
+use self::lookup::SharedStore;
+use self::machine::{connections_max, notice_signals, pin, raise_descriptor_limit};
+use self::node::{CacheNode, Source, Texts};
+use self::plane::{Plane, Planes};
+use self::request::Message;
+use crate::codec::cache_info::CacheInfo;
+use crate::limits::{LOOKUP_THREADS, WALK_THREADS};
+use crate::ring::capability::Capabilities;
+use crate::ring::descriptor::Descriptor;
+use crate::ring::inbox::{Inbox, Mailbox, inbox};
+use crate::ring::reactor::{self, Peers, Reactor};
+use crate::ring::sys;
+use crate::ring::uring::Uring;
+
+/// Why the server is not running any more, by what the caller has to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Nothing was ever served: the configuration or the machine has to change first.
+    #[error("{0:#}")]
+    Start(anyhow::Error),
+    /// The server ran, and broke.
+    #[error("{0:#}")]
+    Serve(anyhow::Error),
+}
+
+/// What the main thread waits for.
+enum Event {
+    /// A worker's ring is set up, or cannot be.
+    Started(anyhow::Result<()>),
+    /// A signal has come.
+    Signal,
+    /// A worker has ended.
+    Ended(io::Result<()>),
+}
+
+/// Serves until a signal ends it. `on_ready` is called once, when every listener accepts.
+///
+/// SIGTERM and SIGINT drain: no more connections, answers under way are finished, for as long as the configuration allows.
+/// A second one ends at once.
+pub fn run(config: Config, on_ready: impl FnOnce(&[Listener])) -> Result<(), RunError> {
+    let server = Server::start(&config).map_err(RunError::Start)?;
+    drop(config);
+    on_ready(&server.listeners);
+    systemd::ready();
+    server.watch().map_err(RunError::Serve)
+}
+
+/// A server whose workers run.
+struct Server {
+    listeners: Vec<Listener>,
+    mailboxes: Vec<Mailbox<reactor::Message<Message>>>,
+    pulses: Arc<[AtomicU64]>,
+    events: Receiver<Event>,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    fn start(config: &Config) -> anyhow::Result<Self> {
+        let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str))
+            .map_err(anyhow::Error::msg)?;
+        let capabilities = Capabilities::probe(off)?;
+        let descriptors_max = raise_descriptor_limit();
+        let listeners = listen::bind_all(config)?;
+        for listener in &listeners {
+            // Accepted sockets inherit it.
+            sys::no_delay(rustix::fd::AsFd::as_fd(&listener.descriptor));
+        }
+        let origins = open_origins(config)?;
+        let texts = Arc::new(Texts {
+            index: index_text(config).into(),
+            cache_info: CacheInfo {
+                store_dir: config.store_dir.clone(),
+                want_mass_query: true,
+                priority: config.priority,
+            },
+            stores: origins.iter().filter_map(Origin::store).collect(),
+        });
+        let planes = Planes {
+            lookups: Plane::start("lookup", LOOKUP_THREADS).context("cannot start threads")?,
+            walks: Plane::start("walk", WALK_THREADS).context("cannot start threads")?,
+        };
+        let (sender, events) = mpsc::channel();
+        let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers)
+            .map(|_| inbox())
+            .collect::<Result<Vec<_>, _>>()
+            .context("cannot make an eventfd")?
+            .into_iter()
+            .unzip();
+        let loads: Arc<[AtomicUsize]> = (0..config.workers).map(|_| AtomicUsize::new(0)).collect();
+        let pulses: Arc<[AtomicU64]> = (0..config.workers).map(|_| AtomicU64::new(0)).collect();
+        let origins = Arc::new(origins);
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let seed = Seed {
+                index,
+                capabilities,
+                inbox,
+                listeners: duplicate(&listeners)?,
+                peers: Peers {
+                    index,
+                    connections_max: connections_max(descriptors_max, config.workers),
+                    loads: Arc::clone(&loads),
+                    mailboxes: mailboxes.clone(),
+                    pulses: Arc::clone(&pulses),
+                },
+                origins: Arc::clone(&origins),
+                texts: Arc::clone(&texts),
+                planes: planes.clone(),
+            };
+            let sender = sender.clone();
+            let name = format!("worker-{index}");
+            thread::Builder::new()
+                .name(name)
+                .spawn(move || seed.grow(&sender))
+                .context("cannot start threads")?;
+        }
+        for _ in 0..config.workers {
+            if let Ok(Event::Started(result)) = events.recv() {
+                result?;
+            }
+        }
+        notice_signals(move || sender.send(Event::Signal).is_ok()).context("cannot take signals")?;
+        info!(
+            workers = config.workers,
+            capabilities = capabilities.names().collect::<Vec<_>>().join(","),
+            "serving"
+        );
+        Ok(Self { listeners, mailboxes, pulses, events, drain_timeout: config.drain_timeout })
+    }
+
+    /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
+    fn watch(self) -> anyhow::Result<()> {
+        let watchdog = systemd::watchdog_interval();
+        let mut pulses = self.read_pulses();
+        loop {
+            let event = match watchdog {
+                None => self.events.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+                Some(interval) => self.events.recv_timeout(interval),
+            };
+            match event {
+                Ok(Event::Started(_)) => {}
+                Ok(Event::Signal) => return self.drain(),
+                Ok(Event::Ended(result)) => return result.context("a worker has failed"),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let now = self.read_pulses();
+                    if now.iter().zip(&pulses).all(|(now, before)| now != before) {
+                        systemd::alive();
+                    }
+                    pulses = now;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    fn drain(mut self) -> anyhow::Result<()> {
+        systemd::stopping();
+        // Whoever comes now is refused at once and asks another node, instead of waiting in a backlog.
+        self.listeners.clear();
+        info!("draining: no more connections, answers under way are finished (a second signal ends at once)");
+        self.tell_all(|| reactor::Message::Drain);
+        let deadline = Instant::now() + self.drain_timeout;
+        let mut running = self.mailboxes.len();
+        while running > 0 {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Started(_)) => {}
+                Ok(Event::Signal) => {
+                    warn!("ending at once");
+                    return Ok(());
+                }
+                Ok(Event::Ended(result)) => {
+                    result.context("a worker has failed")?;
+                    running -= 1;
+                }
+                Err(_) => {
+                    warn!("answers are still under way after {:?}; they are broken off", self.drain_timeout);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_all(&self, message: impl Fn() -> reactor::Message<Message>) {
+        for mailbox in &self.mailboxes {
+            // A worker that has ended has drained.
+            let _ = mailbox.send(message());
+        }
+    }
+
+    fn read_pulses(&self) -> Vec<u64> {
+        self.pulses.iter().map(|pulse| pulse.load(Ordering::Relaxed)).collect()
+    }
+}
+
+/// What a worker is made of, on its way to its thread.
+struct Seed {
+    index: usize,
+    capabilities: Capabilities,
+    inbox: Inbox<reactor::Message<Message>>,
+    listeners: Vec<OwnedFd>,
+    peers: Peers<Message>,
+    origins: Arc<Vec<Origin>>,
+    texts: Arc<Texts>,
+    planes: Planes,
+}
+
+impl Seed {
+    /// Runs the worker on the calling thread until it ends.
+    fn grow(self, events: &Sender<Event>) {
+        pin(self.index);
+        let reactor = match self.reactor() {
+            Ok(reactor) => {
+                let _ = events.send(Event::Started(Ok(())));
+                reactor
+            }
+            Err(error) => return drop(events.send(Event::Started(Err(error)))),
+        };
+        let _ = events.send(Event::Ended(reactor.run()));
+    }
+
+    fn reactor(self) -> anyhow::Result<Reactor<Uring, CacheNode>> {
+        let mailbox = self.peers.mailboxes[self.index].clone();
+        let sources = self
+            .origins
+            .iter()
+            .map(|origin| origin.source(&self.planes, &mailbox))
+            .collect::<Result<_, _>>()?;
+        let node = CacheNode::new(sources, self.texts, self.planes, mailbox, self.index == 0);
+        let driver = Uring::new(self.capabilities).context("cannot set up a ring")?;
+        Reactor::new(driver, node, self.inbox, self.listeners, self.peers).context("cannot set up a worker")
+    }
+}
+
+/// An opened source, as all workers share it.
+enum Origin {
+    Store { store: Arc<SharedStore>, directory: OwnedFd },
+    Directory(Arc<OwnedFd>),
+}
+
+impl Origin {
+    fn store(&self) -> Option<Arc<SharedStore>> {
+        match self {
+            Self::Store { store, .. } => Some(Arc::clone(store)),
+            Self::Directory(_) => None,
+        }
+    }
+
+    /// The source for one worker.
+    fn source(&self, planes: &Planes, mailbox: &Mailbox<reactor::Message<Message>>) -> io::Result<Source> {
+        Ok(match self {
+            Self::Store { store, directory } => {
+                let directory = Descriptor::from(directory.try_clone()?);
+                Source::Store(Box::new(LiveStore::new(
+                    Arc::clone(store),
+                    directory,
+                    planes.clone(),
+                    mailbox.clone(),
+                )))
+            }
+            Self::Directory(directory) => Source::Directory(Directory::new(Arc::clone(directory))?),
+        })
+    }
+}
+
+fn open_origins(config: &Config) -> anyhow::Result<Vec<Origin>> {
+    let secret_keys = config.secret_keys.iter().cloned().collect();
+    let origin = |(index, source): (usize, &SourceConfig)| {
+        Ok(match source {
+            SourceConfig::Store(places) => {
+                let directory = open_directory(&places.real_store)?;
+                let store = SharedStore::open(index, places.clone(), Arc::clone(&secret_keys))?;
+                Origin::Store { store: Arc::new(store), directory }
+            }
+            SourceConfig::Directory(path) => Origin::Directory(Arc::new(open_directory(path)?)),
+        })
+    };
+    config.sources.iter().enumerate().map(origin).collect()
+}
+
+fn open_directory(path: &Path) -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn duplicate(listeners: &[Listener]) -> anyhow::Result<Vec<OwnedFd>> {
+    let duplicates = listeners.iter().map(|listener| listener.descriptor.try_clone());
+    duplicates.collect::<io::Result<_>>().context("cannot duplicate a socket")
+}
+
+/// What `/` says to people.
+fn index_text(config: &Config) -> String {
+    let mut text = format!(
+        "This is a Nix binary cache for {}, served by narwire {}.\n\n\
+         Use it with\n\n    nix build --extra-substituters http://THIS-HOST:PORT",
+        config.store_dir,
+        env!("CARGO_PKG_VERSION"),
+    );
+    if !config.secret_keys.is_empty() {
+        let keys: Vec<_> = config.secret_keys.iter().map(|key| key.public().to_string()).collect();
+        // Writing to a String cannot fail.
+        let _ = write!(text, " --extra-trusted-public-keys '{}'", keys.join(" "));
+    }
+    text.push_str("\n\nor in nix.conf with extra-substituters and extra-trusted-public-keys.\n");
+    text
+}

@@ -1,0 +1,217 @@
+//! The NAR of a live store path as a body: framing from its layout, files from disk.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use tracing::error;
+
+use crate::codec::nar::layout::{self, Cursor, Layout, Part};
+use crate::codec::store_path::StorePath;
+use crate::ring::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
+use crate::ring::descriptor::Descriptor;
+
+/// The layout of a NAR while it is walked and afterwards. Shared by all who send it from this worker.
+pub struct SharedLayout {
+    layout: RefCell<Rc<Layout>>,
+    growth: Cell<Growth>,
+    /// The length that the database promises. Bytes.
+    nar_size: u64,
+}
+
+/// How far the walk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Growth {
+    /// More parts will come.
+    Walking,
+    /// The layout is complete and as long as the database says.
+    Complete,
+    /// The tree differs from what the database says: nothing of it is served any more.
+    Failed,
+}
+
+impl SharedLayout {
+    /// A layout that knows nothing yet, of a NAR of `nar_size` bytes.
+    pub fn new(nar_size: u64) -> Self {
+        let layout = RefCell::new(Rc::new(Layout::new()));
+        Self { layout, growth: Cell::new(Growth::Walking), nar_size }
+    }
+
+    /// Adds what the walk has found.
+    pub fn push(&self, part: Part) {
+        if !self.is_sound() {
+            return;
+        }
+        let known_len = {
+            let mut layout = self.layout.borrow_mut();
+            Rc::make_mut(&mut layout).push(Arc::new(part));
+            layout.known_len_bytes()
+        };
+        if known_len > self.nar_size {
+            self.fail();
+        }
+    }
+
+    /// Notes that the walk is over; false when the tree is not the one that the database knows.
+    pub fn complete(&self, len_bytes: u64) -> bool {
+        if len_bytes != self.nar_size || !self.is_sound() {
+            self.fail();
+            return false;
+        }
+        Rc::make_mut(&mut self.layout.borrow_mut()).complete(len_bytes);
+        self.growth.set(Growth::Complete);
+        true
+    }
+
+    /// Notes that the tree is not what it should be.
+    pub fn fail(&self) {
+        self.growth.set(Growth::Failed);
+    }
+
+    /// Whether anything is known.
+    pub fn has_begun(&self) -> bool {
+        self.layout.borrow().known_len_bytes() > 0
+    }
+
+    /// Whether nothing speaks against it.
+    pub fn is_sound(&self) -> bool {
+        self.growth.get() != Growth::Failed
+    }
+
+    /// Memory that it takes. Bytes.
+    pub fn memory_len_bytes(&self) -> usize {
+        self.layout.borrow().memory_len_bytes()
+    }
+
+    /// The layout, as far as it may be sent.
+    ///
+    /// The end of a NAR is held back until the walk is over: only then is it known that the tree is not larger than the
+    /// database says, and a NAR that is cut where it should end would look complete.
+    fn sendable(&self) -> Result<Option<Rc<Layout>>, Failed> {
+        let layout = self.layout.borrow();
+        match self.growth.get() {
+            Growth::Failed => Err(Failed),
+            Growth::Walking if layout.known_len_bytes() >= self.nar_size => Ok(None),
+            Growth::Walking | Growth::Complete => Ok(Some(Rc::clone(&layout))),
+        }
+    }
+}
+
+struct Failed;
+
+/// The opened root of a store path. While it is open, Nix's garbage collector keeps the path.
+#[derive(Clone, Debug)]
+pub enum Root {
+    /// A directory.
+    Directory(Descriptor),
+    /// A regular file and its length in bytes.
+    File(Descriptor, u64),
+    /// A symbolic link: its whole NAR is framing.
+    Link,
+}
+
+/// A NAR on its way to one client.
+pub struct NarBody {
+    path: StorePath,
+    root: Root,
+    shared: Rc<SharedLayout>,
+    /// What was known when last asked.
+    layout: Rc<Layout>,
+    cursor: Cursor,
+}
+
+impl NarBody {
+    /// The NAR of `path`, whose root is open.
+    pub fn new(path: StorePath, root: Root, shared: Rc<SharedLayout>) -> Self {
+        Self { path, root, shared, layout: Rc::new(Layout::new()), cursor: Cursor::default() }
+    }
+}
+
+impl Body for NarBody {
+    fn piece_at(&mut self, position: u64) -> Lookup<'_> {
+        if position >= self.layout.known_len_bytes() {
+            match self.shared.sendable() {
+                Ok(Some(layout)) => self.layout = layout,
+                Ok(None) => return Lookup::NotYet,
+                Err(Failed) => return Lookup::Broken,
+            }
+        }
+        let range = match self.layout.piece_at(position, &mut self.cursor) {
+            layout::Lookup::Piece(layout::Piece::Framing(bytes)) => {
+                return Lookup::Piece(Piece::Bytes(bytes));
+            }
+            layout::Lookup::Piece(layout::Piece::File(range)) => range,
+            layout::Lookup::NotYet => return Lookup::NotYet,
+            layout::Lookup::End => return Lookup::Broken,
+        };
+        let source = match &self.root {
+            Root::Directory(directory) if !range.path.is_empty() => {
+                FileSource::Beneath { directory, path: range.path, len_bytes: range.file_size }
+            }
+            Root::File(file, len_bytes) if range.path.is_empty() && *len_bytes == range.file_size => {
+                FileSource::Open(file)
+            }
+            // The root is something else than when it was walked.
+            Root::Directory(_) | Root::File(..) | Root::Link => return Lookup::Broken,
+        };
+        Lookup::Piece(Piece::File(FilePiece { source, offset: range.offset, len: range.len }))
+    }
+
+    fn broke(&mut self, fault: Fault) {
+        let name = self.path.base_name();
+        if let Fault::File(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN) = fault {
+            return error!(
+                "the download of {name} was broken off: {fault}; the limit of open files may be too low (LimitNOFILE=)"
+            );
+        }
+        self.shared.fail();
+        error!(
+            "the download of {name} was broken off: {fault}; it was deleted or is damaged (nix-store --verify-path tells)"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::nar::layout::Builder;
+
+    fn path() -> StorePath {
+        StorePath::parse_base_name("00000000000000000000000000000000-x").unwrap()
+    }
+
+    /// A link's NAR in one part, and its length.
+    fn link() -> (Part, u64) {
+        let mut builder = Builder::new();
+        builder.symlink(b"target").unwrap();
+        let (part, len_bytes) = builder.finish();
+        (part.unwrap(), len_bytes)
+    }
+
+    #[test]
+    fn the_end_is_held_back_until_the_walk_is_over() {
+        let (part, len_bytes) = link();
+        let shared = Rc::new(SharedLayout::new(len_bytes));
+        let mut body = NarBody::new(path(), Root::Link, Rc::clone(&shared));
+        assert!(matches!(body.piece_at(0), Lookup::NotYet));
+        shared.push(part);
+        assert!(matches!(body.piece_at(0), Lookup::NotYet));
+        assert!(shared.complete(len_bytes));
+        assert!(
+            matches!(body.piece_at(0), Lookup::Piece(Piece::Bytes(bytes)) if bytes.len() as u64 == len_bytes)
+        );
+    }
+
+    #[test]
+    fn another_length_than_the_databases_breaks_every_reader() {
+        let (part, len_bytes) = link();
+        for promised in [len_bytes - 8, len_bytes + 8] {
+            let shared = Rc::new(SharedLayout::new(promised));
+            let mut body = NarBody::new(path(), Root::Link, Rc::clone(&shared));
+            shared.push(part.clone());
+            assert!(!shared.complete(len_bytes));
+            assert!(matches!(body.piece_at(0), Lookup::Broken));
+        }
+    }
+}

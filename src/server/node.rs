@@ -1,0 +1,301 @@
+//! What one worker answers: routes, and sources in their order. It never waits.
+//!
+//! A request that cannot be answered at once becomes a [`Pending`]: what was wished for, which source is being asked, and
+//! what it waits for. A source that does not have it passes it on to the next; after the last one it is 404.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+
+use super::directory::{CacheInfoReader, Directory};
+use super::layouts::{NarKey, WalkNews};
+use super::live_store::{Awaited, LiveStore};
+use super::lookup::{Known, SharedStore};
+use super::plane::{Planes, Toolbox};
+use super::refusal::{Failure, not_found, overloaded};
+use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
+use super::request::{Message, Stage, Step, Wish};
+use crate::codec::cache_info::CacheInfo;
+use crate::codec::http::request::Request;
+use crate::codec::http::response::{CacheControl, Fields};
+use crate::codec::http::route::Route;
+use crate::codec::http::{Method, Status};
+use crate::codec::store_path::HashPart;
+use crate::ring::inbox::Mailbox;
+use crate::ring::op::{ConnectionId, OpenedFile};
+use crate::ring::reactor;
+use crate::ring::service::{Answer, Effects, Node, Reply, Service};
+
+/// One worker's answers.
+pub struct CacheNode {
+    sources: Vec<Source>,
+    pending: HashMap<ConnectionId, Pending>,
+    texts: Arc<Texts>,
+    planes: Planes,
+    mailbox: Mailbox<reactor::Message<Message>>,
+    /// Says whether this worker looks after what all share.
+    is_first: bool,
+}
+
+/// Where paths come from.
+pub enum Source {
+    /// A live Nix store.
+    Store(Box<LiveStore>),
+    /// A directory in the layout of `nix copy --to file://…`.
+    Directory(Directory),
+}
+
+/// Answers that are always the same.
+pub struct Texts {
+    /// `/`
+    pub index: Bytes,
+    /// What `/nix-cache-info` says.
+    pub cache_info: CacheInfo,
+    /// The stores that `/health` asks.
+    pub stores: Vec<Arc<SharedStore>>,
+}
+
+/// A request that waits.
+struct Pending {
+    wish: Wish,
+    source: usize,
+    stage: Stage,
+}
+
+impl Source {
+    fn directory(&self) -> Option<&Directory> {
+        match self {
+            Self::Directory(directory) => Some(directory),
+            Self::Store(_) => None,
+        }
+    }
+}
+
+impl CacheNode {
+    /// A node that asks `sources` in this order.
+    pub fn new(
+        sources: Vec<Source>,
+        texts: Arc<Texts>,
+        planes: Planes,
+        mailbox: Mailbox<reactor::Message<Message>>,
+        is_first: bool,
+    ) -> Self {
+        Self { sources, pending: HashMap::new(), texts, planes, mailbox, is_first }
+    }
+
+    /// Asks the sources, beginning with the one at `source`.
+    fn ask(&mut self, id: ConnectionId, wish: Wish, source: usize) -> Answer {
+        for index in source..self.sources.len() {
+            let step = match &mut self.sources[index] {
+                Source::Store(store) => store.ask(id, &wish),
+                Source::Directory(directory) => directory.ask(&wish.route),
+            };
+            match step {
+                Step::Absent => {}
+                step => return self.settle(id, wish, index, step),
+            }
+        }
+        Answer::Reply(not_found())
+    }
+
+    /// Turns what a source said into an answer.
+    fn settle(&mut self, id: ConnectionId, wish: Wish, source: usize, step: Step) -> Answer {
+        match step {
+            Step::Reply(reply) => Answer::Reply(reply),
+            Step::Absent => self.ask(id, wish, source + 1),
+            Step::Wait(stage) => {
+                self.pending.insert(id, Pending { wish, source, stage });
+                Answer::Pending
+            }
+            Step::Open { directory, path, stage } => {
+                self.pending.insert(id, Pending { wish, source, stage });
+                Answer::Open { directory, path }
+            }
+        }
+    }
+
+    /// Goes on with those who have waited for what is known of a hash part.
+    fn take_known(
+        &mut self,
+        source: usize,
+        hash_part: HashPart,
+        result: &Result<Known, Failure>,
+        effects: &mut Effects,
+    ) {
+        let Source::Store(store) = &mut self.sources[source] else { return };
+        let waiting = store.take_known(hash_part, result.as_ref().ok().cloned());
+        for (id, is_answered) in waiting {
+            let Some(Pending { wish, stage: Stage::Store(awaited), .. }) = self.pending.remove(&id) else {
+                continue;
+            };
+            let Source::Store(store) = &mut self.sources[source] else { return };
+            let step = match result {
+                Ok(_) if !is_answered => store.ask_again(id, hash_part, awaited),
+                Ok(known) => store.informed(id, &wish, awaited, known.path.clone()),
+                Err(failure) => refused(*failure),
+            };
+            let answer = self.settle(id, wish, source, step);
+            effects.answers.push((id, answer));
+        }
+    }
+
+    /// Goes on with those who have waited for a walk to begin.
+    fn take_walk(&mut self, source: usize, key: NarKey, news: WalkNews, effects: &mut Effects) {
+        let Source::Store(store) = &mut self.sources[source] else { return };
+        let Some(told) = store.take_walk(key, news) else { return };
+        effects.resume.extend_from_slice(&told.readers);
+        for id in told.waiting {
+            let Some(pending) = self.pending.remove(&id) else { continue };
+            let Stage::Store(Awaited::Layout(path, root)) = pending.stage else { continue };
+            let step = LiveStore::laid_out(&pending.wish, &path, root, told.outcome.clone());
+            let answer = self.settle(id, pending.wish, source, step);
+            effects.answers.push((id, answer));
+        }
+    }
+
+    /// `/nix-cache-info`: what a cache directory says of itself, completed; else what this server was told to say.
+    fn cache_info(&mut self, id: ConnectionId, wish: Wish) -> Answer {
+        let Some(Source::Directory(directory)) = self.sources.first() else {
+            let mut text = String::new();
+            self.texts.cache_info.write(&mut text);
+            return Answer::Reply(plain(CACHE_INFO_TYPE, text, &wish));
+        };
+        let (reader, texts) = (directory.cache_info_reader(), Arc::clone(&self.texts));
+        let question =
+            move |_: &mut Toolbox| Ok(Some(Made::fresh(CACHE_INFO_TYPE, reader.read(&texts.cache_info)?)));
+        self.make(id, wish, question)
+    }
+
+    /// `/health`: whether every source answers.
+    fn health(&mut self, id: ConnectionId, wish: Wish) -> Answer {
+        let texts = Arc::clone(&self.texts);
+        let readers: Vec<_> =
+            self.sources.iter().filter_map(Source::directory).map(Directory::cache_info_reader).collect();
+        let question = move |toolbox: &mut Toolbox| {
+            let stores = texts.stores.iter().try_for_each(|store| store.probe(toolbox));
+            let probed = stores.and_then(|()| readers.iter().try_for_each(CacheInfoReader::probe));
+            // Whatever it is, a load balancer should ask somebody else and come again.
+            probed.map(|()| Some(Made::fresh(TEXT_TYPE, "OK\n"))).map_err(|_| Failure::Busy)
+        };
+        self.make(id, wish, question)
+    }
+
+    /// Has something made that belongs to no one source.
+    fn make(
+        &mut self,
+        id: ConnectionId,
+        wish: Wish,
+        question: impl FnOnce(&mut Toolbox) -> Result<Option<Made>, Failure> + Send + 'static,
+    ) -> Answer {
+        let mailbox = self.mailbox.clone();
+        let work = move |toolbox: &mut Toolbox| {
+            let result = question(toolbox);
+            let _ = mailbox.send(reactor::Message::Node(Message::Made { id, result }));
+        };
+        match self.planes.walks.submit(work) {
+            Ok(()) => self.settle(id, wish, self.sources.len(), Step::Wait(Stage::Made)),
+            Err(_) => Answer::Reply(overloaded()),
+        }
+    }
+}
+
+impl Service for CacheNode {
+    fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer {
+        match request.method {
+            Method::Get | Method::Head => {}
+            Method::Other => return Answer::Reply(Reply::text(Status::NotImplemented, "no such method\n")),
+            _ => {
+                let fields = Fields::new().allow("GET, HEAD");
+                let text = "this cache is read-only\n";
+                return Answer::Reply(Reply::text_with(Status::MethodNotAllowed, fields, text));
+            }
+        }
+        let wish = Wish { route: Route::parse(request.target), conditions: Conditions::of(request) };
+        match wish.route {
+            Route::NotFound => Answer::Reply(not_found()),
+            Route::Index => Answer::Reply(plain(TEXT_TYPE, self.texts.index.clone(), &wish)),
+            Route::Version => {
+                Answer::Reply(plain(TEXT_TYPE, concat!("narwire ", env!("CARGO_PKG_VERSION"), "\n"), &wish))
+            }
+            Route::Health => self.health(id, wish),
+            Route::CacheInfo => self.cache_info(id, wish),
+            _ => self.ask(id, wish, 0),
+        }
+    }
+
+    fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {
+        let Some(Pending { wish, source, stage }) = self.pending.remove(&id) else {
+            return Answer::Reply(not_found());
+        };
+        let step = match (&mut self.sources[source], stage) {
+            (Source::Store(store), Stage::Store(Awaited::Root(path))) => {
+                store.opened(id, &wish, path, result)
+            }
+            (Source::Directory(directory), Stage::File) => directory.opened(&wish, result),
+            _ => Step::Absent,
+        };
+        self.settle(id, wish, source, step)
+    }
+
+    fn gone(&mut self, id: ConnectionId) {
+        self.pending.remove(&id);
+    }
+}
+
+impl Node for CacheNode {
+    type Message = Message;
+
+    fn message(&mut self, message: Message, effects: &mut Effects) {
+        match message {
+            Message::Known { source, hash_part, result } => {
+                self.take_known(source, hash_part, &result, effects);
+            }
+            Message::Walk { source, key, news } => self.take_walk(source, key, news, effects),
+            Message::Made { id, result } => {
+                let Some(Pending { wish, source, stage: Stage::Made }) = self.pending.remove(&id) else {
+                    return;
+                };
+                let step = match result {
+                    Ok(Some(made)) => Step::Reply(Representation::from(made).reply(&wish.conditions)),
+                    Ok(None) => Step::Absent,
+                    Err(failure) => refused(failure),
+                };
+                let answer = self.settle(id, wish, source, step);
+                effects.answers.push((id, answer));
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        if !self.is_first {
+            return;
+        }
+        for source in &mut self.sources {
+            if let Source::Store(store) = source {
+                store.tick();
+            }
+        }
+    }
+}
+
+/// A text that is made on the spot and not to be kept.
+fn plain(content_type: &'static str, text: impl Into<Bytes>, wish: &Wish) -> Reply {
+    let text = text.into();
+    Representation {
+        content_type,
+        cache_control: CacheControl::NoStore,
+        etag: None,
+        content: Content::Bytes(text),
+    }
+    .reply(&wish.conditions)
+}
+
+/// What a failure of one source means: damage is as good as absence, and another source may have it.
+fn refused(failure: Failure) -> Step {
+    match failure {
+        Failure::Damaged => Step::Absent,
+        Failure::Busy | Failure::Broken => Step::Reply(failure.reply()),
+    }
+}

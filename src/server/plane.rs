@@ -1,0 +1,104 @@
+//! Plain threads that may wait for a disk or a database, so that no worker ever does.
+//!
+//! The queue of each plane is bounded. When it is full the question is not taken, and the client is told to come again.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use crate::limits::PLANE_QUEUE_LEN_MAX;
+use crate::store::db::Database;
+use crate::store::{LocalStore, StoreError};
+
+/// A question; it sends its answer itself.
+pub type Job = Box<dyn FnOnce(&mut Toolbox) + Send>;
+
+/// Threads behind a bounded queue.
+#[derive(Clone)]
+pub struct Plane {
+    queue: SyncSender<Job>,
+}
+
+/// The planes of a server. There are two, so that a slow disk does not delay those who ask a database.
+#[derive(Clone)]
+pub struct Planes {
+    /// For databases: short questions.
+    pub lookups: Plane,
+    /// For directory walks and files: long ones.
+    pub walks: Plane,
+}
+
+/// The queue is full.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// What a thread keeps between two jobs.
+#[derive(Default)]
+pub struct Toolbox {
+    /// Open databases, by source.
+    databases: HashMap<usize, Database>,
+}
+
+impl Plane {
+    /// Starts `threads` threads, named after `name`.
+    pub fn start(name: &str, threads: usize) -> io::Result<Self> {
+        let (queue, jobs) = mpsc::sync_channel(PLANE_QUEUE_LEN_MAX);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for index in 0..threads {
+            let jobs = Arc::clone(&jobs);
+            thread::Builder::new().name(format!("{name}-{index}")).spawn(move || work(&jobs))?;
+        }
+        Ok(Self { queue })
+    }
+
+    /// Queues a job.
+    pub fn submit(&self, job: impl FnOnce(&mut Toolbox) + Send + 'static) -> Result<(), Full> {
+        self.queue.try_send(Box::new(job)).map_err(|_| Full)
+    }
+}
+
+impl Toolbox {
+    /// This thread's connection to the database of a source.
+    pub fn database(&mut self, source: usize, store: &LocalStore) -> Result<&mut Database, StoreError> {
+        match self.databases.entry(source) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => Ok(entry.insert(Database::open(store)?)),
+        }
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>) {
+    let mut toolbox = Toolbox::default();
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        job(&mut toolbox);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_done_and_a_full_queue_refuses() {
+        let plane = Plane::start("test", 1).unwrap();
+        let (started, has_started) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        plane
+            .submit(move |_| started.send(()).and(released.recv().map_err(|_| mpsc::SendError(()))).unwrap())
+            .unwrap();
+        has_started.recv().unwrap();
+        let (done, is_done) = mpsc::channel();
+        for _ in 0..PLANE_QUEUE_LEN_MAX {
+            let done = done.clone();
+            plane.submit(move |_| done.send(()).unwrap()).unwrap();
+        }
+        assert_eq!(plane.submit(|_| {}), Err(Full));
+        release.send(()).unwrap();
+        assert_eq!(is_done.iter().take(PLANE_QUEUE_LEN_MAX).count(), PLANE_QUEUE_LEN_MAX);
+    }
+}

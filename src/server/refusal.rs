@@ -1,0 +1,80 @@
+//! Answers that bring nothing, and why.
+
+use std::io;
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use tracing::{error, warn};
+
+use crate::codec::http::Status;
+use crate::codec::http::response::Fields;
+use crate::ring::service::{Reply, ReplyBody};
+use crate::store::{DatabaseFault, StoreError};
+
+/// Why there is no answer. The cause was logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Asking again can help.
+    Busy,
+    /// The thing is there, and is damaged: it is as good as not there.
+    Damaged,
+    /// Somebody has to look after it.
+    Broken,
+}
+
+impl Failure {
+    /// Logs an error and says what it means for a client.
+    pub fn log(error: &StoreError) -> Self {
+        match error {
+            StoreError::Database { fault: DatabaseFault::Busy, .. } => {
+                warn!("{error}");
+                Self::Busy
+            }
+            StoreError::Io { source, .. } if is_passing(source) => {
+                warn!("{error}");
+                Self::Busy
+            }
+            StoreError::Damaged { .. } => {
+                error!("{error}");
+                Self::Damaged
+            }
+            StoreError::Database { .. } | StoreError::Schema { .. } | StoreError::Io { .. } => {
+                error!("{error}");
+                Self::Broken
+            }
+        }
+    }
+
+    /// What to tell a client.
+    pub fn reply(self) -> Reply {
+        match self {
+            Self::Busy => overloaded(),
+            Self::Damaged => not_found(),
+            Self::Broken => {
+                Reply::text(Status::InternalServerError, "the cache cannot read its store; see its log\n")
+            }
+        }
+    }
+}
+
+/// Whether it says something about this moment, not about the file.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
+    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
+}
+
+/// Nobody has it. Nix takes this for "not here" and asks the next cache.
+pub fn not_found() -> Reply {
+    const TEXT: &[u8] = b"not found\n";
+    // Each client asks several caches, so half of all requests end here: the head is made once.
+    static FIELDS: LazyLock<Bytes> = LazyLock::new(|| Reply::text(Status::NotFound, TEXT).fields);
+    let body = ReplyBody::Bytes(Bytes::from_static(TEXT));
+    Reply { status: Status::NotFound, fields: FIELDS.clone(), body }
+}
+
+/// There is no room: never 429, on which Nix 2.31 to 2.34 sleeps for a minute.
+pub fn overloaded() -> Reply {
+    let fields = Fields::new().retry_after(1);
+    Reply::text_with(Status::ServiceUnavailable, fields, "too much to do; try again in a second\n")
+}

@@ -1,0 +1,81 @@
+//! A request on its way through the sources: what it wants, what it waits for, what they say to it.
+
+use std::ffi::CString;
+
+use super::layouts::{NarKey, WalkNews};
+use super::live_store::Awaited;
+use super::lookup::Known;
+use super::refusal::Failure;
+use super::representation::{Conditions, Made};
+use crate::codec::http::route::Route;
+use crate::codec::store_path::HashPart;
+use crate::ring::descriptor::Descriptor;
+use crate::ring::op::ConnectionId;
+use crate::ring::service::Reply;
+
+/// What a request wants.
+pub struct Wish {
+    /// The resource.
+    pub route: Route,
+    /// Which part of it, and when.
+    pub conditions: Conditions,
+}
+
+/// What a request waits for.
+pub enum Stage {
+    /// Something of a live store.
+    Store(Awaited),
+    /// A file of a cache directory to be opened.
+    File,
+    /// [`Message::Made`].
+    Made,
+}
+
+/// What a source says to a wish.
+pub enum Step {
+    /// This is the answer.
+    Reply(Reply),
+    /// It does not have it.
+    Absent,
+    /// A message will bring it.
+    Wait(Stage),
+    /// A file has to be opened first.
+    Open {
+        /// The directory.
+        directory: Descriptor,
+        /// Relative to the directory.
+        path: CString,
+        /// What goes on then.
+        stage: Stage,
+    },
+}
+
+/// What the lookup plane says.
+#[derive(Debug)]
+pub enum Message {
+    /// What is known of a hash part.
+    Known {
+        /// Of which source.
+        source: usize,
+        /// The hash part.
+        hash_part: HashPart,
+        /// What was found.
+        result: Result<Known, Failure>,
+    },
+    /// What a walk has found.
+    Walk {
+        /// In which source.
+        source: usize,
+        /// Of which NAR.
+        key: NarKey,
+        /// What it was.
+        news: WalkNews,
+    },
+    /// What was made for one request.
+    Made {
+        /// Whose request.
+        id: ConnectionId,
+        /// What came of it.
+        result: Result<Option<Made>, Failure>,
+    },
+}

@@ -1,0 +1,37 @@
+//! What is said to the service manager: ready, alive, stopping. See sd_notify(3) and sd_watchdog_enabled(3).
+//!
+//! Without a service manager (no NOTIFY_SOCKET) every call does nothing. One that cannot be reached is logged and
+//! forgiven: the manager draws its own conclusions, and clients need not suffer from them.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// The sockets listen: units ordered after this one may start.
+pub fn ready() {
+    notify(NotifyState::Ready);
+}
+
+/// No new connection is accepted any more.
+pub fn stopping() {
+    notify(NotifyState::Stopping);
+}
+
+/// To be called once every [`watchdog_interval`] by whoever would notice that the server is stuck.
+pub fn alive() {
+    notify(NotifyState::Watchdog);
+}
+
+/// How often the service manager wants to hear [`alive`]: half of its patience, as sd_watchdog_enabled(3) advises.
+/// `None` when it does not care.
+pub fn watchdog_interval() -> Option<Duration> {
+    let mut patience_us = 0;
+    let enabled = sd_notify::watchdog_enabled(false, &mut patience_us);
+    (enabled && patience_us > 0).then(|| Duration::from_micros(patience_us) / 2)
+}
+
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
