@@ -10,8 +10,10 @@
 //! - [`store`] is state on disk: the Nix database, directory walks, keys. Blocking; its callers choose the thread.
 //! - [`ring`] is the kernel: operations, buffers, connections, sending. It knows HTTP framing and no Nix.
 //! - [`server`] is policy: workers, routes, handlers, configuration.
+//! - [`cli`] is what a person types.
 //! - [`limits`] names every bound; all layers may read it.
 
+pub mod cli;
 pub mod codec;
 pub mod limits;
 pub mod ring;

@@ -1,3 +1,16 @@
-//! The binary: exit codes only.
+//! The binary: exit codes only. 0 is success, 2 a configuration that has to change first, 1 everything else.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = std::env::args_os().collect();
+    match narwire::cli::run(arguments, |name| std::env::var_os(name)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // With standard error closed, the exit code is all that is left to say.
+            let _ = writeln!(std::io::stderr(), "narwire: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The command line, exactly as typed: no default, no look at the machine.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+
+use super::file::parsed;
+use crate::codec::store_path::StoreDir;
+use crate::server::config::ListenAddress;
+
+const EXAMPLES: &str = "\
+Examples:
+  narwire                                   serve this machine's Nix store on port 5000
+  narwire --secret-key-file cache.key       the same, signed
+  narwire ~/cache -p 8080                   serve what `nix copy --to file://$HOME/cache` made
+  narwire --listen 127.0.0.1:0 ./check      any free port; a directory that is named like a command
+  narwire --with-store /srv/cache           the live store first, then a directory
+  narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
+  narwire key generate cache.example.org-1 --output cache.key
+  narwire demo                              a signed throw-away store, also without Nix
+
+A setting is taken from the first that has it: flag, environment, configuration file, default.
+Environment:
+  NIX_SERVE_PORT         as --port
+  NIX_SERVE_STORE_DIR    as --store-dir
+  NIX_SECRET_KEY_FILE    as --secret-key-file
+  SIGN_KEY_PATHS         several of them, separated by spaces
+  CREDENTIALS_DIRECTORY  where key files named without a slash are (systemd's LoadCredential=)
+  RUST_LOG               what is logged: error, warn, info (the default), debug
+Sockets handed over by systemd (LISTEN_FDS) take the place of --listen and --port.";
+
+/// A Nix binary cache that serves at the speed of the network card.
+///
+/// Without a command it serves: the Nix store of this machine, or the cache directories that are named.
+#[derive(Debug, Parser)]
+#[command(name = "narwire", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub struct CommandLine {
+    /// `None` is `serve`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The arguments when no command was named.
+    #[command(flatten)]
+    pub serve: ServeArguments,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the Nix store of this machine, or the cache directories that are named (the default command)
+    Serve(ServeArguments),
+    /// Do all that serving does before it listens, say what would be served, and exit: 0 if all is well, else 2
+    Check(ServeArguments),
+    /// Work with signing keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Serve a signed throw-away store on 127.0.0.1, and print commands to try; works without Nix
+    Demo(DemoArguments),
+}
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key pair: the secret key signs (--secret-key-file), clients trust the public key (trusted-public-keys)
+    Generate(KeyGenerateArguments),
+}
+
+/// Arguments of `key generate`.
+#[derive(Debug, Args)]
+pub struct KeyGenerateArguments {
+    /// Name of the key, by custom the host of the cache and a number, such as cache.example.org-1
+    pub name: String,
+    /// Write the secret key into this new file, readable by its owner only, and print the public key alone
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// Make the store of the entries of this folder; without it, of a small built-in sample
+    #[arg(value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Port on 127.0.0.1; without it 5000, or any free one if that is taken
+    #[arg(short, long)]
+    pub port: Option<u16>,
+}
+
+/// One layer of settings: the flags of `serve`, what the environment says, or the configuration file, whose keys are
+/// therefore the names of the flags. Whatever is absent or empty is left to the layer below.
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServeArguments {
+    /// Cache directories to serve instead of the live store, asked in this order
+    #[arg(value_name = "DIR")]
+    pub directories: Vec<PathBuf>,
+
+    /// Listen on all addresses of this machine at this port [default: 5000]
+    #[arg(short, long, conflicts_with = "listen")]
+    pub port: Option<u16>,
+
+    /// Listen at ADDR:PORT, [ADDR]:PORT or unix:PATH; may be repeated; port 0 takes a free one
+    #[arg(short, long, value_name = "ADDRESS")]
+    #[serde(deserialize_with = "parsed")]
+    pub listen: Vec<ListenAddress>,
+
+    /// Store directory in the names of store paths [default: that of the directories, else /nix/store]
+    #[arg(long, value_name = "DIR")]
+    #[serde(deserialize_with = "parsed")]
+    pub store_dir: Option<StoreDir>,
+
+    /// Where the files of the live store are, if not in the store directory
+    #[arg(long, value_name = "DIR")]
+    pub real_store: Option<PathBuf>,
+
+    /// Database of the live store [default: var/nix/db/db.sqlite beside the real store]
+    #[arg(long, value_name = "FILE")]
+    pub db: Option<PathBuf>,
+
+    /// Build logs of the live store [default: var/log/nix/drvs beside the real store]
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+
+    /// Serve the live store first, then the directories
+    #[arg(long)]
+    pub with_store: bool,
+
+    /// Sign what the live store serves with the key in this file; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub secret_key_file: Vec<PathBuf>,
+
+    /// Priority that clients see; they ask the cache with the lowest number first [default: 30]
+    #[arg(long, value_name = "N")]
+    pub priority: Option<u32>,
+
+    /// Network threads [default: one per core that this process may use]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+
+    /// On SIGTERM, give the answers under way this long to finish [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_timeout: Option<u32>,
+
+    /// Read settings from this TOML file; its keys are the names of these flags, and `directories`
+    #[arg(short, long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Do without these capabilities of the kernel, for tests
+    #[arg(long, value_name = "CAPABILITY", value_delimiter = ',', hide = true)]
+    pub without: Vec<String>,
+}
+
+impl FromStr for StoreDir {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| error.to_string())
+    }
+}
+
+/// Reads a command line; its first element is the name of the program.
+pub fn parse(arguments: Vec<OsString>) -> Result<CommandLine, clap::Error> {
+    CommandLine::try_parse_from(arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn typed(line: &str) -> Result<CommandLine, clap::Error> {
+        parse(line.split_whitespace().map(OsString::from).collect())
+    }
+
+    /// The arguments of a line that serves, with or without the word.
+    fn serve(line: &str) -> ServeArguments {
+        match typed(line).unwrap() {
+            CommandLine { command: None, serve }
+            | CommandLine { command: Some(Command::Serve(serve)), .. } => serve,
+            CommandLine { command: Some(other), .. } => panic!("{line} is {other:?}"),
+        }
+    }
+
+    fn paths(names: &[&str]) -> Vec<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn clap_finds_no_fault_with_the_definition() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn the_word_serve_may_be_left_out() {
+        for arguments in
+            ["", "/srv/cache -p 8080", "-p 8080 /srv/cache", "--listen [::1]:0 --listen unix:/s a b"]
+        {
+            assert_eq!(serve(&format!("narwire {arguments}")), serve(&format!("narwire serve {arguments}")));
+        }
+        let arguments = serve("narwire /srv/cache -p 8080");
+        assert_eq!((arguments.directories, arguments.port), (paths(&["/srv/cache"]), Some(8080)));
+    }
+
+    #[test]
+    fn nothing_typed_is_nothing_said() {
+        assert_eq!(serve("narwire"), ServeArguments::default());
+    }
+
+    #[test]
+    fn a_directory_may_be_named_like_a_command() {
+        assert_eq!(serve("narwire ./check").directories, paths(&["./check"]));
+        assert_eq!(serve("narwire serve check").directories, paths(&["check"]));
+        assert!(matches!(typed("narwire check").unwrap().command, Some(Command::Check(_))));
+    }
+
+    #[test]
+    fn every_flag_is_understood() {
+        let arguments = serve(
+            "narwire serve d --listen 127.0.0.1:0 --store-dir /s --real-store /r --db f --log-dir l --with-store \
+             --secret-key-file a --secret-key-file b --priority 7 --workers 3 --drain-timeout 9 --config c \
+             --without sendfile,buffer-ring --without cachestat",
+        );
+        let expected = ServeArguments {
+            directories: paths(&["d"]),
+            port: None,
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            store_dir: Some("/s".parse().unwrap()),
+            real_store: Some("/r".into()),
+            db: Some("f".into()),
+            log_dir: Some("l".into()),
+            with_store: true,
+            secret_key_file: paths(&["a", "b"]),
+            priority: Some(7),
+            workers: Some(3),
+            drain_timeout: Some(9),
+            config: Some("c".into()),
+            without: ["sendfile", "buffer-ring", "cachestat"].map(String::from).to_vec(),
+        };
+        assert_eq!(arguments, expected);
+    }
+
+    #[test]
+    fn the_other_commands_are_understood() {
+        let CommandLine { command: Some(Command::Key(KeyCommand::Generate(key))), .. } =
+            typed("narwire key generate cache-1 --output k").unwrap()
+        else {
+            panic!("not key generate")
+        };
+        assert_eq!((key.name.as_str(), key.output.as_deref()), ("cache-1", Some(Path::new("k"))));
+
+        let CommandLine { command: Some(Command::Demo(demo)), .. } = typed("narwire demo d -p 0").unwrap()
+        else {
+            panic!("not demo")
+        };
+        assert_eq!((demo.directory.as_deref(), demo.port), (Some(Path::new("d")), Some(0)));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "narwire --frobnicate",
+            "narwire -p 65536",
+            "narwire -p x",
+            "narwire -p 1 --listen 127.0.0.1:2",
+            "narwire --listen localhost",
+            "narwire --store-dir relative",
+            "narwire --priority -1",
+            "narwire --priority 1 --priority 2",
+            "narwire key",
+            "narwire key generate",
+            "narwire demo a b",
+        ] {
+            let error = typed(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_teaches_by_example() {
+        let error = typed("narwire --help").unwrap_err();
+        assert_eq!(error.exit_code(), 0);
+        let help = error.to_string();
+        for line in
+            ["narwire ~/cache -p 8080", "NIX_SECRET_KEY_FILE", "--drain-timeout <SECONDS>", "key generate"]
+        {
+            assert!(help.contains(line), "{line:?} is missing in:\n{help}");
+        }
+        assert!(!help.contains("--without"), "a flag for tests is not advertised:\n{help}");
+    }
+}

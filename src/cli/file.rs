@@ -1,0 +1,158 @@
+//! The configuration file as one layer of settings: TOML whose keys are the names of the flags.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::de::{Deserialize, Deserializer, Error as _};
+
+use super::arguments::ServeArguments;
+
+/// Why the file gives no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// Missing, a folder, or not permitted.
+    #[error("cannot read the configuration file {}: {cause}", .path.display())]
+    Unreadable {
+        /// As typed.
+        path: PathBuf,
+        /// From open(2) or read(2), or that it is no UTF-8.
+        cause: io::Error,
+    },
+    /// No TOML, an unknown key, or a value of the wrong kind.
+    #[error("{}:{line}: {cause}", .path.display())]
+    Malformed {
+        /// As typed.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// In words, on one line.
+        cause: String,
+    },
+}
+
+/// Reads the file at `path`. Relative paths in it are relative to its own folder, so that its meaning does not depend
+/// on where the server was started.
+pub fn read(path: &Path) -> Result<ServeArguments, FileError> {
+    let text = fs::read_to_string(path)
+        .map_err(|cause| FileError::Unreadable { path: path.to_path_buf(), cause })?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<ServeArguments, FileError> {
+    toml::from_str(text).map_err(|error| FileError::Malformed {
+        path: path.to_path_buf(),
+        line: error.span().map_or(1, |span| line_of(text, span.start)),
+        cause: error.message().lines().collect::<Vec<_>>().join(": "),
+    })
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|&byte| byte == b'\n').count()
+}
+
+/// Deserializes text, or a list of texts, through the same `FromStr` that reads the flag.
+pub(super) fn parsed<'de, D: Deserializer<'de>, C: FromTexts>(deserializer: D) -> Result<C, D::Error> {
+    C::from_texts(C::Texts::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// What [`parsed`] can make: an optional value of one text, or a list of values of a list of texts.
+pub(super) trait FromTexts: Sized {
+    /// How the file writes it.
+    type Texts: for<'de> Deserialize<'de>;
+    /// The error is what the value's own parser says.
+    fn from_texts(texts: Self::Texts) -> Result<Self, String>;
+}
+
+impl<T: FromStr<Err: fmt::Display>> FromTexts for Option<T> {
+    type Texts = String;
+    fn from_texts(text: String) -> Result<Self, String> {
+        text.parse().map(Some).map_err(|error| format!("{text:?}: {error}"))
+    }
+}
+
+impl<T: FromStr<Err: fmt::Display>> FromTexts for Vec<T> {
+    type Texts = Vec<String>;
+    fn from_texts(texts: Vec<String>) -> Result<Self, String> {
+        texts.into_iter().map(|text| text.parse().map_err(|error| format!("{text:?}: {error}"))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_text(text: &str) -> Result<ServeArguments, FileError> {
+        parse(Path::new("narwire.toml"), text)
+    }
+
+    #[test]
+    fn every_key_is_the_name_of_a_flag() {
+        let arguments = parse_text(
+            r#"
+            directories = ["/srv/a", "b"]
+            listen = ["127.0.0.1:0", "unix:/run/narwire.sock"]
+            store-dir = "/s"
+            real-store = "/r"
+            db = "/d"
+            log-dir = "/l"
+            with-store = true
+            secret-key-file = ["/k"]
+            priority = 7
+            workers = 3
+            drain-timeout = 9
+            without = ["sendfile"]
+            "#,
+        )
+        .unwrap();
+        let expected = ServeArguments {
+            directories: ["/srv/a", "b"].map(PathBuf::from).to_vec(),
+            port: None,
+            listen: vec!["127.0.0.1:0".parse().unwrap(), "unix:/run/narwire.sock".parse().unwrap()],
+            store_dir: Some("/s".parse().unwrap()),
+            real_store: Some("/r".into()),
+            db: Some("/d".into()),
+            log_dir: Some("/l".into()),
+            with_store: true,
+            secret_key_file: vec!["/k".into()],
+            priority: Some(7),
+            workers: Some(3),
+            drain_timeout: Some(9),
+            config: None,
+            without: vec!["sendfile".to_owned()],
+        };
+        assert_eq!(arguments, expected);
+        assert_eq!(parse_text("port = 80").unwrap().port, Some(80));
+        assert_eq!(parse_text("").unwrap(), ServeArguments::default());
+    }
+
+    #[test]
+    fn an_error_names_file_line_and_cause_on_one_line() {
+        for (text, line, word) in [
+            ("\n\nprot = 80\n", 3, "prot"),
+            ("config = \"other.toml\"", 1, "config"),
+            ("port = 80\nport = 81", 2, "duplicate"),
+            ("# one\nport = 65536", 2, "65536"),
+            ("listen = [\"127.0.0.1:1\"]\nlisten", 2, ""),
+            ("priority = 1\nlisten = [\"nowhere\"]", 2, "ADDR:PORT"),
+            ("listen = \"127.0.0.1:1\"", 1, "sequence"),
+            ("\nstore-dir = \"relative\"", 2, "relative"),
+            ("workers = -1", 1, "-1"),
+            ("[serve]\nport = 1", 1, "serve"),
+            ("=", 1, ""),
+        ] {
+            let error = parse_text(text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("narwire.toml:{line}: ")), "{text:?}: {error}");
+            assert!(error.contains(word), "{text:?}: {error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let line = read(Path::new("/nonexistent/narwire.toml")).unwrap_err().to_string();
+        assert!(line.contains("/nonexistent/narwire.toml"), "{line}");
+    }
+}

@@ -1,0 +1,280 @@
+//! From what is wanted to what is true: looks at the machine, reads keys, opens each source once, and gives the
+//! [`Config`] that a server can rely on, or the one line that says what is missing.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::settings::{Settings, StoreSettings};
+use crate::codec::cache_info::CacheInfo;
+use crate::codec::store_path::StoreDir;
+use crate::limits::CACHE_INFO_LEN_MAX;
+use crate::server::config::{Config, SourceConfig};
+use crate::store::db::Database;
+use crate::store::keys::{SecretKeyFileError, read_secret_key};
+use crate::store::{LocalStore, StoreError};
+
+/// Where Nix keeps its store unless told otherwise.
+const STORE_DIR_DEFAULT: &str = "/nix/store";
+
+/// What the machine lacks.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// See its cause.
+    #[error(transparent)]
+    SecretKey(#[from] SecretKeyFileError),
+    /// A cache directory is missing, no directory, or not readable.
+    #[error("cannot serve {} as a cache directory: {cause}; commands are listed by narwire --help", .path.display())]
+    Directory {
+        /// As typed.
+        path: PathBuf,
+        /// From opendir(3).
+        cause: io::Error,
+    },
+    /// The `nix-cache-info` of a cache directory is of no use to any client.
+    #[error("{}: {cause}", .path.display())]
+    CacheInfo {
+        /// The file.
+        path: PathBuf,
+        /// In words.
+        cause: String,
+    },
+    /// Two sources name their paths differently, and no client could use both.
+    #[error(
+        "{} is for the store directory {found}, not {expected}; serve it alone, or give the right --store-dir",
+        .directory.display()
+    )]
+    StoreDirDiffers {
+        /// A cache directory.
+        directory: PathBuf,
+        /// In its `nix-cache-info`.
+        found: String,
+        /// Of the other sources, or as typed.
+        expected: String,
+    },
+    /// The files of the live store cannot be listed.
+    #[error("cannot read the store {}: {cause}; where it is, is said by --store-dir and --real-store", .path.display())]
+    RealStore {
+        /// Where they should be.
+        path: PathBuf,
+        /// From opendir(3).
+        cause: io::Error,
+    },
+    /// There is no Nix here.
+    #[error(
+        "there is no Nix database {}; name it with --db, serve a cache directory (narwire DIR), or try narwire demo",
+        .0.display()
+    )]
+    NoDatabase(PathBuf),
+    /// The database is there, and cannot be used.
+    #[error(transparent)]
+    Database(#[from] StoreError),
+}
+
+/// Makes the configuration of the server that `settings` want, on a machine with so many `cores` for this process.
+pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
+    let store_dir = store_dir(&settings)?;
+    let mut sources = Vec::new();
+    if let Some(store) = settings.store {
+        sources.push(SourceConfig::Store(local_store(store, &store_dir)?));
+    }
+    sources.extend(settings.directories.into_iter().map(SourceConfig::Directory));
+    let secret_keys =
+        settings.secret_key_files.iter().map(|path| read_secret_key(path)).collect::<Result<_, _>>()?;
+    Ok(Config {
+        listen: settings.listen,
+        sources,
+        store_dir,
+        secret_keys,
+        priority: settings.priority,
+        workers: settings.workers.unwrap_or(cores),
+        drain_timeout: settings.drain_timeout,
+        capabilities_off: settings.capabilities_off,
+    })
+}
+
+/// How many cores this process may use (sched_getaffinity(2)): each worker will be bound to one.
+pub fn cores() -> usize {
+    let allowed = rustix::thread::sched_getaffinity(None).ok();
+    allowed.and_then(|cores| usize::try_from(cores.count()).ok()).unwrap_or(1).max(1)
+}
+
+/// What was typed; or the live store's; or what the directories agree on. Whatever it is, every directory must agree.
+fn store_dir(settings: &Settings) -> Result<StoreDir, LoadError> {
+    let mut chosen = settings.store_dir.clone();
+    if chosen.is_none() && settings.store.is_some() {
+        chosen = Some(nix_store_dir());
+    }
+    for directory in &settings.directories {
+        let assumed = chosen.clone().unwrap_or_else(nix_store_dir);
+        let Some(found) = announced_store_dir(directory, &assumed)? else { continue };
+        let expected = chosen.get_or_insert_with(|| found.clone());
+        if *expected != found {
+            return Err(LoadError::StoreDirDiffers {
+                directory: directory.clone(),
+                found: found.as_str().to_owned(),
+                expected: expected.as_str().to_owned(),
+            });
+        }
+    }
+    Ok(chosen.unwrap_or_else(nix_store_dir))
+}
+
+fn nix_store_dir() -> StoreDir {
+    StoreDir::parse(STORE_DIR_DEFAULT).expect("the default store directory is one")
+}
+
+/// The store directory in the `nix-cache-info` of a cache directory, `assumed` if it leaves that out; there may be no
+/// such file.
+fn announced_store_dir(directory: &Path, assumed: &StoreDir) -> Result<Option<StoreDir>, LoadError> {
+    list(directory).map_err(|cause| LoadError::Directory { path: directory.to_path_buf(), cause })?;
+    let path = directory.join("nix-cache-info");
+    let text = match read_bounded(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(LoadError::CacheInfo { path, cause: error.to_string() }),
+    };
+    match CacheInfo::parse(&text, assumed) {
+        Ok(info) => Ok(Some(info.store_dir)),
+        Err(error) => Err(LoadError::CacheInfo { path, cause: error.to_string() }),
+    }
+}
+
+fn local_store(places: StoreSettings, store_dir: &StoreDir) -> Result<LocalStore, LoadError> {
+    let real_store = places.real_store.unwrap_or_else(|| PathBuf::from(store_dir.as_str()));
+    // Nix keeps `store` and `var` side by side, at the root of a chroot store as well.
+    let beside = real_store.parent().unwrap_or(&real_store).to_path_buf();
+    let store = LocalStore {
+        store_dir: store_dir.clone(),
+        database: places.database.unwrap_or_else(|| beside.join("var/nix/db/db.sqlite")),
+        log_dir: places.log_dir.unwrap_or_else(|| beside.join("var/log/nix/drvs")),
+        real_store,
+    };
+    if let Err(error) = fs::metadata(&store.database)
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        return Err(LoadError::NoDatabase(store.database));
+    }
+    list(&store.real_store)
+        .map_err(|cause| LoadError::RealStore { path: store.real_store.clone(), cause })?;
+    Database::open(&store)?;
+    Ok(store)
+}
+
+fn list(directory: &Path) -> io::Result<()> {
+    fs::read_dir(directory).map(drop)
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    fs::File::open(path)?.take(CACHE_INFO_LEN_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::cli::arguments::ServeArguments;
+    use crate::store::demo::DemoStore;
+
+    fn load_typed(arguments: ServeArguments) -> Result<Config, LoadError> {
+        load(Settings::merge([arguments]).unwrap(), 3)
+    }
+
+    /// A cache directory that announces `store_dir`, if any.
+    fn cache(store_dir: Option<&str>) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        if let Some(store_dir) = store_dir {
+            fs::write(folder.path().join("nix-cache-info"), format!("StoreDir: {store_dir}\n")).unwrap();
+        }
+        folder
+    }
+
+    fn directories(caches: &[&TempDir]) -> ServeArguments {
+        let directories = caches.iter().map(|cache| cache.path().to_path_buf()).collect();
+        ServeArguments { directories, ..ServeArguments::default() }
+    }
+
+    fn store(demo: &DemoStore) -> ServeArguments {
+        ServeArguments { real_store: Some(demo.root().join("nix/store")), ..ServeArguments::default() }
+    }
+
+    #[test]
+    fn the_store_directory_is_what_the_directories_agree_on() {
+        let (silent, nix, gnu) = (cache(None), cache(Some("/nix/store")), cache(Some("/gnu/store")));
+        for (caches, expected) in [
+            (&[&silent][..], "/nix/store"),
+            (&[&nix], "/nix/store"),
+            (&[&gnu], "/gnu/store"),
+            (&[&silent, &gnu, &gnu], "/gnu/store"),
+        ] {
+            assert_eq!(load_typed(directories(caches)).unwrap().store_dir.as_str(), expected);
+        }
+        let error = load_typed(directories(&[&gnu, &nix])).unwrap_err();
+        assert!(
+            matches!(&error, LoadError::StoreDirDiffers { directory, .. } if directory == nix.path()),
+            "{error}"
+        );
+        let typed = ServeArguments { store_dir: Some("/other".parse().unwrap()), ..directories(&[&nix]) };
+        assert!(matches!(load_typed(typed), Err(LoadError::StoreDirDiffers { .. })));
+    }
+
+    #[test]
+    fn the_places_of_a_store_follow_from_its_files() {
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        let config = load_typed(store(&demo)).unwrap();
+        let [SourceConfig::Store(found)] = config.sources.as_slice() else { panic!("{config:?}") };
+        assert_eq!(found.database, demo.store.database);
+        assert_eq!(found.log_dir, demo.store.log_dir);
+        assert_eq!(found.store_dir.as_str(), "/nix/store");
+        assert_eq!(config.workers, 3);
+    }
+
+    #[test]
+    fn a_store_comes_before_the_directories_that_it_agrees_with() {
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        let (nix, gnu) = (cache(Some("/nix/store")), cache(Some("/gnu/store")));
+        let both = |cache| ServeArguments {
+            with_store: true,
+            directories: directories(&[cache]).directories,
+            ..store(&demo)
+        };
+        let config = load_typed(both(&nix)).unwrap();
+        assert!(matches!(config.sources.as_slice(), [SourceConfig::Store(_), SourceConfig::Directory(_)]));
+        assert!(matches!(load_typed(both(&gnu)), Err(LoadError::StoreDirDiffers { .. })));
+    }
+
+    #[test]
+    fn a_missing_store_is_told_from_a_missing_database() {
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        fs::remove_file(&demo.store.database).unwrap();
+        assert!(matches!(load_typed(store(&demo)), Err(LoadError::NoDatabase(_))));
+
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        let elsewhere =
+            ServeArguments { store_dir: Some("/nonexistent".parse().unwrap()), ..Default::default() };
+        let elsewhere = ServeArguments { db: Some(demo.store.database.clone()), ..elsewhere };
+        assert!(matches!(load_typed(elsewhere), Err(LoadError::RealStore { .. })));
+    }
+
+    #[test]
+    fn what_is_no_database_is_refused() {
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        fs::write(&demo.store.database, "no database").unwrap();
+        assert!(matches!(load_typed(store(&demo)), Err(LoadError::Database(_))));
+    }
+
+    #[test]
+    fn a_useless_cache_info_is_refused_before_a_client_sees_it() {
+        let broken = cache(Some("relative"));
+        assert!(matches!(load_typed(directories(&[&broken])), Err(LoadError::CacheInfo { .. })));
+    }
+
+    #[test]
+    fn this_process_has_a_core() {
+        assert!(cores() >= 1);
+    }
+}

@@ -1,0 +1,213 @@
+//! What a person types, in three steps: [`arguments`] (what was typed), [`settings`] (what is wanted), and [`load`]
+//! (what is true: the server's [`Config`]). Precedence: flag, environment, file, default.
+
+pub mod arguments;
+pub mod check;
+pub mod demo;
+pub mod environment;
+pub mod file;
+pub mod key;
+pub mod load;
+pub mod nix_serve;
+pub mod settings;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::server::config::Config;
+use crate::server::listen::Listener;
+use crate::server::{self, RunError};
+use crate::store::StoreError;
+use arguments::{Command, CommandLine, KeyCommand, ServeArguments};
+use environment::{Environment, EnvironmentError};
+use file::FileError;
+use key::KeyGenerateError;
+use load::LoadError;
+use settings::{Settings, SettingsError};
+
+/// Why a command did not do what it was asked to, in one line for the person who asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The command line makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// A variable makes no sense.
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    /// The configuration file gives no settings.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The machine lacks what the settings want.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// There is no new key.
+    #[error(transparent)]
+    Key(#[from] KeyGenerateError),
+    /// There is no throw-away store.
+    #[error("no demo: {0}")]
+    Demo(StoreError),
+    /// The server did not start, or broke.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// What was to be printed could not be.
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
+}
+
+impl Failure {
+    /// 2 when something has to be changed before the same command can succeed, 1 when it broke at work.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Run(RunError::Serve(_)) | Self::Output(_) => 1,
+            _ => 2,
+        }
+    }
+}
+
+/// Does what the command line says. `arguments` begin with the name of the program; `variable` is the environment.
+pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
+    if nix_serve::is_called(arguments.first()) {
+        return match nix_serve::parse(arguments, load::cores()) {
+            Ok(arguments) => serve(arguments, variable),
+            Err(error) => help_or_failure(&error, "nix-serve --help"),
+        };
+    }
+    let command_line = match arguments::parse(arguments) {
+        Ok(command_line) => command_line,
+        Err(error) => return help_or_failure(&error, "narwire --help"),
+    };
+    let CommandLine { command, serve: bare } = command_line;
+    match command.unwrap_or(Command::Serve(bare)) {
+        Command::Serve(arguments) => serve(arguments, variable),
+        Command::Check(arguments) => print(&check::report(&configure(arguments, variable)?)?),
+        Command::Key(KeyCommand::Generate(arguments)) => print(&key::generate(&arguments)?),
+        Command::Demo(arguments) => {
+            start_log(variable("RUST_LOG"));
+            demo::run(&arguments, load::cores())
+        }
+    }
+}
+
+fn serve(arguments: ServeArguments, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
+    start_log(variable("RUST_LOG"));
+    let config = configure(arguments, variable)?;
+    Ok(server::run(config, announce)?)
+}
+
+fn configure(
+    arguments: ServeArguments,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Config, Failure> {
+    let Environment { arguments: environment, credentials_directory } = Environment::read(variable)?;
+    let credentials_directory = credentials_directory.as_deref();
+    let here = Path::new("");
+    let mut layers = Vec::new();
+    let config_file = arguments.config.clone();
+    for typed in [arguments, environment] {
+        layers.push(typed.with_paths_from(here, credentials_directory));
+    }
+    if let Some(path) = config_file {
+        let folder = path.parent().unwrap_or(here);
+        layers.push(file::read(&path)?.with_paths_from(folder, credentials_directory));
+    }
+    Ok(load::load(Settings::merge(layers)?, load::cores())?)
+}
+
+/// One line for each address, on standard error, once it answers.
+fn announce(listeners: &[Listener]) {
+    for listener in listeners {
+        // Nobody may be reading any more; that is no reason not to serve.
+        let _ = writeln!(io::stderr(), "{}", listener.announcement());
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    io::stdout().write_all(text.as_bytes()).map_err(Failure::Output)
+}
+
+/// Help and version are no failures. Of an error, clap's explanation without the usage that follows it, on one line.
+fn help_or_failure(error: &clap::Error, help: &str) -> Result<(), Failure> {
+    if error.exit_code() == 0 {
+        return error.print().map_err(Failure::Output);
+    }
+    let rendered = error.render().to_string();
+    let paragraphs = rendered.split("\n\n").take_while(|text| !is_usage_or_pointer(text));
+    let sentences: Vec<String> = paragraphs.map(on_one_line).collect();
+    let line = sentences.join("; ");
+    Err(Failure::Usage(format!("{}; see {help}", line.strip_prefix("error: ").unwrap_or(&line))))
+}
+
+/// What clap adds to every error alike.
+fn is_usage_or_pointer(paragraph: &str) -> bool {
+    paragraph.starts_with("Usage:") || paragraph.starts_with("For more information")
+}
+
+fn on_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn start_log(filter: Option<OsString>) {
+    let filter = filter.and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info".to_owned());
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(line: &[&str]) -> Failure {
+        run(line.iter().map(OsString::from).collect(), |_| None).unwrap_err()
+    }
+
+    #[test]
+    fn a_mistyped_flag_is_one_line_that_names_it() {
+        for (line, word) in [
+            (&["narwire", "--prot", "1"][..], "'--prot' found; tip: a similar argument exists: '--port'"),
+            (&["narwire", "-p", "1", "--listen", "[::]:2"], "cannot be used with"),
+            (&["narwire", "--listen", "nowhere"], "ADDR:PORT"),
+            (&["narwire", "key", "generate"], "<NAME>"),
+            (&["nix-serve", "--ssl-cert", "x"], "nix-serve --help"),
+            (&["/bin/nix-serve", "--store", "ssh://x"], "ssh://x"),
+        ] {
+            let failure = failure(line);
+            let text = failure.to_string();
+            assert!(text.contains(word), "{line:?}: {text}");
+            assert_eq!((text.lines().count(), failure.exit_code()), (1, 2), "{line:?}: {text}");
+            assert!(!text.contains("error:") && !text.contains("Usage"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_one_line_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "prot = 1").unwrap();
+        let (folder, file) = (folder.path().to_str().unwrap(), file.to_str().unwrap());
+        for (line, word) in [
+            (vec!["narwire", "check", "/nonexistent"], "/nonexistent"),
+            (vec!["narwire", "check", file], "cache directory"),
+            (vec!["narwire", "check", "--db", "/nonexistent/db"], "narwire demo"),
+            (vec!["narwire", "check", folder, "--secret-key-file", "/nonexistent"], "secret key"),
+            (vec!["narwire", "check", folder, "--secret-key-file", file], "file"),
+            (vec!["narwire", "check", "--config", "/nonexistent"], "configuration file"),
+            (vec!["narwire", "check", "--config", file], "prot"),
+            (vec!["narwire", "check", folder, "--db", "/x"], "--with-store"),
+            (vec!["narwire", "check", folder, "--without", "gravity"], "gravity"),
+        ] {
+            let failure = failure(&line);
+            let text = failure.to_string();
+            assert!(text.contains(word), "{line:?}: {text}");
+            assert_eq!((text.lines().count(), failure.exit_code()), (1, 2), "{line:?}: {text}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! From what was typed to what is wanted: layers are merged, defaults filled in and contradictions refused, all without
+//! a look at the machine. [`super::load`] does the looking.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::arguments::ServeArguments;
+use crate::codec::store_path::StoreDir;
+use crate::limits::{DRAIN_TIMEOUT_DEFAULT_S, PORT_DEFAULT, PRIORITY_DEFAULT, PRIORITY_MAX, WORKERS_MAX};
+use crate::server::config::ListenAddress;
+
+/// What is wanted, complete but for what only the machine can tell.
+#[derive(Debug, PartialEq)]
+pub struct Settings {
+    /// Never empty.
+    pub listen: Vec<ListenAddress>,
+    /// Whether a live store is served, before the directories.
+    pub store: Option<StoreSettings>,
+    /// Cache directories; not empty when there is no live store.
+    pub directories: Vec<PathBuf>,
+    /// `None`: what the directories say, or else Nix's own.
+    pub store_dir: Option<StoreDir>,
+    /// May be empty.
+    pub secret_key_files: Vec<PathBuf>,
+    /// At most [`PRIORITY_MAX`].
+    pub priority: u32,
+    /// `None`: one per core that this process may use. From 1 to [`WORKERS_MAX`].
+    pub workers: Option<usize>,
+    /// After SIGTERM.
+    pub drain_timeout: Duration,
+    /// As typed.
+    pub capabilities_off: Vec<String>,
+}
+
+/// Places of a live store that differ from what follows from its store directory.
+#[derive(Debug, Default, PartialEq)]
+pub struct StoreSettings {
+    /// Where the files are.
+    pub real_store: Option<PathBuf>,
+    /// Nix's database.
+    pub database: Option<PathBuf>,
+    /// The folder of build logs.
+    pub log_dir: Option<PathBuf>,
+}
+
+/// Settings that contradict each other or ask for the impossible.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SettingsError {
+    /// Only the configuration file can say both; clap refuses the flags.
+    #[error("port and listen contradict each other: write listen = [\"[::]:PORT\", …] alone")]
+    PortAndListen,
+    /// A place of the live store is given, and no live store is served.
+    #[error(
+        "{flag} is about the live store, and only directories are served: leave it out, or add --with-store"
+    )]
+    NoStore {
+        /// As typed on a command line.
+        flag: &'static str,
+    },
+    /// Not from 1 to [`WORKERS_MAX`].
+    #[error("workers must be from 1 to {WORKERS_MAX}, not {0}")]
+    Workers(usize),
+    /// Above [`PRIORITY_MAX`].
+    #[error("priority must be at most {PRIORITY_MAX}, not {0}")]
+    Priority(u32),
+}
+
+impl Settings {
+    /// Takes every setting from the first of `layers` that has it, and else the default.
+    pub fn merge(layers: impl IntoIterator<Item = ServeArguments>) -> Result<Self, SettingsError> {
+        let mut merged = ServeArguments::default();
+        for layer in layers {
+            if layer.port.is_some() && !layer.listen.is_empty() {
+                return Err(SettingsError::PortAndListen);
+            }
+            merged = merged.or(layer);
+        }
+        Self::complete(merged)
+    }
+
+    fn complete(typed: ServeArguments) -> Result<Self, SettingsError> {
+        let priority = typed.priority.unwrap_or(PRIORITY_DEFAULT);
+        if priority > PRIORITY_MAX {
+            return Err(SettingsError::Priority(priority));
+        }
+        if let Some(workers) = typed.workers.filter(|workers| !(1..=WORKERS_MAX).contains(workers)) {
+            return Err(SettingsError::Workers(workers));
+        }
+        let listen = if typed.listen.is_empty() {
+            vec![ListenAddress::everywhere(typed.port.unwrap_or(PORT_DEFAULT))]
+        } else {
+            typed.listen
+        };
+        let store =
+            StoreSettings { real_store: typed.real_store, database: typed.db, log_dir: typed.log_dir };
+        let store = if typed.with_store || typed.directories.is_empty() {
+            Some(store)
+        } else {
+            store.refuse_any()?;
+            None
+        };
+        Ok(Self {
+            listen,
+            store,
+            directories: typed.directories,
+            store_dir: typed.store_dir,
+            secret_key_files: typed.secret_key_file,
+            priority,
+            workers: typed.workers,
+            drain_timeout: Duration::from_secs(
+                typed.drain_timeout.map_or(DRAIN_TIMEOUT_DEFAULT_S, u64::from),
+            ),
+            capabilities_off: typed.without,
+        })
+    }
+}
+
+impl StoreSettings {
+    fn refuse_any(&self) -> Result<(), SettingsError> {
+        let given =
+            [("--real-store", &self.real_store), ("--db", &self.database), ("--log-dir", &self.log_dir)];
+        match given.into_iter().find(|(_, place)| place.is_some()) {
+            Some((flag, _)) => Err(SettingsError::NoStore { flag }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl ServeArguments {
+    /// What this layer says, and where it says nothing, `lower`.
+    fn or(self, lower: Self) -> Self {
+        // Port and addresses are two ways to say one thing: a layer that says either hides both below it.
+        let says_where = self.port.is_some() || !self.listen.is_empty();
+        let (port, listen) = if says_where { (self.port, self.listen) } else { (lower.port, lower.listen) };
+        Self {
+            directories: first_list(self.directories, lower.directories),
+            port,
+            listen,
+            store_dir: self.store_dir.or(lower.store_dir),
+            real_store: self.real_store.or(lower.real_store),
+            db: self.db.or(lower.db),
+            log_dir: self.log_dir.or(lower.log_dir),
+            with_store: self.with_store || lower.with_store,
+            secret_key_file: first_list(self.secret_key_file, lower.secret_key_file),
+            priority: self.priority.or(lower.priority),
+            workers: self.workers.or(lower.workers),
+            drain_timeout: self.drain_timeout.or(lower.drain_timeout),
+            config: self.config.or(lower.config),
+            without: first_list(self.without, lower.without),
+        }
+    }
+
+    /// Makes relative paths relative to `folder`. A key file named without a slash is a credential of the service
+    /// when there is a directory of those, wherever the name was written.
+    #[must_use]
+    pub fn with_paths_from(self, folder: &Path, credentials_directory: Option<&Path>) -> Self {
+        let resolve = |path: PathBuf| folder.join(path);
+        let resolve_key = |path: PathBuf| match credentials_directory {
+            Some(credentials) if is_bare_name(&path) => credentials.join(path),
+            _ => folder.join(path),
+        };
+        let resolve_address = |address| match address {
+            ListenAddress::Unix(path) => ListenAddress::Unix(folder.join(path)),
+            tcp @ ListenAddress::Tcp(_) => tcp,
+        };
+        Self {
+            directories: self.directories.into_iter().map(resolve).collect(),
+            listen: self.listen.into_iter().map(resolve_address).collect(),
+            real_store: self.real_store.map(resolve),
+            db: self.db.map(resolve),
+            log_dir: self.log_dir.map(resolve),
+            secret_key_file: self.secret_key_file.into_iter().map(resolve_key).collect(),
+            ..self
+        }
+    }
+}
+
+fn first_list<T>(upper: Vec<T>, lower: Vec<T>) -> Vec<T> {
+    if upper.is_empty() { lower } else { upper }
+}
+
+fn is_bare_name(path: &Path) -> bool {
+    !path.as_os_str().as_encoded_bytes().contains(&b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merge(layers: &[&ServeArguments]) -> Settings {
+        Settings::merge(layers.iter().map(|&layer| layer.clone())).unwrap()
+    }
+
+    fn nothing() -> ServeArguments {
+        ServeArguments::default()
+    }
+
+    fn address(text: &str) -> ListenAddress {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn nothing_said_is_the_live_store_on_port_5000_everywhere() {
+        let expected = Settings {
+            listen: vec![address("[::]:5000")],
+            store: Some(StoreSettings::default()),
+            directories: Vec::new(),
+            store_dir: None,
+            secret_key_files: Vec::new(),
+            priority: 30,
+            workers: None,
+            drain_timeout: Duration::from_mins(1),
+            capabilities_off: Vec::new(),
+        };
+        assert_eq!(merge(&[]), expected);
+        assert_eq!(merge(&[&nothing(), &nothing()]), expected);
+    }
+
+    #[test]
+    fn the_upper_layer_wins_and_the_lower_fills_in() {
+        let upper = ServeArguments { priority: Some(1), secret_key_file: vec!["a".into()], ..nothing() };
+        let lower = ServeArguments {
+            priority: Some(2),
+            workers: Some(2),
+            secret_key_file: vec!["b".into(), "c".into()],
+            directories: vec!["d".into()],
+            drain_timeout: Some(0),
+            ..nothing()
+        };
+        let settings = merge(&[&upper, &nothing(), &lower]);
+        assert_eq!((settings.priority, settings.workers), (1, Some(2)));
+        assert_eq!(settings.secret_key_files, [PathBuf::from("a")]);
+        assert_eq!(settings.directories, [PathBuf::from("d")]);
+        assert_eq!(settings.drain_timeout, Duration::ZERO);
+    }
+
+    #[test]
+    fn port_and_addresses_hide_each_other_across_layers() {
+        let port = ServeArguments { port: Some(80), ..nothing() };
+        let listen = ServeArguments { listen: vec![address("127.0.0.1:1")], ..nothing() };
+        assert_eq!(merge(&[&port, &listen]).listen, [address("[::]:80")]);
+        assert_eq!(merge(&[&listen, &port]).listen, [address("127.0.0.1:1")]);
+        let both = ServeArguments { port: Some(80), ..listen };
+        assert_eq!(Settings::merge([both]), Err(SettingsError::PortAndListen));
+    }
+
+    #[test]
+    fn directories_take_the_place_of_the_store_unless_it_is_wanted() {
+        let directories = ServeArguments { directories: vec!["d".into()], ..nothing() };
+        assert_eq!(merge(&[&directories]).store, None);
+        let with_store = ServeArguments { with_store: true, ..directories };
+        let settings = merge(&[&with_store]);
+        assert_eq!(settings.store, Some(StoreSettings::default()));
+        assert_eq!(settings.directories, [PathBuf::from("d")]);
+    }
+
+    #[test]
+    fn places_of_a_store_that_is_not_served_are_refused() {
+        let place = Some(PathBuf::from("/x"));
+        for (flag, store) in [
+            ("--real-store", ServeArguments { real_store: place.clone(), ..nothing() }),
+            ("--db", ServeArguments { db: place.clone(), ..nothing() }),
+            ("--log-dir", ServeArguments { log_dir: place.clone(), ..nothing() }),
+        ] {
+            let directories = ServeArguments { directories: vec!["d".into()], ..nothing() };
+            let error = Settings::merge([directories.clone(), store.clone()]).unwrap_err();
+            assert_eq!(error, SettingsError::NoStore { flag });
+            let with_store = ServeArguments { with_store: true, ..directories };
+            Settings::merge([with_store, store]).unwrap();
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_refused() {
+        for workers in [0, WORKERS_MAX + 1] {
+            let arguments = ServeArguments { workers: Some(workers), ..nothing() };
+            assert_eq!(Settings::merge([arguments]), Err(SettingsError::Workers(workers)));
+        }
+        let arguments = ServeArguments { priority: Some(PRIORITY_MAX + 1), ..nothing() };
+        assert_eq!(Settings::merge([arguments]), Err(SettingsError::Priority(PRIORITY_MAX + 1)));
+    }
+
+    #[test]
+    fn bare_key_names_are_credentials_and_other_paths_belong_to_their_folder() {
+        let arguments = ServeArguments {
+            directories: vec!["cache".into(), "/srv".into()],
+            listen: vec![address("unix:socket"), address("127.0.0.1:1")],
+            secret_key_file: ["key", "./key", "/key"].map(PathBuf::from).to_vec(),
+            ..nothing()
+        };
+        let resolved =
+            |credentials| arguments.clone().with_paths_from(Path::new("/etc/narwire"), credentials);
+
+        let service = resolved(Some(Path::new("/run/credentials")));
+        let expected = ["/run/credentials/key", "/etc/narwire/./key", "/key"].map(PathBuf::from);
+        assert_eq!(service.secret_key_file, expected);
+        assert_eq!(service.directories, ["/etc/narwire/cache", "/srv"].map(PathBuf::from));
+        assert_eq!(service.listen, [address("unix:/etc/narwire/socket"), address("127.0.0.1:1")]);
+
+        let expected = ["/etc/narwire/key", "/etc/narwire/./key", "/key"].map(PathBuf::from);
+        assert_eq!(resolved(None).secret_key_file, expected);
+    }
+}
