@@ -1,0 +1,39 @@
+//! The integration suite: the real binary, real Nix clients, real sockets. One program, so that it links once.
+//!
+//! | file           | promises about                                                                    |
+//! |----------------|-----------------------------------------------------------------------------------|
+//! | `store.rs`     | a live Nix store, as real Nix clients see it                                      |
+//! | `directory.rs` | a cache directory made by `nix copy --to file://…`                                |
+//! | `range.rs`     | HEAD, ranges, entity tags and their preconditions                                 |
+//! | `resume.rs`    | downloads that are cut on the way                                                 |
+//! | `http.rs`      | HTTP/1.1 itself: framing, connections, refusals, the small fixed routes           |
+//! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
+//! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
+//! | `gc.rs`        | the garbage collector at work while a path is served                              |
+//! | `damage.rs`    | store paths that somebody changed behind Nix's back                               |
+//! | `changes.rs`   | a database that is written, locked or replaced while paths are asked for          |
+//! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
+//! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
+//! | `slow.rs`      | clients that stop reading                                                         |
+//! | `support/`     | the server under test, a raw HTTP client, a cutting proxy, Nix and its stores     |
+//!
+//! A test states a promise in its name and keeps to five or ten lines; what would make it longer belongs in `support`.
+//! Deadlines only end a test that hangs; nothing here measures time. `NARWIRE_TEST_WITHOUT=all` runs the same suite
+//! with every optional kernel capability switched off. `tests/run` provides the two versions of Nix.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on panics
+
+mod changes;
+mod cli;
+mod damage;
+mod directory;
+mod extras;
+mod gc;
+mod http;
+mod listen;
+mod nix_serve;
+mod range;
+mod resume;
+mod slow;
+mod store;
+mod support;

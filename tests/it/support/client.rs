@@ -1,0 +1,206 @@
+//! A raw HTTP/1.1 client: the test decides every byte that is sent, and sees every byte that comes back.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use super::{PATIENCE, assert_same_bytes};
+
+pub struct Connection {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+/// One answer. A body that ended before its length is in `body` as far as it came, with `complete` false.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub version: String,
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    pub complete: bool,
+}
+
+impl Connection {
+    pub fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, received: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Sends what the server may refuse to read to the end.
+    pub fn send_if_wanted(&mut self, bytes: impl AsRef<[u8]>) {
+        let _refused = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// Half-close: nothing more will be sent, answers are still read.
+    pub fn finish_sending(&self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// A request with `Host` and the given fields, on a connection that stays open.
+    pub fn request(&mut self, method: &str, target: &str, fields: &[(&str, &str)]) -> Reply {
+        self.send(request_head(method, target, fields));
+        self.reply_to(method)
+    }
+
+    pub fn get(&mut self, target: &str) -> Reply {
+        self.request("GET", target, &[])
+    }
+
+    /// The same where the server may also end the connection instead of an answer.
+    pub fn try_request(&mut self, method: &str, target: &str, fields: &[(&str, &str)]) -> Option<Reply> {
+        self.send(request_head(method, target, fields));
+        self.try_reply_to(method)
+    }
+
+    /// The next answer, whole.
+    pub fn reply_to(&mut self, method: &str) -> Reply {
+        self.try_reply_to(method).expect("the connection ended instead of an answer")
+    }
+
+    fn try_reply_to(&mut self, method: &str) -> Option<Reply> {
+        let mut reply = self.head()?;
+        if method == "HEAD" || reply.status == 304 || reply.status == 204 {
+            return Some(reply);
+        }
+        assert_eq!(reply.field("transfer-encoding"), None, "every length here is known");
+        if let Some(len) = reply.field("content-length").map(|len| len.parse::<usize>().unwrap()) {
+            while self.received.len() < len && self.receive() {}
+            reply.complete = self.received.len() >= len;
+            reply.body = self.received.drain(..len.min(self.received.len())).collect();
+        } else {
+            reply.body = self.rest();
+        }
+        Some(reply)
+    }
+
+    /// Only the head of the next answer, or `None` when the connection ends first. The body stays to be read.
+    pub fn head(&mut self) -> Option<Reply> {
+        let end = loop {
+            if let Some(end) = self.received.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end;
+            }
+            if !self.receive() {
+                assert!(
+                    self.received.is_empty(),
+                    "half a head: {:?}",
+                    String::from_utf8_lossy(&self.received)
+                );
+                return None;
+            }
+        };
+        let head: Vec<u8> = self.received.drain(..end + 4).collect();
+        Some(Reply::parse_head(std::str::from_utf8(&head[..end]).unwrap()))
+    }
+
+    /// All bytes until the server closes, or resets, the connection.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.receive() {}
+        std::mem::take(&mut self.received)
+    }
+
+    /// The same, compared while they come, so that many can be received at once.
+    pub fn expect_rest(&mut self, wanted: &[u8]) {
+        let mut position = 0;
+        loop {
+            let piece = std::mem::take(&mut self.received);
+            let rest = &wanted[position..];
+            assert_same_bytes(&piece, &rest[..piece.len().min(rest.len())], "the rest of a body");
+            position += piece.len();
+            if !self.receive() {
+                assert_eq!(position, wanted.len(), "the length of the body");
+                return;
+            }
+        }
+    }
+
+    /// Whether the server has closed the connection, with nothing more said.
+    pub fn ends(&mut self) -> bool {
+        self.received.is_empty() && !self.receive()
+    }
+
+    fn receive(&mut self) -> bool {
+        let mut buffer = vec![0; 256 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(len) => {
+                self.received.extend_from_slice(&buffer[..len]);
+                len > 0
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => false,
+            Err(error) => panic!("no answer and no end of the connection: {error}"),
+        }
+    }
+}
+
+impl Reply {
+    fn parse_head(head: &str) -> Self {
+        let mut lines = head.split("\r\n");
+        let status_line = lines.next().unwrap();
+        let mut words = status_line.splitn(3, ' ');
+        let version = words.next().unwrap().to_owned();
+        let status = words.next().and_then(|word| word.parse().ok());
+        let fields = lines.map(|line| {
+            let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("no field: {line:?}"));
+            (name.to_ascii_lowercase(), value.trim().to_owned())
+        });
+        Self {
+            status: status.unwrap_or_else(|| panic!("no status line: {status_line:?}")),
+            version,
+            fields: fields.collect(),
+            body: Vec::new(),
+            complete: true,
+        }
+    }
+
+    /// A field's value by its lower-case name; a field sent twice is a fault of the server.
+    #[track_caller]
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let mut values =
+            self.fields.iter().filter(|(field, _)| field == name).map(|(_, value)| value.as_str());
+        let first = values.next();
+        assert!(values.next().is_none(), "{name} twice in {:?}", self.fields);
+        first
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// The status, and a body that came whole.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(
+            self.status,
+            status,
+            "{:?} {}",
+            self.fields,
+            String::from_utf8_lossy(&self.body[..self.body.len().min(300)])
+        );
+        assert!(self.complete, "the body ended after {} bytes: {:?}", self.body.len(), self.fields);
+        self
+    }
+
+    /// Absence as clients should hear it: a short text that no cache keeps.
+    #[track_caller]
+    pub fn expect_absent(self) -> Self {
+        let reply = self.expect(404);
+        assert_eq!(reply.field("cache-control"), Some("no-store"));
+        assert_eq!(reply.field("content-type"), Some("text/plain; charset=utf-8"));
+        assert!(reply.body.len() < 1024, "Nix shows only error bodies below 1 KiB");
+        reply
+    }
+}
+
+pub fn request_head(method: &str, target: &str, fields: &[(&str, &str)]) -> String {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: cache.test\r\n");
+    for (name, value) in fields {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    head + "\r\n"
+}

@@ -1,0 +1,171 @@
+//! The server under test: the real binary in its own process, on a port of its own.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Connection, PATIENCE, Reply, eventually};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_narwire");
+
+/// What the server says once it listens, before the address.
+const LISTENING: &str = "listening on ";
+
+/// A running server. Dropping it ends the process.
+pub struct Narwire {
+    child: Child,
+    output: Arc<Mutex<String>>,
+}
+
+impl Narwire {
+    /// A server on a free port of the loopback, ready to answer.
+    pub fn start<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
+        let server = Self::spawn(command().args(arguments).args(["--listen", "127.0.0.1:0"]));
+        server.wait_for(LISTENING);
+        server
+    }
+
+    /// Any command that becomes a server; the caller waits for what it needs.
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let output = Arc::new(Mutex::new(String::new()));
+        collect(child.stdout.take().unwrap(), Arc::clone(&output));
+        collect(child.stderr.take().unwrap(), Arc::clone(&output));
+        Self { child, output }
+    }
+
+    /// Waits until the server has printed `words`.
+    pub fn wait_for(&self, words: &str) {
+        let pid = self.child.id();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.output().contains(words) {
+            assert!(Instant::now() < deadline, "process {pid} never said {words:?}:\n{}", self.output());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Everything the server has printed so far.
+    pub fn output(&self) -> String {
+        self.output.lock().unwrap().clone()
+    }
+
+    /// Every address the server says it listens on, in order, without the scheme.
+    pub fn addresses(&self) -> Vec<String> {
+        let output = self.output();
+        let after = output.lines().filter_map(|line| line.split_once(LISTENING)).map(|(_, after)| after);
+        after
+            .map(|word| word.split_whitespace().next().unwrap().trim_start_matches("http://").to_owned())
+            .collect()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        let addresses = self.addresses();
+        addresses
+            .iter()
+            .find_map(|address| address.parse().ok())
+            .unwrap_or_else(|| panic!("no address in {addresses:?}"))
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.address())
+    }
+
+    pub fn get(&self, target: &str) -> Reply {
+        self.connect().get(target)
+    }
+
+    pub fn request(&self, method: &str, target: &str, fields: &[(&str, &str)]) -> Reply {
+        self.connect().request(method, target, fields)
+    }
+
+    /// The NAR of a store path, by the URL that its narinfo gives.
+    pub fn nar(&self, hash_part: &str) -> Reply {
+        self.get(&self.nar_target(hash_part))
+    }
+
+    pub fn nar_target(&self, hash_part: &str) -> String {
+        let narinfo = self.get(&format!("/{hash_part}.narinfo")).expect(200);
+        let url = narinfo.text().lines().find_map(|line| line.strip_prefix("URL: ")).unwrap();
+        format!("/{url}")
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// How many descriptors the process has open, without those of the database: threads that look things up open it
+    /// when they are first needed.
+    pub fn descriptors(&self) -> usize {
+        let opened = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let files = opened.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        files.filter(|file| !file.to_string_lossy().contains("db.sqlite")).count()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    pub fn has_exited(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for the end of the process.
+    pub fn exit(&mut self) -> ExitStatus {
+        eventually("the server ends", || self.child.try_wait().unwrap().is_some());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Narwire {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- the server said:\n{}---", self.output());
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while let Ok(None) = self.child.try_wait() {
+            let signal = if Instant::now() < deadline { Signal::TERM } else { Signal::KILL };
+            let _gone = kill_process(self.pid(), signal);
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// `narwire` in an environment that says nothing, with the capabilities that this run of the suite allows.
+pub fn command() -> Command {
+    command_of(BINARY)
+}
+
+/// The same for another name of the binary.
+pub fn command_of(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for variable in
+        ["NIX_SECRET_KEY_FILE", "SIGN_KEY_PATHS", "NIX_SERVE_PORT", "NIX_SERVE_STORE_DIR", "NOTIFY_SOCKET"]
+    {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null());
+    if let Some(capabilities) = std::env::var_os("NARWIRE_TEST_WITHOUT") {
+        command.arg("--without").arg(capabilities);
+    }
+    command
+}
+
+fn collect(stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) {
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let mut output = output.lock().unwrap();
+            output.push_str(&line);
+            output.push('\n');
+        }
+    });
+}
