@@ -1,0 +1,2 @@
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| narwire::codec::nar::layout::fuzz_layout(data));
