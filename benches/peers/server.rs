@@ -1,0 +1,219 @@
+//! The servers: started on the core they are measured on, asked what they cost, ended by their process id.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Resource, Signal, getrlimit};
+
+use crate::fixture::Fixture;
+
+/// How long a server may take to start, and to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Narwire,
+    /// Static files as a cautious administrator serves them: what changes on disk is seen at once, as with narwire.
+    Nginx,
+    /// The same with `open_file_cache`: faster, and blind to changes for a minute.
+    NginxCaching,
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    /// The process that serves: of nginx, the worker.
+    serving: u32,
+    pub address: SocketAddr,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Narwire => "narwire",
+            Self::Nginx => "nginx",
+            Self::NginxCaching => "nginx+ofc",
+        }
+    }
+}
+
+impl Server {
+    /// Starts a server with `workers` workers that may use `cores` (in the notation of `taskset -c`).
+    pub fn start(kind: Kind, fixture: &Fixture, workers: usize, cores: &str) -> anyhow::Result<Self> {
+        let port = free_port()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        // Should this bench be killed, the server is told to end as well.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "taskset", "-c", cores]);
+        match kind {
+            Kind::Narwire => {
+                command
+                    .arg(env!("CARGO_BIN_EXE_narwire"))
+                    .args(["--listen", &address.to_string(), "--store-dir", "/nix/store"])
+                    .args(["--workers", &workers.to_string()])
+                    .arg("--real-store")
+                    .arg(&fixture.store.real_store)
+                    .arg("--db")
+                    .arg(&fixture.store.database)
+                    .arg("--secret-key-file")
+                    .arg(&fixture.secret_key_file);
+            }
+            Kind::Nginx | Kind::NginxCaching => {
+                let folder = fixture.root().join(kind.name());
+                fs::create_dir_all(&folder)?;
+                let configuration = folder.join("nginx.conf");
+                let is_caching = kind == Kind::NginxCaching;
+                fs::write(&configuration, nginx_conf(port, workers, is_caching, &folder, &fixture.flat))?;
+                command.arg("nginx").arg("-p").arg(&folder).arg("-c").arg(configuration);
+            }
+        }
+        let log = File::create(fixture.root().join(format!("{}.log", kind.name())))?;
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+        let child = child.context("cannot run setpriv (util-linux)")?;
+        let serving = child.id();
+        let mut server = Self { child, serving, address };
+        server.wait_until_it_serves(kind, fixture)?;
+        Ok(server)
+    }
+
+    fn wait_until_it_serves(&mut self, kind: Kind, fixture: &Fixture) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait()? {
+                let log = fs::read_to_string(fixture.root().join(format!("{}.log", kind.name())))?;
+                bail!("{} has ended ({status}):\n{log}", kind.name());
+            }
+            let serving = match kind {
+                Kind::Narwire => Some(self.child.id()),
+                Kind::Nginx | Kind::NginxCaching => self.children()?.first().copied(),
+            };
+            if let Some(serving) = serving
+                && TcpStream::connect(self.address).is_ok()
+            {
+                self.serving = serving;
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bail!("{} does not answer", kind.name())
+    }
+
+    /// CPU time that the serving process has used, of all its threads, the ended ones too.
+    pub fn time(&self) -> io::Result<Duration> {
+        process_time(self.serving)
+    }
+
+    /// Memory of all processes, shared pages divided by the number of their users. KiB.
+    pub fn memory_kib(&self) -> anyhow::Result<u64> {
+        let mut total = 0;
+        for process in [vec![self.child.id()], self.children()?].concat() {
+            let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
+            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+            total += pss.trim().trim_end_matches(" kB").parse::<u64>()?;
+        }
+        Ok(total)
+    }
+
+    /// CPU time of every thread whose name begins with `prefix`, in the order of their names. Nanoseconds.
+    pub fn thread_times_ns(&self, prefix: &str) -> anyhow::Result<Vec<u64>> {
+        let mut threads = Vec::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.serving))? {
+            let task = task?.path();
+            let name = fs::read_to_string(task.join("comm"))?;
+            if name.starts_with(prefix) {
+                let statistics = fs::read_to_string(task.join("schedstat"))?;
+                let time = statistics.split(' ').next().unwrap_or_default().parse::<u64>()?;
+                threads.push((name, time));
+            }
+        }
+        threads.sort();
+        Ok(threads.into_iter().map(|(_, time)| time).collect())
+    }
+
+    fn children(&self) -> anyhow::Result<Vec<u32>> {
+        let process = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
+        Ok(children.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // nginx passes SIGTERM on to its worker; narwire drains, for which its clients have gone.
+        if let Some(process) = Pid::from_raw(self.child.id().cast_signed()) {
+            let _ = rustix::process::kill_process(process, Signal::TERM);
+        }
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What nginx is and how to get it; an error when it is not there.
+pub fn nginx_version() -> anyhow::Result<String> {
+    let output = Command::new("nginx").arg("-v").output();
+    let output = output.context("nginx is not installed; on Debian: apt-get install nginx-light")?;
+    Ok(String::from_utf8_lossy(&output.stderr).trim().replace("nginx version: ", ""))
+}
+
+fn nginx_conf(port: u16, workers: usize, is_caching: bool, folder: &Path, root: &Path) -> String {
+    let (folder, root) = (folder.display(), root.display());
+    // A worker that changes its user could not read a temporary folder of root's.
+    let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
+    // More than the hard limit nobody may have. The cache keeps its files open; half is left to connections.
+    let descriptors = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).min(1 << 20);
+    let cache = if is_caching {
+        format!("open_file_cache max={} inactive=600s; open_file_cache_valid 60s;", descriptors / 2)
+    } else {
+        String::new()
+    };
+    format!(
+        "daemon off; {user} worker_processes {workers}; worker_rlimit_nofile {descriptors}; pid {folder}/pid;
+error_log {folder}/error.log crit;
+events {{ use epoll; worker_connections 16384; multi_accept on; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; server_tokens off;
+  keepalive_timeout 300s; keepalive_requests 1000000000; {cache}
+  client_body_temp_path {folder}/t; proxy_temp_path {folder}/t; fastcgi_temp_path {folder}/t;
+  uwsgi_temp_path {folder}/t; scgi_temp_path {folder}/t;
+  types {{ text/x-nix-narinfo narinfo; application/x-nix-nar nar; }}
+  server {{ listen 127.0.0.1:{port} backlog=4096; root {root}; }}
+}}
+"
+    )
+}
+
+/// A port that nobody had a moment ago.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The CPU clock of a process, which counts nanoseconds where /proc/PID/stat counts hundredths of a second.
+#[expect(unsafe_code, reason = "no safe wrapper takes the clock of another process")]
+fn process_time(process: u32) -> io::Result<Duration> {
+    let mut clock = 0;
+    // SAFETY: `clock` is a place for the answer.
+    let error = unsafe { libc::clock_getcpuclockid(process.cast_signed(), &raw mut clock) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a place for the answer.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0)))
+}
