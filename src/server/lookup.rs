@@ -1,6 +1,6 @@
 //! What is asked of a live store, on threads that may wait: the plane's half of [`super::live_store`].
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use bytes::Bytes;
@@ -40,6 +40,8 @@ pub struct SharedStore {
     /// Counts the counters: a database that was replaced gets a new one.
     epoch: AtomicU64,
     debug_index: Mutex<DebugIndex>,
+    /// Whether the database was replaced by one that cannot be opened.
+    is_lost: AtomicBool,
     /// Texts that were made and are being sent. Bytes.
     made_len: Arc<AtomicUsize>,
 }
@@ -77,6 +79,7 @@ impl SharedStore {
             counter: Mutex::new(Arc::new(counter)),
             epoch: AtomicU64::new(0),
             debug_index: Mutex::new(DebugIndex::new()),
+            is_lost: AtomicBool::new(false),
             made_len: Arc::default(),
         })
     }
@@ -111,8 +114,13 @@ impl SharedStore {
                 info!("the database {} was replaced; following the new one", self.places.database.display());
                 *self.counter.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(counter);
                 self.epoch.fetch_add(1, Ordering::Release);
+                self.is_lost.store(false, Ordering::Relaxed);
             }
-            Err(error) => warn!("the database was replaced, and the new one cannot be opened: {error}"),
+            // Asked every second; said once.
+            Err(error) if !self.is_lost.swap(true, Ordering::Relaxed) => {
+                warn!("the database was replaced, and the new one cannot be opened: {error}");
+            }
+            Err(_) => {}
         }
     }
 
