@@ -126,7 +126,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             }
             if self.worker.is_finished() {
                 // Another worker may have handed over a connection before it knew.
-                self.read_inbox();
+                self.worker.read_inbox(&self.inbox);
                 if self.worker.is_finished() {
                     return Ok(());
                 }
@@ -138,12 +138,6 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             if self.worker.clock.ticked() {
                 self.worker.tick();
             }
-        }
-    }
-
-    fn read_inbox(&mut self) {
-        while let Some(message) = self.inbox.next() {
-            self.worker.message(message);
         }
     }
 
@@ -160,9 +154,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
                 }
                 (Token::Listener(_), _) => {}
                 (Token::Inbox, _) => {
-                    while let Some(message) = self.inbox.next() {
-                        self.worker.message(message);
-                    }
+                    self.worker.read_inbox(&self.inbox);
                     self.worker.await_inbox(&self.bell);
                 }
             }
@@ -174,6 +166,12 @@ impl<N: Node> Worker<N> {
     fn await_inbox(&mut self, bell: &Descriptor) {
         let op = Op::AwaitInbox { eventfd: bell.clone() };
         self.submissions.push(Submission { token: Token::Inbox, op });
+    }
+
+    fn read_inbox(&mut self, inbox: &Inbox<Message<N::Message>>) {
+        while let Some(message) = inbox.next() {
+            self.message(message);
+        }
     }
 
     fn is_finished(&self) -> bool {
