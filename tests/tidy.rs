@@ -44,7 +44,7 @@ const IMPURE: [&str; 9] =
 
 /// The files that may talk to the kernel in ways the compiler cannot check.
 const UNSAFE_FILES: [&str; 6] = [
-    "benches/peers/server.rs",
+    "benches/harness/server.rs",
     "src/ring/buffer_ring.rs",
     "src/ring/capability.rs",
     "src/ring/sys.rs",

@@ -8,33 +8,29 @@
 
 #![expect(clippy::cast_precision_loss, reason = "numbers for people")]
 
-mod bare;
-mod fixture;
-mod load;
-mod server;
-mod spread;
+#[path = "../harness/mod.rs"]
+mod harness;
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::thread::CpuSet;
 
-use bare::Sendfile;
-use fixture::Fixture;
-use load::{Group, Outcome, Reading, Until};
-use server::{Kind, Server};
+use harness::bare::{self, Sendfile};
+use harness::fixture::{self, Fixture};
+use harness::load::{self, Group, Outcome, Reading, Until};
+use harness::report::{self, median};
+use harness::server::{self, Kind, Server};
 
 const HELP: &str = "\
 cargo bench --bench peers -- [FLAGS]
   --quick         about a minute: fewer paths, a smaller file, shorter and fewer rounds
   --record        write the report to benches/record/<date>-<commit>.txt as well
-  --only WORD     only rows whose name contains WORD (also: memory, spread)
+  --only WORD     only rows whose name contains WORD (also: memory)
   --paths N       paths in the database [20000]
   --large-mib N   size of the large file [256]
   --rounds N      rounds per row [5]
@@ -56,7 +52,6 @@ struct Flags {
     large_mib: usize,
     rounds: usize,
     measured: Duration,
-    spread_trials: usize,
 }
 
 /// What a row is judged by.
@@ -103,8 +98,16 @@ fn main() -> anyhow::Result<()> {
     let fixture = Fixture::create(flags.paths, flags.large_mib, flags.rounds)?;
     eprintln!("fixture made in {:.1} s", begin.elapsed().as_secs_f64());
 
-    let mut report = describe_machine(&nginx, &flags)?;
-    // All workers of the spread and of the fixture's server had their cores; from here on this thread has its own.
+    let mut report = report::heading("peers", &nginx)?;
+    writeln!(
+        report,
+        "{} paths, large file {} MiB; medians of {} rounds of {:.1} s; ratio: narwire's CPU (or p99) by the other's\n",
+        flags.paths,
+        flags.large_mib,
+        flags.rounds,
+        flags.measured.as_secs_f64(),
+    )?;
+    // All workers of the fixture's server had their cores; from here on this thread has its own.
     let mut core = CpuSet::new();
     core.set(1);
     rustix::thread::sched_setaffinity(None, &core)?;
@@ -112,12 +115,9 @@ fn main() -> anyhow::Result<()> {
     if flags.wants("memory") {
         write!(report, "\n{}", memory(&fixture)?)?;
     }
-    if flags.wants("spread") {
-        write!(report, "\n{}", spread::report(&fixture, flags.spread_trials)?)?;
-    }
     println!("{report}");
     eprintln!("done in {:.0} s", begin.elapsed().as_secs_f64());
-    if flags.record { record(&report) } else { Ok(()) }
+    if flags.record { report::record(&report, ".txt") } else { Ok(()) }
 }
 
 impl Flags {
@@ -130,7 +130,6 @@ impl Flags {
             large_mib: 256,
             rounds: 5,
             measured: Duration::from_millis(1500),
-            spread_trials: 10,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
@@ -140,7 +139,7 @@ impl Flags {
                 "--bench" => {}
                 "--quick" => {
                     (flags.paths, flags.large_mib, flags.rounds) = (4_000, 64, 2);
-                    (flags.measured, flags.spread_trials) = (Duration::from_millis(300), 3);
+                    flags.measured = Duration::from_millis(300);
                 }
                 "--record" => flags.record = true,
                 "--only" => flags.only = Some(value()?),
@@ -360,17 +359,6 @@ fn write_row(row: &Row<'_>, measured: &[Measured], report: &mut String) -> anyho
     Ok(())
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        len if len % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
-        _ => values[middle],
-    }
-}
-
 /// Memory of fresh servers: at rest, with idle connections, with readers that do not read.
 fn memory(fixture: &Fixture) -> anyhow::Result<String> {
     eprintln!("memory");
@@ -423,51 +411,4 @@ fn memory(fixture: &Fixture) -> anyhow::Result<String> {
         )?;
     }
     Ok(text)
-}
-
-fn describe_machine(nginx: &str, flags: &Flags) -> anyhow::Result<String> {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let load = fs::read_to_string("/proc/loadavg")?;
-    let load: Vec<_> = load.split(' ').take(3).collect();
-    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    Ok(format!(
-        "cargo bench --bench peers -- {}\n\
-         narwire {}, {nginx}; {} cores, {}; Linux {}; load before: {}; nice {}\n\
-         {} paths, large file {} MiB; medians of {} rounds of {:.1} s; ratio: narwire's CPU (or p99) by the other's\n\n",
-        arguments.join(" "),
-        commit()?,
-        thread::available_parallelism()?,
-        model.trim_start_matches(['\t', ' ', ':']),
-        kernel.trim(),
-        load.join(" "),
-        rustix::process::getpriority_process(None)?,
-        flags.paths,
-        flags.large_mib,
-        flags.rounds,
-        flags.measured.as_secs_f64(),
-    ))
-}
-
-/// The short name of the commit, with a `+` behind it when the sources were changed since.
-fn commit() -> anyhow::Result<String> {
-    let name = output("git", &["rev-parse", "--short", "HEAD"])?;
-    let changes = output("git", &["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock"])?;
-    Ok(if changes.is_empty() { name } else { name + "+" })
-}
-
-fn record(report: &str) -> anyhow::Result<()> {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record");
-    fs::create_dir_all(&folder)?;
-    let file = folder.join(format!("{}-{}.txt", output("date", &["-u", "+%F"])?, commit()?));
-    fs::write(&file, report)?;
-    eprintln!("recorded in {}", file.display());
-    Ok(())
-}
-
-fn output(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
-    let output = output.with_context(|| format!("cannot run {program}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -14,8 +14,8 @@ use narwire::store::{LocalStore, walk};
 use rusqlite::{Connection, Transaction};
 use tempfile::TempDir;
 
-use crate::load::{fetch, request};
-use crate::server::{Kind, Server};
+use super::load::{fetch, request};
+use super::server::{Kind, Server};
 
 /// The NAR of a file of this length has 848 bytes.
 const SMALL_FILE_LEN: usize = 736;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Resource, Signal, getrlimit};
 
-use crate::fixture::Fixture;
+use super::fixture::Fixture;
 
 /// How long a server may take to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(10);

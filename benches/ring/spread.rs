@@ -10,9 +10,9 @@ use std::time::Duration;
 use rustix::net::sockopt::set_socket_reuseport;
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::fixture::Fixture;
-use crate::load::fetch;
-use crate::server::{Kind, Server};
+use crate::harness::fixture::Fixture;
+use crate::harness::load::fetch;
+use crate::harness::server::{Kind, Server};
 
 /// Connections that a client opens; 25 is Nix's `http-connections`.
 const CONNECTIONS: [usize; 4] = [2, 4, 8, 25];

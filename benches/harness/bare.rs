@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{CpuSet, gettid};
 
-use crate::load::thread_time;
+use super::load::thread_time;
 
 /// CPU time of opening, reading and closing every file of `root`, whose names are known, one after another.
 pub fn read_files(root: &Path) -> anyhow::Result<Duration> {
