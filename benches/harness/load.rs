@@ -1,7 +1,7 @@
 //! The clients: keep-alive connections on one thread, each with one request under way.
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::time::{ClockId, Timespec};
 
 /// Without any byte for this long, the server is taken for dead.
-const STALL_TIMEOUT_S: i64 = 10;
+const STALL_TIMEOUT_S: u32 = 15;
 /// What one call takes from a socket at most.
 const READ_LEN_MAX: usize = 512 * 1024;
 const HEAD_LEN_MAX: usize = 4096;
@@ -60,6 +60,14 @@ pub struct Seen {
     pub waits_ns: Vec<u64>,
 }
 
+impl Seen {
+    /// The wait that so many percent of the requests stay below. Microseconds.
+    pub fn wait_us(&self, percent: usize) -> f64 {
+        let index = self.waits_ns.len() * percent / 100;
+        self.waits_ns.get(index).or(self.waits_ns.last()).map_or(0.0, |wait| *wait as f64 / 1e3)
+    }
+}
+
 /// What all groups saw, and what it cost.
 pub struct Outcome {
     pub groups: Vec<Seen>,
@@ -93,8 +101,7 @@ pub fn run(
     let mut clients = Vec::new();
     for (index, group) in groups.iter().enumerate() {
         for _ in 0..group.connections {
-            let socket = TcpStream::connect(address)?;
-            socket.set_nodelay(true)?;
+            let socket = connect(address)?;
             socket.set_nonblocking(true)?;
             epoll::add(&epoll, &socket, EventData::new_u64(clients.len() as u64), EventFlags::IN)?;
             let phase = Phase::Head(Vec::new());
@@ -136,7 +143,7 @@ pub fn run(
             (start, server, generator) = (now, server_time()?, thread_time());
         }
         events.clear();
-        let patience = Timespec { tv_sec: STALL_TIMEOUT_S, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: STALL_TIMEOUT_S.into(), tv_nsec: 0 };
         epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&patience))?;
         if events.is_empty() {
             return Err(io::Error::other(format!("{address} has sent nothing for {STALL_TIMEOUT_S} s")));
@@ -277,22 +284,39 @@ pub fn request(target: &str, fields: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// A connection that blocks, though not for ever.
+pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address)?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(Duration::from_secs(STALL_TIMEOUT_S.into())))?;
+    Ok(socket)
+}
+
 /// Asks once and waits for the whole body. `socket` blocks.
 pub fn fetch(socket: &TcpStream, request: &[u8], status: u16) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    fetch_into(socket, request, status, &mut body)?;
+    Ok(body)
+}
+
+/// Asks once and writes the whole body to `sink`. `socket` blocks.
+pub fn fetch_into(socket: &TcpStream, request: &[u8], status: u16, sink: &mut impl Write) -> io::Result<()> {
     rustix::net::send(socket, request, SendFlags::NOSIGNAL)?;
-    let mut bytes = Vec::new();
+    let mut head = Vec::new();
     let mut buffer = vec![0; READ_LEN_MAX];
-    loop {
+    let (head_len, body_len) = loop {
         let len = receive(socket, &mut buffer, RecvFlags::empty())?;
-        bytes.extend_from_slice(&buffer[..len]);
-        if let Some((head_len, body_len)) = parse_head(&bytes, status)? {
-            let total = head_len + usize::try_from(body_len).map_err(io::Error::other)?;
-            while bytes.len() < total {
-                let len = receive(socket, &mut buffer, RecvFlags::empty())?;
-                bytes.extend_from_slice(&buffer[..len]);
-            }
-            bytes.drain(..head_len);
-            return Ok(bytes);
+        head.extend_from_slice(&buffer[..len]);
+        if let Some(lens) = parse_head(&head, status)? {
+            break lens;
         }
+    };
+    sink.write_all(&head[head_len..])?;
+    let mut left = body_len - (head.len() - head_len) as u64;
+    while left > 0 {
+        let len = receive(socket, &mut buffer, RecvFlags::empty())?;
+        sink.write_all(&buffer[..len])?;
+        left -= len as u64;
     }
+    Ok(())
 }

@@ -5,5 +5,8 @@
 pub mod bare;
 pub mod fixture;
 pub mod load;
+pub mod process;
 pub mod report;
 pub mod server;
+pub mod site;
+pub mod trees;

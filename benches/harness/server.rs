@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,15 +11,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Resource, Signal, getrlimit};
 
-use super::fixture::Fixture;
+use super::load::connect;
+use super::site::Site;
 
 /// How long a server may take to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Of the log of a server that fails.
+const LOG_LINES_SHOWN: usize = 20;
 
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Narwire,
+    /// narwire with the files that nginx serves as a cache directory.
+    NarwireDirectory,
     /// Static files as a cautious administrator serves them: what changes on disk is seen at once, as with narwire.
     Nginx,
     /// The same with `open_file_cache`: faster, and blind to changes for a minute.
@@ -31,6 +36,8 @@ pub struct Server {
     child: Child,
     /// The process that serves: of nginx, the worker.
     serving: u32,
+    logs: Vec<PathBuf>,
+    pub kind: Kind,
     pub address: SocketAddr,
 }
 
@@ -38,6 +45,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Narwire => "narwire",
+            Self::NarwireDirectory => "narwire-dir",
             Self::Nginx => "nginx",
             Self::NginxCaching => "nginx+ofc",
         }
@@ -46,63 +54,109 @@ impl Kind {
 
 impl Server {
     /// Starts a server with `workers` workers that may use `cores` (in the notation of `taskset -c`).
-    pub fn start(kind: Kind, fixture: &Fixture, workers: usize, cores: &str) -> anyhow::Result<Self> {
+    pub fn start(kind: Kind, site: &impl AsRef<Site>, workers: usize, cores: &str) -> anyhow::Result<Self> {
+        let site = site.as_ref();
         let port = free_port()?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let log = site.root().join(format!("{}-{port}.log", kind.name()));
+        let mut logs = vec![log.clone()];
         // Should this bench be killed, the server is told to end as well.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "taskset", "-c", cores]);
         match kind {
-            Kind::Narwire => {
-                command
-                    .arg(env!("CARGO_BIN_EXE_narwire"))
-                    .args(["--listen", &address.to_string(), "--store-dir", "/nix/store"])
-                    .args(["--workers", &workers.to_string()])
-                    .arg("--real-store")
-                    .arg(&fixture.store.real_store)
-                    .arg("--db")
-                    .arg(&fixture.store.database)
-                    .arg("--secret-key-file")
-                    .arg(&fixture.secret_key_file);
+            Kind::Narwire | Kind::NarwireDirectory => {
+                command.arg(env!("CARGO_BIN_EXE_narwire")).args([
+                    "--listen",
+                    &address.to_string(),
+                    "--workers",
+                    &workers.to_string(),
+                ]);
+                if kind == Kind::NarwireDirectory {
+                    command.arg(&site.flat);
+                } else {
+                    command
+                        .args(["--store-dir", "/nix/store"])
+                        .arg("--real-store")
+                        .arg(&site.store.real_store)
+                        .arg("--db")
+                        .arg(&site.store.database)
+                        .arg("--secret-key-file")
+                        .arg(&site.secret_key_file);
+                }
             }
             Kind::Nginx | Kind::NginxCaching => {
-                let folder = fixture.root().join(kind.name());
+                let folder = site.root().join(format!("{}-{port}", kind.name()));
                 fs::create_dir_all(&folder)?;
                 let configuration = folder.join("nginx.conf");
                 let is_caching = kind == Kind::NginxCaching;
-                fs::write(&configuration, nginx_conf(port, workers, is_caching, &folder, &fixture.flat))?;
+                fs::write(&configuration, nginx_conf(port, workers, is_caching, &folder, &site.flat))?;
                 command.arg("nginx").arg("-p").arg(&folder).arg("-c").arg(configuration);
+                logs.push(folder.join("error.log"));
             }
         }
-        let log = File::create(fixture.root().join(format!("{}.log", kind.name())))?;
+        let log = File::create(log)?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.context("cannot run setpriv (util-linux)")?;
         let serving = child.id();
-        let mut server = Self { child, serving, address };
-        server.wait_until_it_serves(kind, fixture)?;
-        Ok(server)
+        let mut server = Self { child, serving, logs, kind, address };
+        match server.wait_until_it_serves() {
+            Ok(()) => Ok(server),
+            Err(error) => Err(server.explain(error)),
+        }
     }
 
-    fn wait_until_it_serves(&mut self, kind: Kind, fixture: &Fixture) -> anyhow::Result<()> {
+    fn wait_until_it_serves(&mut self) -> anyhow::Result<()> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait()? {
-                let log = fs::read_to_string(fixture.root().join(format!("{}.log", kind.name())))?;
-                bail!("{} has ended ({status}):\n{log}", kind.name());
+                bail!("it has ended ({status})");
             }
-            let serving = match kind {
-                Kind::Narwire => Some(self.child.id()),
+            let serving = match self.kind {
+                Kind::Narwire | Kind::NarwireDirectory => Some(self.child.id()),
                 Kind::Nginx | Kind::NginxCaching => self.children()?.first().copied(),
             };
             if let Some(serving) = serving
-                && TcpStream::connect(self.address).is_ok()
+                && connect(self.address).is_ok()
             {
                 self.serving = serving;
                 return Ok(());
             }
             thread::sleep(Duration::from_millis(10));
         }
-        bail!("{} does not answer", kind.name())
+        bail!("it does not answer")
+    }
+
+    /// What went wrong, with the end of what the server has to say about it.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let mut text = format!("{} at {}", self.kind.name(), self.address);
+        for log in &self.logs {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            for line in log.lines().skip(log.lines().count().saturating_sub(LOG_LINES_SHOWN)) {
+                text.push_str("\n  | ");
+                text.push_str(line);
+            }
+        }
+        error.context(text)
+    }
+
+    /// What the kernel holds for the server's ends of its connections: buffers, without the sockets themselves. Bytes that
+    /// sendfile has queued are counted although they are the page cache's own. KiB; `None` without `ss`.
+    pub fn socket_memory_kib(&self) -> Option<u64> {
+        let port = format!("sport = :{}", self.address.port());
+        let output = Command::new("ss").args(["-tmnH", &port]).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        // skmem:(r<received>,rb…,t<sent>,tb…,f<reserved>,w<queued>,o…,bl…,d…)
+        let bytes = text.lines().filter_map(|line| line.split_once("skmem:(")?.1.split_once(')')).map(
+            |(fields, _)| {
+                let field = |name: &str| {
+                    let mut values =
+                        fields.split(',').filter_map(|field| field.strip_prefix(name)?.parse::<u64>().ok());
+                    values.next().unwrap_or(0)
+                };
+                field("r") + field("w") + field("f")
+            },
+        );
+        output.status.success().then(|| bytes.sum::<u64>() / 1024)
     }
 
     /// CPU time that the serving process has used, of all its threads, the ended ones too.

@@ -1,0 +1,240 @@
+//! A live store on disk, made by and by; beside it, the same answers as files, for servers of files.
+
+use std::fs;
+use std::io::{self, BufWriter, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use narwire::codec::hash::{Sha256, Sha256Digest};
+use narwire::codec::signature::{KeyName, SecretKey};
+use narwire::codec::store_path::{StoreDir, StorePath};
+use narwire::store::{LocalStore, walk};
+use rusqlite::{Connection, Transaction};
+use tempfile::TempDir;
+
+use super::load::{connect, fetch, fetch_into, request};
+use super::server::{Kind, Server};
+use super::trees;
+
+/// Version 10 of Nix's database, as far as it matters here.
+const SCHEMA: &str = "
+pragma journal_mode = wal;
+create table ValidPaths (id integer primary key autoincrement not null, path text unique not null, hash text not null,
+  registrationTime integer not null, deriver text, narSize integer, ultimate integer, sigs text, ca text);
+create table Refs (referrer integer not null, reference integer not null, primary key (referrer, reference),
+  foreign key (referrer) references ValidPaths(id) on delete cascade,
+  foreign key (reference) references ValidPaths(id) on delete restrict);
+create index IndexReferrer on Refs(referrer);
+create index IndexReference on Refs(reference);
+create table DerivationOutputs (drv integer not null, id text not null, path text not null, primary key (drv, id),
+  foreign key (drv) references ValidPaths(id) on delete cascade);
+create index IndexDerivationOutputs on DerivationOutputs(path);
+";
+/// A database that nobody needs tomorrow is not waited for; its pages stay in memory while it is filled.
+const FILLING: &str = "pragma synchronous = off; pragma foreign_keys = off; pragma cache_size = -1000000;";
+/// Where sites are made: in the build directory, on a real disk, as stores are.
+const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
+/// The folders of a site begin like this; the number of its process follows.
+const FOLDER_PREFIX: &str = "narwire-bench-";
+
+/// Everything on disk, removed at the end.
+pub struct Site {
+    pub store: LocalStore,
+    pub secret_key_file: PathBuf,
+    /// The root of nginx, and a cache directory for narwire: narinfos and NARs as files.
+    pub flat: PathBuf,
+    root: TempDir,
+}
+
+/// A NAR that is served.
+#[derive(Clone)]
+pub struct Nar {
+    pub path: StorePath,
+    /// No client here checks it, so it is not the hash of the NAR, but of the name of its tree.
+    pub hash: Sha256Digest,
+    pub len_bytes: u64,
+}
+
+impl AsRef<Site> for Site {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+impl Site {
+    /// An empty store.
+    pub fn create() -> anyhow::Result<Self> {
+        // Benches that were killed have left theirs.
+        remove_folders(|process| !Path::new("/proc").join(process).exists())?;
+        let root = tempfile::Builder::new()
+            .prefix(&format!("{FOLDER_PREFIX}{}-", std::process::id()))
+            .tempdir_in(FOLDER)?;
+        let store = LocalStore::beneath(root.path(), StoreDir::parse("/nix/store")?);
+        let flat = root.path().join("flat");
+        fs::create_dir_all(&store.real_store)?;
+        fs::create_dir_all(flat.join("nar"))?;
+        fs::write(flat.join("nix-cache-info"), "StoreDir: /nix/store\n")?;
+        let database_folder = store.database.parent().context("a database lies in a folder")?;
+        fs::create_dir_all(database_folder)?;
+        fs::write(database_folder.join("schema"), "10")?;
+        let secret_key_file = root.path().join("secret-key");
+        let key = SecretKey::from_seed(KeyName::parse("bench-1")?, &[1; 32]);
+        fs::write(&secret_key_file, key.to_text().as_bytes())?;
+        fs::set_permissions(&secret_key_file, fs::Permissions::from_mode(0o600))?;
+        Connection::open(&store.database)?.execute_batch(SCHEMA)?;
+        Ok(Self { store, secret_key_file, flat, root })
+    }
+
+    /// The folder of everything.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Where the tree of a NAR is.
+    pub fn tree(&self, nar: &Nar) -> PathBuf {
+        self.store.real_store.join(nar.path.base_name())
+    }
+
+    /// The file that servers of files send for a NAR.
+    pub fn file(&self, nar: &Nar) -> PathBuf {
+        self.flat.join(nar.target().split('?').next().unwrap_or_default())
+    }
+
+    /// Registers paths that have no contents, with up to twelve references each to earlier ones.
+    pub fn add_paths(&self, numbers: Range<usize>) -> anyhow::Result<Vec<StorePath>> {
+        self.fill(|transaction| numbers.map(|number| register_generated(transaction, number)).collect())
+    }
+
+    /// Registers `copies` paths with the same tree: `write` makes the first, the others are links to its files. So each
+    /// can be the first to be asked for, and they cost no disk.
+    pub fn add_tree(
+        &self,
+        name: &str,
+        copies: usize,
+        write: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<Nar>> {
+        let paths: Vec<_> = (0..copies).map(|copy| store_path(&format!("{name}-{copy}"))).collect();
+        let first = self.store.real_store.join(paths[0].base_name());
+        write(&first)?;
+        for path in &paths[1..] {
+            trees::link(&first, &self.store.real_store.join(path.base_name()))?;
+        }
+        let root = walk::open_root(&self.store, &paths[0])?.context("a tree that was just written")?;
+        let len_bytes = walk::layout(&root)?.known_len_bytes();
+        let hash = Sha256::digest(name.as_bytes());
+        self.fill(|transaction| {
+            paths.iter().try_for_each(|path| register(transaction, path, hash, len_bytes, None).map(drop))
+        })?;
+        Ok(paths.into_iter().map(|path| Nar { path, hash, len_bytes }).collect())
+    }
+
+    /// Has narwire answer once, and keeps the answers as files: the same bytes.
+    pub fn flatten(&self, narinfos: &[StorePath], nars: &[&Nar]) -> anyhow::Result<()> {
+        let server = Server::start(Kind::Narwire, self, 1, "0")?;
+        let socket = connect(server.address)?;
+        let narinfos = narinfos.iter().chain(nars.iter().map(|nar| &nar.path));
+        for target in narinfos.map(narinfo_target) {
+            fs::write(self.flat.join(&target), fetch(&socket, &request(&target, ""), 200)?)?;
+        }
+        for nar in nars {
+            let mut file = BufWriter::new(fs::File::create(self.file(nar))?);
+            fetch_into(&socket, &request(&nar.target(), ""), 200, &mut file)?;
+            file.flush()?;
+        }
+        Ok(())
+    }
+
+    fn fill<T>(&self, work: impl FnOnce(&Transaction<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let mut connection = Connection::open(&self.store.database)?;
+        connection.execute_batch(FILLING)?;
+        let transaction = connection.transaction()?;
+        let result = work(&transaction)?;
+        transaction.commit()?;
+        Ok(result)
+    }
+}
+
+impl Nar {
+    /// What is asked for.
+    pub fn target(&self) -> String {
+        let hash = nix_base32::to_nix_base32(&self.hash.0);
+        format!("nar/{hash}.nar?hash={}", self.path.hash_part())
+    }
+
+    /// The request, as a list of one.
+    pub fn request(&self) -> Vec<Vec<u8>> {
+        vec![request(&self.target(), "")]
+    }
+
+    /// A request for `len_bytes` at `percent` of the length.
+    pub fn range(&self, percent: u64, len_bytes: u64) -> Vec<Vec<u8>> {
+        let start = self.len_bytes / 100 * percent;
+        let range = format!("Range: bytes={start}-{}\r\n", start + len_bytes - 1);
+        vec![request(&self.target(), &range)]
+    }
+}
+
+pub fn narinfo_target(path: &StorePath) -> String {
+    format!("{}.narinfo", path.hash_part())
+}
+
+/// A request for the narinfo of each path.
+pub fn narinfo_requests(paths: &[StorePath]) -> Vec<Vec<u8>> {
+    paths.iter().map(|path| request(&narinfo_target(path), "")).collect()
+}
+
+#[expect(clippy::expect_used, reason = "the names are the benches' own")]
+pub fn store_path(name: &str) -> StorePath {
+    let hash_part = nix_base32::to_nix_base32(&Sha256::digest(name.as_bytes()).0[..20]);
+    StorePath::parse_base_name(&format!("{hash_part}-{name}")).expect("a valid name")
+}
+
+/// Removes what this process has on disk.
+pub fn remove_own() {
+    let own = std::process::id().to_string();
+    // A server that still writes can make this fail; the next bench removes the rest.
+    let _ = remove_folders(|process| process == own);
+}
+
+/// Removes the folders of those processes.
+fn remove_folders(is_chosen: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(FOLDER)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let process = name.strip_prefix(FOLDER_PREFIX).and_then(|rest| rest.split('-').next());
+        if process.is_some_and(&is_chosen) {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn register(
+    transaction: &Transaction<'_>,
+    path: &StorePath,
+    hash: Sha256Digest,
+    len_bytes: u64,
+    deriver: Option<String>,
+) -> anyhow::Result<i64> {
+    let mut statement = transaction.prepare_cached(
+        "insert into ValidPaths (path, hash, registrationTime, narSize, deriver) values (?1, ?2, 1700000000, ?3, ?4)",
+    )?;
+    let hash = format!("sha256:{}", hash.to_hex());
+    Ok(statement.insert((format!("/nix/store/{path}"), hash, len_bytes.cast_signed(), deriver))?)
+}
+
+fn register_generated(transaction: &Transaction<'_>, number: usize) -> anyhow::Result<StorePath> {
+    let name = format!("package-{number}-1.{}.{}", number % 17, number % 5);
+    let (path, deriver) = (store_path(&name), store_path(&format!("{name}.drv")));
+    let hash = Sha256::digest(path.base_name().as_bytes());
+    let len_bytes = 1_000_000 + 8 * number as u64;
+    let row = register(transaction, &path, hash, len_bytes, Some(format!("/nix/store/{deriver}")))?;
+    let mut statement =
+        transaction.prepare_cached("insert or ignore into Refs (referrer, reference) values (?1, ?2)")?;
+    for step in 0..i64::try_from(number % 13)? {
+        statement.execute((row, (row - 1 - step * step).max(1)))?;
+    }
+    Ok(path)
+}
