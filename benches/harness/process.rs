@@ -1,9 +1,11 @@
 //! This process: its core, its descriptors, and its end, which comes in time.
 
+use std::fs;
 use std::io;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -29,6 +31,12 @@ pub fn raise_descriptors(wanted: u64) -> io::Result<u64> {
     }
     setrlimit(Resource::Nofile, limit(maximum))?;
     Ok(maximum)
+}
+
+/// Drops all that is clean, of the whole machine: pages, and what is known of names and files. For root only.
+pub fn empty_page_cache() -> anyhow::Result<()> {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").context("/proc/sys/vm/drop_caches")
 }
 
 /// Ends this process in order when it is told to, or after `limit`: what it wrote is removed; its servers end with it.

@@ -251,13 +251,13 @@ http {{
 }
 
 /// A port that nobody had a moment ago.
-fn free_port() -> io::Result<u16> {
+pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The CPU clock of a process, which counts nanoseconds where /proc/PID/stat counts hundredths of a second.
 #[expect(unsafe_code, reason = "no safe wrapper takes the clock of another process")]
-fn process_time(process: u32) -> io::Result<Duration> {
+pub fn process_time(process: u32) -> io::Result<Duration> {
     let mut clock = 0;
     // SAFETY: `clock` is a place for the answer.
     let error = unsafe { libc::clock_getcpuclockid(process.cast_signed(), &raw mut clock) };

@@ -1,13 +1,11 @@
 //! Many small files that are not in memory: how long until the last byte.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::time::Duration;
-
-use anyhow::Context as _;
 
 use crate::harness::bare::Files;
 use crate::harness::load::{self, Group, Reading, Until};
+use crate::harness::process::empty_page_cache;
 use crate::harness::server::{Kind, Server};
 use crate::harness::site::Nar;
 use crate::row::Results;
@@ -61,10 +59,4 @@ fn fetch(server: &Server, nar: &Nar) -> anyhow::Result<f64> {
     let until = Until::Requests(1, TIMEOUT);
     let outcome = load::run(server.address, &[group], until, &|| server.time());
     Ok(outcome.map_err(|error| server.explain(error.into()))?.elapsed.as_secs_f64())
-}
-
-/// Drops all that is clean, of the whole machine: pages, and what is known of names and files.
-fn empty_page_cache() -> anyhow::Result<()> {
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").context("/proc/sys/vm/drop_caches")
 }
