@@ -55,7 +55,7 @@ impl Flags {
                     flags.is_quick = true;
                     (flags.paths, flags.large_mib, flags.toolchain_part) = (10_000, 128, 10);
                     (flags.rounds, flags.measured) = (2, Duration::from_millis(300));
-                    (flags.idle_connections, flags.slow_readers) = (2000, 200);
+                    (flags.idle_connections, flags.slow_readers) = (2000, 100);
                 }
                 "--record" => flags.is_recorded = true,
                 "--only" => flags.only = Some(value()?),

@@ -51,7 +51,7 @@ pub fn table(results: &Results, flags: &Flags) -> String {
 fn goals(results: &Results, flags: &Flags) -> Vec<Goal> {
     let (own, nginx) = (Kind::Narwire.name(), Kind::Nginx.name());
     let beside = |row, other| results.ratio(row, own, other);
-    let between = |row, other| Some(results.figure(row, own)? / results.figure(other, own)?);
+    let between = |row, other| results.ratio_between((row, own), (other, own));
     let first_bytes =
         |rows: [&'static str; 2]| Some(results.wait50_us(rows[1], own)? / results.wait50_us(rows[0], own)?);
     let at_most = |work, bound, of, figure| Goal { work, bound: Bound::AtMost(bound), of, figure };

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::net::TcpStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::flags::Flags;
@@ -19,11 +20,15 @@ pub const SLOW_LARGE: &str = "memory with slow readers of a large file";
 pub const SLOW_MANY: &str = "memory with slow readers of 20,000 files";
 
 const SERVERS: [Kind; 2] = [Kind::Narwire, Kind::Nginx];
-/// Until what a server does for its clients is done, and what it frees is free.
-const SETTLING: Duration = Duration::from_millis(800);
+/// A server that works less than this in such a time has done what it can for its clients.
+const SETTLED_BELOW: Duration = Duration::from_millis(5);
+const SETTLING_STEP: Duration = Duration::from_millis(200);
+const SETTLING_TIMEOUT: Duration = Duration::from_secs(6);
 /// How often a slow reader takes a little, and how much.
-const SIPS: usize = 4;
+const SIPS: usize = 2;
 const SIP_LEN: usize = 64 * 1024;
+/// What the kernel keeps for a client: little, so that it is the server that waits.
+const CLIENT_BUFFER_LEN: usize = 64 * 1024;
 
 /// What a server and the kernel hold. KiB.
 #[derive(Clone, Copy)]
@@ -89,29 +94,45 @@ fn hold(
     sips: usize,
 ) -> anyhow::Result<[Held; 2]> {
     let first = ask(server, narinfo)?;
-    let rest = settled(server)?;
+    let rest = held(server)?;
     drop(first);
     let sockets = (0..connections).map(|_| ask(server, request)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut buffer = vec![0; SIP_LEN];
     for _ in 0..sips {
-        thread::sleep(SETTLING / 4);
+        settle(server)?;
         for socket in &sockets {
             // What has not come yet is not waited for: it is the server that is measured.
             let _ = rustix::net::recv(socket, &mut buffer, RecvFlags::DONTWAIT);
         }
     }
-    let with = settled(server)?;
+    let with = held(server)?;
     Ok([rest, with])
 }
 
 fn ask(server: &Server, request: &[u8]) -> anyhow::Result<TcpStream> {
     let socket = connect(server.address)?;
+    set_socket_recv_buffer_size(&socket, CLIENT_BUFFER_LEN)?;
     rustix::net::send(&socket, request, SendFlags::NOSIGNAL)?;
     Ok(socket)
 }
 
-fn settled(server: &Server) -> anyhow::Result<Held> {
-    thread::sleep(SETTLING);
+/// Waits until the server has nothing more to do.
+fn settle(server: &Server) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let mut before = server.time()?;
+    while start.elapsed() < SETTLING_TIMEOUT {
+        thread::sleep(SETTLING_STEP);
+        let now = server.time()?;
+        if now.saturating_sub(before) < SETTLED_BELOW {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
+}
+
+fn held(server: &Server) -> anyhow::Result<Held> {
+    settle(server)?;
     let sockets = server.socket_memory_kib().map(|kib| kib as f64);
     Ok(Held { user: server.memory_kib()? as f64, sockets })
 }

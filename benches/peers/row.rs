@@ -70,9 +70,13 @@ struct Measured {
 pub struct Results(BTreeMap<(&'static str, &'static str), Measured>);
 
 impl Results {
+    fn measured(&mut self, row: &'static str, server: &'static str) -> &mut Measured {
+        self.0.entry((row, server)).or_default()
+    }
+
     /// Keeps the figures of the rounds.
     pub fn add(&mut self, row: &'static str, server: &'static str, figures: Vec<f64>) {
-        self.0.insert((row, server), Measured { figures, ..Measured::default() });
+        self.measured(row, server).figures = figures;
     }
 
     /// The median of a row's rounds.
@@ -87,7 +91,16 @@ impl Results {
 
     /// The median of the ratios of two servers in the same round.
     pub fn ratio(&self, row: &'static str, server: &'static str, other: &'static str) -> Option<f64> {
-        let (own, others) = (self.0.get(&(row, server))?, self.0.get(&(row, other))?);
+        self.ratio_between((row, server), (row, other))
+    }
+
+    /// The same for any two, each given by row and server; the rows have been measured in turns.
+    pub fn ratio_between(
+        &self,
+        one: (&'static str, &'static str),
+        other: (&'static str, &'static str),
+    ) -> Option<f64> {
+        let (own, others) = (self.0.get(&one)?, self.0.get(&other)?);
         let pairs = own.figures.iter().zip(&others.figures);
         Some(median(&pairs.map(|(own, other)| own / other).collect::<Vec<_>>()))
     }
@@ -111,69 +124,65 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Measures a row, if it is wanted, and writes its lines.
-    pub fn measure(&mut self, row: &Row<'_>) -> anyhow::Result<()> {
-        if !self.flags.wants(row.name) {
-            return Ok(());
-        }
-        eprintln!("{}", row.name);
-        let servers: Vec<_> =
-            self.servers.iter().filter(|server| row.servers.contains(&server.kind)).collect();
-        if row.ending == Ending::Timed {
-            for server in &servers {
-                let once = Until::Requests(row.groups[0].requests.len(), ROUND_TIMEOUT);
-                ask(server, row, &row.groups[..1], once)?;
-            }
-        }
-        let mut measured: Vec<_> = servers.iter().map(|_| Measured::default()).collect();
-        let mut floor = Vec::new();
-        let rounds = if row.ending == Ending::All { 1 } else { self.flags.rounds };
-        for round in 0..rounds {
-            for (server, measured) in servers.iter().zip(&mut measured) {
-                let outcome = match row.ending {
-                    Ending::Timed => ask(server, row, &row.groups, self.timed())?,
-                    Ending::All => {
-                        let requests = row.groups[0].requests.len();
-                        ask(server, row, &row.groups, Until::Requests(requests, ROUND_TIMEOUT))?
+    /// Measures those rows that are wanted, in turns, so that they can be compared; writes their lines.
+    pub fn measure(&mut self, rows: &[Row<'_>]) -> anyhow::Result<()> {
+        let rows: Vec<_> = rows.iter().filter(|row| self.flags.wants(row.name)).collect();
+        for row in &rows {
+            eprintln!("{}", row.name);
+            if row.ending == Ending::Timed {
+                for server in &self.servers {
+                    if row.servers.contains(&server.kind) {
+                        let once = Until::Requests(row.groups[0].requests.len(), ROUND_TIMEOUT);
+                        ask(server, row, &row.groups[..1], once)?;
                     }
-                    Ending::Next => {
-                        let group = &row.groups[0];
-                        let requests = &group.requests[round..=round];
-                        let next = [Group::new(group.connections, requests, group.status, group.reading)];
-                        ask(server, row, &next, Until::Requests(1, ROUND_TIMEOUT))?
-                    }
-                };
-                measured.add(row.figure, &outcome);
-            }
-            match &row.floor {
-                None => {}
-                Some(Floor::Sendfile(bare)) => {
-                    let mut measured = Measured::default();
-                    let time = || bare.time();
-                    measured.add(row.figure, &load::run(bare.address, &row.groups, self.timed(), &time)?);
-                    floor.extend(measured.figures);
-                }
-                Some(Floor::Read(files, nar_len_bytes)) => {
-                    floor.push(files.read()?.cpu.as_secs_f64() / (*nar_len_bytes as f64 / 1e9));
                 }
             }
         }
-        let kinds: Vec<_> = servers.iter().map(|server| server.kind).collect();
-        self.write(row, &kinds, measured, floor)
+        for round in 0..self.flags.rounds {
+            for row in &rows {
+                if row.ending != Ending::All || round == 0 {
+                    self.measure_round(row, round)?;
+                }
+            }
+        }
+        rows.iter().try_for_each(|row| self.write(row))
     }
 
-    fn timed(&self) -> Until {
-        Until::Time { warm_up: self.flags.measured / 5, measured: self.flags.measured }
+    /// One round of each server, and of the floor.
+    fn measure_round(&mut self, row: &Row<'_>, round: usize) -> anyhow::Result<()> {
+        let timed = Until::Time { warm_up: self.flags.measured / 5, measured: self.flags.measured };
+        for server in self.servers.iter().filter(|server| row.servers.contains(&server.kind)) {
+            let outcome = match row.ending {
+                Ending::Timed => ask(server, row, &row.groups, timed)?,
+                Ending::All => {
+                    let requests = row.groups[0].requests.len();
+                    ask(server, row, &row.groups, Until::Requests(requests, ROUND_TIMEOUT))?
+                }
+                Ending::Next => {
+                    let group = &row.groups[0];
+                    let requests = &group.requests[round..=round];
+                    let next = [Group::new(group.connections, requests, group.status, group.reading)];
+                    ask(server, row, &next, Until::Requests(1, ROUND_TIMEOUT))?
+                }
+            };
+            self.results.measured(row.name, server.kind.name()).add(row.figure, &outcome);
+        }
+        match &row.floor {
+            None => {}
+            Some(floor @ Floor::Sendfile(bare)) => {
+                let outcome = load::run(bare.address, &row.groups, timed, &|| bare.time())?;
+                self.results.measured(row.name, floor.name()).add(row.figure, &outcome);
+            }
+            Some(floor @ Floor::Read(files, nar_len_bytes)) => {
+                let figure = files.read()?.cpu.as_secs_f64() / (*nar_len_bytes as f64 / 1e9);
+                self.results.measured(row.name, floor.name()).figures.push(figure);
+            }
+        }
+        Ok(())
     }
 
     /// A line for each server; ratios are medians over the rounds of narwire's figure by the server's in the same round.
-    fn write(
-        &mut self,
-        row: &Row<'_>,
-        kinds: &[Kind],
-        measured: Vec<Measured>,
-        floor: Vec<f64>,
-    ) -> anyhow::Result<()> {
+    fn write(&mut self, row: &Row<'_>) -> anyhow::Result<()> {
         let unit = match row.figure {
             Figure::MicrosecondsPerRequest => "µs/req",
             Figure::SecondsPerGb => "s/GB",
@@ -181,12 +190,9 @@ impl Bench<'_> {
             Figure::Wait99 => "µs p99",
         };
         let own = Kind::Narwire.name();
-        for (kind, measured) in kinds.iter().zip(measured) {
-            self.results.0.insert((row.name, kind.name()), measured);
-        }
-        for (index, kind) in kinds.iter().enumerate() {
+        let mut name = row.name;
+        for kind in row.servers {
             let Some(measured) = self.results.0.get(&(row.name, kind.name())) else { continue };
-            let name = if index == 0 { row.name } else { "" };
             let ratio = match self.results.ratio(row.name, own, kind.name()) {
                 Some(ratio) if *kind != Kind::Narwire => format!("{ratio:.2}"),
                 _ => String::new(),
@@ -203,10 +209,10 @@ impl Bench<'_> {
                 median(&measured.server_busy),
                 median(&measured.generator_busy),
             )?;
+            name = "";
         }
         if let Some(bare) = &row.floor {
             let name = bare.name();
-            self.results.add(row.name, name, floor);
             let figure = self.results.figure(row.name, name).unwrap_or(f64::NAN);
             let ratio = self.results.ratio(row.name, own, name).unwrap_or(f64::NAN);
             writeln!(self.report, "{:<46} {name:<16} {figure:>8.3} {unit:>6} {ratio:>7.2}", "")?;

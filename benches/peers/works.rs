@@ -120,14 +120,14 @@ pub fn measure(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
 fn measure_firsts(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let fixture = &works.fixture;
     let connections = MANY_CONNECTIONS.min(fixture.narinfos.len());
-    bench.measure(&Row {
+    bench.measure(&[Row {
         name: "narinfo, each of all hashes, first time",
         figure: Figure::MicrosecondsPerRequest,
         ending: Ending::All,
         groups: vec![Group::new(connections, &fixture.narinfos, 200, Reading::Copy)],
         servers: BESIDE_NGINX,
         floor: None,
-    })?;
+    }])?;
     let rounds = bench.flags.rounds;
     for (name, figure, nars, reading, files) in [
         (FIRST_BYTE_ONE, Figure::Wait50, &works.in_one[..], Reading::Discard, None),
@@ -162,36 +162,36 @@ fn measure_firsts(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
         ),
     ] {
         let requests: Vec<_> = nars.iter().flat_map(Nar::request).collect();
-        bench.measure(&Row {
+        bench.measure(&[Row {
             name,
             figure,
             ending: Ending::Next,
             groups: vec![Group::new(1, &requests, 200, reading)],
             servers: BESIDE_NGINX,
             floor: files.map(|files| Floor::Read(files.clone(), nars[0].len_bytes)),
-        })?;
+        }])?;
     }
     Ok(())
 }
 
 fn measure_narinfos(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let fixture = &works.fixture;
-    for (name, requests, status) in [
+    let small = fixture.small.request();
+    let rows = [
         (NARINFO_HOT, &fixture.narinfos[..1], 200),
         (NARINFO_ALL, &fixture.narinfos[..], 200),
         (NARINFO_MISSING, &fixture.missing[..], 404),
-        ("NAR of 848 B, 64 connections", &fixture.small.request()[..], 200),
-    ] {
-        bench.measure(&Row {
-            name,
-            figure: Figure::MicrosecondsPerRequest,
-            ending: Ending::Timed,
-            groups: vec![Group::new(MANY_CONNECTIONS, requests, status, Reading::Copy)],
-            servers: ALL,
-            floor: None,
-        })?;
-    }
-    Ok(())
+        ("NAR of 848 B, 64 connections", &small[..], 200),
+    ]
+    .map(|(name, requests, status)| Row {
+        name,
+        figure: Figure::MicrosecondsPerRequest,
+        ending: Ending::Timed,
+        groups: vec![Group::new(MANY_CONNECTIONS, requests, status, Reading::Copy)],
+        servers: ALL,
+        floor: None,
+    });
+    bench.measure(&rows)
 }
 
 fn measure_nars(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
@@ -206,31 +206,31 @@ fn measure_nars(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
         (LARGE_DISCARDED, large, Reading::Discard, ALL, sendfile()),
         (LARGE_READ, large, Reading::Copy, ALL, sendfile()),
     ] {
-        bench.measure(&Row {
+        bench.measure(&[Row {
             name,
             figure: Figure::SecondsPerGb,
             ending: Ending::Timed,
             groups: vec![Group::new(1, &nar.request(), 200, reading)],
             servers,
             floor: floor.map(|file| Sendfile::start(&file).map(Floor::Sendfile)).transpose()?,
-        })?;
+        }])?;
     }
     Ok(())
 }
 
 fn measure_ranges(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
     for (names, nar) in [(RANGE_MANY, &works.fixture.many[0]), (RANGE_HUGE, &works.huge)] {
-        for (name, percent) in names.into_iter().zip([0, 99]) {
-            bench.measure(&Row {
-                name,
-                figure: Figure::MicrosecondsPerRequest,
-                ending: Ending::Timed,
-                // One at a time: the wait is that of a request, not of a queue.
-                groups: vec![Group::new(1, &nar.range(percent, RANGE_LEN), 206, Reading::Copy)],
-                servers: BESIDE_NGINX,
-                floor: None,
-            })?;
-        }
+        let requests = [0, 99].map(|percent| nar.range(percent, RANGE_LEN));
+        let row = |index: usize| Row {
+            name: names[index],
+            figure: Figure::MicrosecondsPerRequest,
+            ending: Ending::Timed,
+            // One at a time: the wait is that of a request, not of a queue.
+            groups: vec![Group::new(1, &requests[index], 206, Reading::Copy)],
+            servers: BESIDE_NGINX,
+            floor: None,
+        };
+        bench.measure(&[row(0), row(1)])?;
     }
     Ok(())
 }
@@ -238,7 +238,7 @@ fn measure_ranges(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
 fn measure_waits(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
     let fixture = &works.fixture;
     for (name, nar) in [(NARINFO_WHILE_LARGE, &fixture.large), (NARINFO_WHILE_MANY, &fixture.many[0])] {
-        bench.measure(&Row {
+        bench.measure(&[Row {
             name,
             figure: Figure::Wait99,
             ending: Ending::Timed,
@@ -248,7 +248,7 @@ fn measure_waits(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
             ],
             servers: BESIDE_NGINX,
             floor: None,
-        })?;
+        }])?;
     }
     Ok(())
 }
