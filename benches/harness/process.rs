@@ -8,10 +8,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-
-use super::site;
 
 /// Keeps this thread, and those it starts from now on, on one core.
 pub fn pin(core: usize) -> io::Result<()> {
@@ -39,22 +35,12 @@ pub fn empty_page_cache() -> anyhow::Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("/proc/sys/vm/drop_caches")
 }
 
-/// Ends this process in order when it is told to, or after `limit`: what it wrote is removed; its servers end with it.
+/// Ends this process after `limit`. Its servers end with it, and its files are removed, as when it is killed.
 pub fn end_within(limit: Duration) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::spawn(move || {
-        signals.forever().next();
-        end("told to end");
-    });
-    thread::spawn(move || {
+    let timer = move || {
         thread::sleep(limit);
-        end(&format!("not done after {} s", limit.as_secs()));
-    });
-    Ok(())
-}
-
-fn end(reason: &str) -> ! {
-    eprintln!("{reason}: removing the files");
-    site::remove_own();
-    std::process::exit(1)
+        eprintln!("not done after {} s", limit.as_secs());
+        std::process::exit(1);
+    };
+    thread::Builder::new().spawn(timer).map(drop)
 }

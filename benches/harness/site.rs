@@ -1,10 +1,11 @@
 //! A live store on disk, made by and by; beside it, the same answers as files, for servers of files.
 
 use std::fs;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{BufWriter, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::Context as _;
 use narwire::codec::hash::{Sha256, Sha256Digest};
@@ -36,8 +37,6 @@ create index IndexDerivationOutputs on DerivationOutputs(path);
 const FILLING: &str = "pragma synchronous = off; pragma foreign_keys = off; pragma cache_size = -1000000;";
 /// Where sites are made: in the build directory, on a real disk, as stores are.
 const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
-/// The folders of a site begin like this; the number of its process follows.
-const FOLDER_PREFIX: &str = "narwire-bench-";
 
 /// Everything on disk, removed at the end.
 pub struct Site {
@@ -46,7 +45,12 @@ pub struct Site {
     /// The root of nginx, and a cache directory for narwire: narinfos and NARs as files.
     pub flat: PathBuf,
     root: TempDir,
+    /// Comes after the folder, which is normally gone when it ends.
+    _sweeper: Sweeper,
 }
+
+/// A process that removes a folder when this process is gone, however that came: it waits for the end of its input.
+struct Sweeper(Child);
 
 /// A NAR that is served.
 #[derive(Clone)]
@@ -66,11 +70,8 @@ impl AsRef<Site> for Site {
 impl Site {
     /// An empty store.
     pub fn create() -> anyhow::Result<Self> {
-        // Benches that were killed have left theirs.
-        remove_folders(|process| !Path::new("/proc").join(process).exists())?;
-        let root = tempfile::Builder::new()
-            .prefix(&format!("{FOLDER_PREFIX}{}-", std::process::id()))
-            .tempdir_in(FOLDER)?;
+        let root = tempfile::Builder::new().prefix("narwire-bench-").tempdir_in(FOLDER)?;
+        let sweeper = Sweeper::start(root.path())?;
         let store = LocalStore::beneath(root.path(), StoreDir::parse("/nix/store")?);
         let flat = root.path().join("flat");
         fs::create_dir_all(&store.real_store)?;
@@ -84,7 +85,7 @@ impl Site {
         fs::write(&secret_key_file, key.to_text().as_bytes())?;
         fs::set_permissions(&secret_key_file, fs::Permissions::from_mode(0o600))?;
         Connection::open(&store.database)?.execute_batch(SCHEMA)?;
-        Ok(Self { store, secret_key_file, flat, root })
+        Ok(Self { store, secret_key_file, flat, root, _sweeper: sweeper })
     }
 
     /// The folder of everything.
@@ -191,24 +192,26 @@ pub fn store_path(name: &str) -> StorePath {
     StorePath::parse_base_name(&format!("{hash_part}-{name}")).expect("a valid name")
 }
 
-/// Removes what this process has on disk.
-pub fn remove_own() {
-    let own = std::process::id().to_string();
-    // A server that still writes can make this fail; the next bench removes the rest.
-    let _ = remove_folders(|process| process == own);
+impl Sweeper {
+    fn start(folder: &Path) -> anyhow::Result<Self> {
+        // Control-C reaches it as well and must not end it. Servers that are being ended may still write.
+        let script = r#"trap "" HUP INT TERM; cat; rm -rf "$0" || { sleep 1; rm -rf "$0"; }"#;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script])
+            .arg(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Ok(Self(command.spawn().context("cannot run sh")?))
+    }
 }
 
-/// Removes the folders of those processes.
-fn remove_folders(is_chosen: impl Fn(&str) -> bool) -> io::Result<()> {
-    for entry in fs::read_dir(FOLDER)? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let process = name.strip_prefix(FOLDER_PREFIX).and_then(|rest| rest.split('-').next());
-        if process.is_some_and(&is_chosen) {
-            fs::remove_dir_all(&path)?;
-        }
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        // Waiting closes its input first.
+        let _ = self.0.wait();
     }
-    Ok(())
 }
 
 fn register(
