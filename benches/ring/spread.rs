@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::net::sockopt::set_socket_reuseport;
 use rustix::net::{AddressFamily, SocketType};
 
+use crate::Flags;
 use crate::harness::fixture::Fixture;
 use crate::harness::load::fetch;
 use crate::harness::server::{Kind, Server};
@@ -27,8 +28,10 @@ enum Opening {
 }
 
 /// The section of the report.
-pub fn report(fixture: &Fixture, trials: usize) -> anyhow::Result<String> {
-    let server = Server::start(Kind::Narwire, fixture, 2, "0,1")?;
+pub fn report(flags: &Flags) -> anyhow::Result<String> {
+    let trials = if flags.is_quick { 2 } else { 10 };
+    let fixture = Fixture::create(100, 1, 1)?;
+    let server = Server::start(Kind::Narwire, &fixture, 2, "0,1")?;
     let mut text = format!(
         "Connections on the fuller of 2 workers: mean and worst of {trials} trials (SO_REUSEPORT: of {})\n\n\
          {:>11}  {:>6}  {:>24}  {:>24}  {:>24}\n",

@@ -5,7 +5,7 @@
 //! body on its way; [`service`] is how policy is asked.
 
 pub mod body;
-mod buffer_ring;
+pub mod buffer_ring;
 pub mod capability;
 pub mod connection;
 pub mod descriptor;
