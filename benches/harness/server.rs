@@ -251,7 +251,7 @@ http {{
 }
 
 /// A port that nobody had a moment ago.
-pub fn free_port() -> io::Result<u16> {
+fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
