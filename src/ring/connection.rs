@@ -427,11 +427,18 @@ impl Connection {
         let persistence = Persistence::new(asked.version, !self.is_last);
         write_head_start(&mut self.output, reply.status, context.date, persistence);
         self.output.put_slice(&reply.fields);
-        if Content::of(asked.method, reply.status) != Content::Body {
-            return;
-        }
+        let has_body = Content::of(asked.method, reply.status) == Content::Body;
         let (body, range): (Box<dyn Body>, _) = match reply.body {
+            ReplyBody::Rendered { text, fields_len } => {
+                let text = (*text).as_ref();
+                let text = if has_body { text } else { &text[..fields_len] };
+                if text.len() <= INLINE_BODY_LEN_MAX {
+                    return self.output.put_slice(text);
+                }
+                (Box::new(BytesBody(Bytes::copy_from_slice(text))), 0..text.len() as u64)
+            }
             ReplyBody::Empty => return,
+            _ if !has_body => return,
             ReplyBody::Bytes(bytes) if bytes.len() <= INLINE_BODY_LEN_MAX => {
                 return self.output.put_slice(&bytes);
             }

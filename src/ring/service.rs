@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -65,7 +66,7 @@ pub enum Answer {
 pub struct Reply {
     /// The status.
     pub status: Status,
-    /// The rest of the head as [`Fields`] renders it, with the blank line at its end.
+    /// The rest of the head as [`Fields`] renders it, with the blank line at its end unless the body brings it.
     pub fields: Bytes,
     /// What follows. Left out for HEAD.
     pub body: ReplyBody,
@@ -77,6 +78,13 @@ pub enum ReplyBody {
     Empty,
     /// Bytes in memory.
     Bytes(Bytes),
+    /// The last fields, the blank line and the body in one piece, which whoever answers with it keeps.
+    Rendered {
+        /// The piece.
+        text: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        /// Where the body begins.
+        fields_len: usize,
+    },
     /// A part of a body.
     Stream {
         /// The body.

@@ -12,12 +12,11 @@ use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
 use tracing::error;
 
-use super::lookup::KnownPath;
+use super::known_path::KnownPath;
 use super::nar_body::SharedLayout;
 use super::refusal::Failure;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::nar::layout::Part;
-use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::HashPart;
 use crate::limits::{DAMAGE_REMEMBERED, DAMAGED_PATHS_MAX, LAYOUTS_LEN_MAX};
 use crate::ring::op::ConnectionId;
@@ -129,7 +128,7 @@ impl Layouts {
         // A kept one that is still there was found damaged while it was sent.
         let broke = self.kept.remove(&key).is_some();
         let walk = Walk {
-            layout: Rc::new(SharedLayout::new(path.info.nar_size)),
+            layout: Rc::new(SharedLayout::new(path.nar_size)),
             path,
             stamp,
             is_suspect: was_damaged || broke,
@@ -158,8 +157,7 @@ impl Layouts {
                 if walk.layout.complete(len_bytes) {
                     Ok(())
                 } else {
-                    let PathInfo { path, nar_size, .. } = &walk.path.info;
-                    let name = path.base_name();
+                    let (name, nar_size) = (walk.path.base_name(), walk.path.nar_size);
                     error!("{name} is damaged: its NAR has {len_bytes} bytes, the database says {nar_size}");
                     Err(Failure::Damaged)
                 }
@@ -194,7 +192,7 @@ impl Layouts {
 
 /// The NAR of a path.
 pub fn key_of(path: &KnownPath) -> NarKey {
-    (path.info.path.hash_part(), path.info.nar_hash)
+    (path.hash_part(), path.nar_hash)
 }
 
 /// The memory of a layout, which no longer changes when it is kept.
@@ -209,11 +207,11 @@ impl Weighter<NarKey, Rc<SharedLayout>> for LayoutWeighter {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::codec::nar::layout::Builder;
-    use crate::codec::store_path::StorePath;
+    use crate::codec::narinfo::PathInfo;
+    use crate::codec::store_path::{StoreDir, StorePath};
+    use crate::server::known_path::Renderer;
     use crate::store::change::ChangeCounter;
     use crate::store::demo::DemoStore;
 
@@ -261,7 +259,7 @@ mod tests {
             signatures: Vec::new(),
             ca: None,
         };
-        Arc::new(KnownPath { info, fields: Bytes::new(), narinfo: Bytes::new(), etag: None })
+        Renderer::new(StoreDir::parse("/nix/store").unwrap(), Arc::from([])).render(info, None)
     }
 
     #[test]

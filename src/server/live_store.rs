@@ -19,16 +19,16 @@ use quick_cache::unsync::Cache;
 use rustix::io::Errno;
 use tracing::error;
 
+use super::known_path::KnownPath;
 use super::layouts::{Found, Layouts, NarKey, Told, WalkNews, key_of};
-use super::lookup::{Known, KnownPath, SharedStore};
+use super::lookup::{Known, SharedStore};
 use super::nar_body::{NarBody, Root, SharedLayout};
 use super::plane::{Full, Plane, Planes, Toolbox};
 use super::refusal::{Failure, overloaded};
 use super::representation::{
-    Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, NARINFO_TYPE, Representation,
+    Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, Representation,
 };
 use super::request::{Message, Stage, Step, Wish};
-use crate::codec::http::Status;
 use crate::codec::http::field::ETag;
 use crate::codec::http::route::{NarCompression, NarRequest, Route};
 use crate::codec::store_path::HashPart;
@@ -37,7 +37,7 @@ use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, FileKind, OpenedFile};
 use crate::ring::reactor;
-use crate::ring::service::{Reply, ReplyBody};
+use crate::ring::service::Reply;
 use crate::store::StoreError;
 use crate::store::change::{ChangeCounter, Stamp};
 use crate::store::walk::{self, Walked};
@@ -109,7 +109,7 @@ impl LiveStore {
     pub fn ask(&mut self, id: ConnectionId, wish: &Wish) -> Step {
         match &wish.route {
             Route::NarInfo(hash_part) => match self.known(*hash_part) {
-                Knowledge::Now(path) => Self::narinfo(wish, path.as_deref()),
+                Knowledge::Now(path) => Self::narinfo(wish, path),
                 Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
             },
             Route::Nar(request) if request.compression == NarCompression::None => {
@@ -169,7 +169,7 @@ impl LiveStore {
         path: Option<Arc<KnownPath>>,
     ) -> Step {
         match (&wish.route, stage) {
-            (Route::NarInfo(_), _) => Self::narinfo(wish, path.as_deref()),
+            (Route::NarInfo(_), _) => Self::narinfo(wish, path),
             (Route::Listing(_), _) => self.list(id, path),
             (Route::Nar(_), Awaited::Validity(opened, root)) => {
                 self.opened_valid(id, wish, opened, root, path)
@@ -187,7 +187,7 @@ impl LiveStore {
         path: Arc<KnownPath>,
         result: Result<OpenedFile, Errno>,
     ) -> Step {
-        let name = path.info.path.base_name();
+        let name = path.base_name();
         let root = match result {
             Ok(OpenedFile { file, status }) => match status.kind {
                 FileKind::Directory => Root::Directory(file),
@@ -207,7 +207,7 @@ impl LiveStore {
             }
             Err(errno) => {
                 // Deleted between the two is no fault; valid and not there is one.
-                if let Knowledge::Now(Some(_)) = self.known(path.info.path.hash_part()) {
+                if let Knowledge::Now(Some(_)) = self.known(path.hash_part()) {
                     error!("{name} is valid and cannot be opened: {errno}; it is not served");
                 }
                 return Step::Absent;
@@ -215,7 +215,7 @@ impl LiveStore {
         };
         // The garbage collector spares what is open, unless it had looked before. What is valid after the opening is gone
         // within moments or stays; in the first case the download breaks off.
-        let hash_part = path.info.path.hash_part();
+        let hash_part = path.hash_part();
         match self.known(hash_part) {
             Knowledge::Now(known) => self.opened_valid(id, wish, path, root, known),
             Knowledge::Outdated => self.look_up(id, hash_part, Awaited::Validity(path, root)),
@@ -233,7 +233,7 @@ impl LiveStore {
         now: Option<Arc<KnownPath>>,
     ) -> Step {
         match now {
-            Some(now) if now.info.nar_hash == opened.info.nar_hash => self.lay_out(id, wish, opened, root),
+            Some(now) if now.nar_hash == opened.nar_hash => self.lay_out(id, wish, opened, root),
             _ => Step::Absent,
         }
     }
@@ -296,30 +296,19 @@ impl LiveStore {
         }
     }
 
-    fn narinfo(wish: &Wish, path: Option<&KnownPath>) -> Step {
-        let Some(path) = path else { return Step::Absent };
-        if wish.conditions.are_none() {
-            let (fields, body) = (path.fields.clone(), ReplyBody::Bytes(path.narinfo.clone()));
-            return Step::Reply(Reply { status: Status::Ok, fields, body });
-        }
-        let narinfo = Representation {
-            content_type: NARINFO_TYPE,
-            cache_control: NARINFO_CACHE_CONTROL,
-            etag: path.etag,
-            content: Content::Bytes(path.narinfo.clone()),
-        };
-        Step::Reply(narinfo.reply(&wish.conditions))
+    fn narinfo(wish: &Wish, path: Option<Arc<KnownPath>>) -> Step {
+        path.map_or(Step::Absent, |path| Step::Reply(path.reply(&wish.conditions)))
     }
 
     /// The path, if its contents are the ones that were asked for. Another NAR is never sent in its place.
     fn wanted(request: &NarRequest, path: Option<Arc<KnownPath>>) -> Option<Arc<KnownPath>> {
-        path.filter(|path| request.address.nar_hash().is_none_or(|nar_hash| nar_hash == path.info.nar_hash))
+        path.filter(|path| request.address.nar_hash().is_none_or(|nar_hash| nar_hash == path.nar_hash))
     }
 
     fn open_root(&self, request: &NarRequest, path: Option<Arc<KnownPath>>) -> Step {
         let Some(path) = Self::wanted(request, path) else { return Step::Absent };
         // A base name has no NUL.
-        let Ok(name) = CString::new(path.info.path.base_name()) else { return Step::Absent };
+        let Ok(name) = CString::new(path.base_name()) else { return Step::Absent };
         Step::Open { directory: self.directory.clone(), path: name, stage: Stage::Store(Awaited::Root(path)) }
     }
 
@@ -355,14 +344,14 @@ impl LiveStore {
         };
         let work = move |_: &mut Toolbox| {
             let walked = match root {
-                None => walk::open_root(shared.places(), &path.info.path).and_then(|root| {
+                None => walk::open_root(shared.places(), &path.store_path()).and_then(|root| {
                     root.ok_or_else(|| StoreError::Damaged {
-                        subject: path.info.path.base_name().to_owned(),
+                        subject: path.base_name().to_owned(),
                         reason: "it is not there".to_owned(),
                     })
                 }),
                 Some(descriptor) => {
-                    let name = shared.places().real_store.join(path.info.path.base_name());
+                    let name = shared.places().real_store.join(path.base_name());
                     let duplicated = descriptor.map_err(|errno| StoreError::Io {
                         path: name.clone(),
                         operation: "open",
@@ -385,7 +374,7 @@ impl LiveStore {
 
     fn list(&mut self, id: ConnectionId, path: Option<Arc<KnownPath>>) -> Step {
         let Some(path) = path else { return Step::Absent };
-        self.make(id, |planes| &planes.walks, move |shared, _| shared.listing(&path.info))
+        self.make(id, |planes| &planes.walks, move |shared, _| shared.listing(&path))
     }
 
     fn look_up(&mut self, id: ConnectionId, hash_part: HashPart, stage: Awaited) -> Step {
@@ -394,8 +383,9 @@ impl LiveStore {
             return Step::Wait(Stage::Store(stage));
         }
         let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
+        let previous = self.known.peek(&hash_part).and_then(|known| known.path.clone());
         let work = move |toolbox: &mut Toolbox| {
-            let result = shared.look_up(toolbox, hash_part);
+            let result = shared.look_up(toolbox, hash_part, previous.as_ref());
             let message = Message::Known { source: shared.index(), hash_part, result };
             let _ = mailbox.send(reactor::Message::Node(message));
         };
@@ -426,7 +416,7 @@ impl LiveStore {
 }
 
 fn nar_reply(wish: &Wish, path: &KnownPath, root: Root, layout: Rc<SharedLayout>) -> Reply {
-    let body = NarBody::new(path.info.path.clone(), root, layout);
+    let body = NarBody::new(path.store_path(), root, layout);
     Representation {
         content_type: NAR_TYPE,
         cache_control: match &wish.route {
@@ -434,8 +424,8 @@ fn nar_reply(wish: &Wish, path: &KnownPath, root: Root, layout: Rc<SharedLayout>
             // The URL names the path, whose contents may be others tomorrow.
             _ => NARINFO_CACHE_CONTROL,
         },
-        etag: ETag::new(path.info.nar_hash.to_nix32().as_bytes()),
-        content: Content::Body(Box::new(body), path.info.nar_size),
+        etag: ETag::new(path.nar_hash.to_nix32().as_bytes()),
+        content: Content::Body(Box::new(body), path.nar_size),
     }
     .reply(&wish.conditions)
 }
@@ -446,13 +436,9 @@ struct KnownWeighter;
 
 impl Weighter<HashPart, Known> for KnownWeighter {
     fn weight(&self, _: &HashPart, known: &Known) -> u64 {
-        // The second number stands for the path's own strings and the table's entry.
-        let path_len = known
-            .path
-            .as_ref()
-            .map_or(0, |path| path.fields.len() + 2 * path.narinfo.len() + size_of::<KnownPath>() + 256);
-        // The cache keeps an entry and an index for each.
-        (path_len + 2 * size_of::<(HashPart, Known)>()) as u64
+        // Beside the entry, the cache keeps two links, a state, and five bytes in a table that is half empty at worst.
+        const ENTRY_LEN: usize = size_of::<(HashPart, Known)>() + 32;
+        (ENTRY_LEN + known.path.as_ref().map_or(0, |path| path.memory_len())) as u64
     }
 }
 
@@ -464,6 +450,7 @@ mod tests {
 
     use super::*;
     use crate::ring::inbox::{Inbox, inbox};
+    use crate::server::known_path::tests::typical;
     use crate::server::representation::Conditions;
     use crate::store::demo::DemoStore;
 
@@ -543,5 +530,52 @@ mod tests {
         assert_eq!(bench.store.take_known(hash_part, result.ok()), [(FIRST, true), (SECOND, false)]);
         assert!(matches!(bench.store.ask_again(SECOND, hash_part, Awaited::Knowledge), Step::Wait(_)));
         assert_eq!(bench.take_known(hash_part), [(SECOND, true)]);
+    }
+
+    /// Nix commits all day long, and hardly ever to what is asked for.
+    #[test]
+    fn what_a_commit_does_not_concern_is_answered_as_before() {
+        let mut bench = Bench::new();
+        let path = bench.demo.paths[0].clone();
+        let hash_part = path.hash_part();
+        let ask = |bench: &mut Bench| {
+            assert!(matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Wait(_)));
+            assert_eq!(bench.take_known(hash_part), [(FIRST, true)]);
+            let Knowledge::Now(Some(path)) = bench.store.known(hash_part) else { panic!("it is valid") };
+            path
+        };
+        let first = ask(&mut bench);
+        bench.commit();
+        let second = ask(&mut bench);
+        assert!(Arc::ptr_eq(&first, &second));
+        let change = |bench: &Bench, statement: &str| {
+            let database = rusqlite::Connection::open(&bench.demo.store.database).unwrap();
+            assert_eq!(database.execute(statement, [path.full(&bench.demo.store.store_dir)]).unwrap(), 1);
+        };
+        change(&bench, "update ValidPaths set narSize = narSize + 8 where path = ?1");
+        let third = ask(&mut bench);
+        assert_eq!(third.nar_size, first.nar_size + 8);
+        assert!(third.narinfo().contains(&format!("NarSize: {}\n", third.nar_size)));
+        change(&bench, "delete from ValidPaths where path = ?1");
+        assert!(matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Wait(_)));
+        bench.take_known(hash_part);
+        assert!(
+            matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Absent),
+            "nothing outlives its path"
+        );
+    }
+
+    #[test]
+    fn a_hundred_thousand_paths_are_remembered() {
+        let mut bench = Bench::new();
+        let known = Known { stamp: bench.store.counter.stamp(), path: Some(typical()) };
+        let hash_parts: Vec<_> =
+            (0..100_000).map(|index| HashPart::parse(format!("{index:032}").as_bytes()).unwrap()).collect();
+        for hash_part in &hash_parts {
+            bench.store.known.insert(*hash_part, known.clone());
+        }
+        assert!(hash_parts.iter().all(|hash_part| bench.store.known.peek(hash_part).is_some()));
+        let spare = KNOWN_PATHS_LEN_MAX - bench.store.known.weight();
+        assert!(spare > KNOWN_PATHS_LEN_MAX / 20, "{spare} bytes to spare");
     }
 }

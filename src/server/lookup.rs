@@ -6,23 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use bytes::Bytes;
 use tracing::{error, info, warn};
 
+use super::known_path::{KnownPath, Renderer, nar_url};
 use super::plane::Toolbox;
 use super::refusal::Failure;
 use super::representation::{
-    Conditions, Content, IMMUTABLE_CACHE_CONTROL, JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL,
-    NARINFO_TYPE, Representation, TEXT_TYPE,
+    IMMUTABLE_CACHE_CONTROL, JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL, TEXT_TYPE,
 };
 use crate::codec::build_id::BuildId;
-use crate::codec::hash::Sha256;
-use crate::codec::http::field::ETag;
-use crate::codec::http::route::{NarAddress, NarCompression, NarRequest};
 use crate::codec::nar::listing;
-use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::{HashPart, StorePath};
 use crate::limits::MADE_LEN_MAX;
-use crate::ring::service::{Reply, ReplyBody};
 use crate::store::change::{ChangeCounter, Stamp};
 use crate::store::db::Database;
 use crate::store::debuginfo::DebugIndex;
@@ -34,8 +29,7 @@ pub struct SharedStore {
     /// Its place among the sources.
     index: usize,
     places: LocalStore,
-    /// Every narinfo is signed with each of them.
-    secret_keys: Arc<[SecretKey]>,
+    renderer: Renderer,
     counter: Mutex<Arc<ChangeCounter>>,
     /// Counts the counters: a database that was replaced gets a new one.
     epoch: AtomicU64,
@@ -55,27 +49,14 @@ pub struct Known {
     pub path: Option<Arc<KnownPath>>,
 }
 
-/// A valid path and what is said of it.
-#[derive(Debug)]
-pub struct KnownPath {
-    /// What the database says.
-    pub info: PathInfo,
-    /// The fields of its narinfo, rendered.
-    pub fields: Bytes,
-    /// Its narinfo, rendered and signed.
-    pub narinfo: Bytes,
-    /// Names that narinfo.
-    pub etag: Option<ETag>,
-}
-
 impl SharedStore {
     /// Opens the store.
     pub fn open(index: usize, places: LocalStore, secret_keys: Arc<[SecretKey]>) -> Result<Self, StoreError> {
         let counter = ChangeCounter::open(&places)?;
         Ok(Self {
             index,
+            renderer: Renderer::new(places.store_dir.clone(), secret_keys),
             places,
-            secret_keys,
             counter: Mutex::new(Arc::new(counter)),
             epoch: AtomicU64::new(0),
             debug_index: Mutex::new(DebugIndex::new()),
@@ -124,64 +105,34 @@ impl SharedStore {
         }
     }
 
-    /// What is to be said of a hash part.
-    pub fn look_up(&self, toolbox: &mut Toolbox, hash_part: HashPart) -> Result<Known, Failure> {
+    /// What is to be said of a hash part, of which `previous` was said in an earlier state of the database.
+    pub fn look_up(
+        &self,
+        toolbox: &mut Toolbox,
+        hash_part: HashPart,
+        previous: Option<&Arc<KnownPath>>,
+    ) -> Result<Known, Failure> {
         // Before the query: see `store::change` for why.
         let stamp = self.counter().stamp();
         let info =
             toolbox.database(self.index, &self.places).and_then(|database| database.path_info(hash_part));
         let info = info.map_err(|error| Failure::log(&error))?;
-        let path = info.map(|info| Arc::new(self.render(info)));
-        Ok(Known { stamp, path })
-    }
-
-    /// Renders and signs the narinfo.
-    fn render(&self, info: PathInfo) -> KnownPath {
-        let store_dir = &self.places.store_dir;
-        let mut signed = info.clone();
-        let fingerprint = info.fingerprint(store_dir);
-        for signature in self.secret_keys.iter().map(|key| key.sign(&fingerprint)) {
-            if !signed.signatures.contains(&signature) {
-                signed.signatures.push(signature);
-            }
-        }
-        let narinfo = NarInfo {
-            url: nar_url(&info),
-            compression: Compression::None,
-            file_hash: Some(info.nar_hash),
-            file_size: Some(info.nar_size),
-            info: signed,
-        };
-        let mut text = String::new();
-        narinfo.write(store_dir, &mut text);
-        let etag = ETag::new(Sha256::digest(text.as_bytes()).to_nix32().as_bytes());
-        let narinfo = Bytes::from(text);
-        let Reply { fields, body, .. } = Representation {
-            content_type: NARINFO_TYPE,
-            cache_control: NARINFO_CACHE_CONTROL,
-            etag,
-            content: Content::Bytes(narinfo.clone()),
-        }
-        .reply(&Conditions::default());
-        debug_assert!(matches!(body, ReplyBody::Bytes(_)));
-        KnownPath { info, fields, narinfo, etag }
+        Ok(Known { stamp, path: info.map(|info| self.renderer.render(info, previous)) })
     }
 
     /// The `.ls` of a path.
-    pub fn listing(&self, info: &PathInfo) -> Result<Option<Made>, Failure> {
-        let Some(root) = walk::open_root(&self.places, &info.path).map_err(|error| Failure::log(&error))?
-        else {
-            return Ok(None);
-        };
+    pub fn listing(&self, path: &KnownPath) -> Result<Option<Made>, Failure> {
+        let root = walk::open_root(&self.places, &path.store_path());
+        let Some(root) = root.map_err(|error| Failure::log(&error))? else { return Ok(None) };
         let layout = walk::layout(&root).map_err(|error| Failure::log(&error))?;
-        if layout.len_bytes() != Some(info.nar_size) {
-            error!("{} is damaged: its NAR has another size than the database says", info.path.base_name());
+        if layout.len_bytes() != Some(path.nar_size) {
+            error!("{} is damaged: its NAR has another size than the database says", path.base_name());
             return Err(Failure::Damaged);
         }
         match listing::from_layout(&layout) {
             Ok(text) => Ok(Some(Made::immutable(JSON_TYPE, self.claim(text.into_bytes())?))),
             Err(error) => {
-                error!("{} cannot be listed: {error}", info.path.base_name());
+                error!("{} cannot be listed: {error}", path.base_name());
                 Err(Failure::Damaged)
             }
         }
@@ -278,10 +229,4 @@ impl Drop for Claimed {
     fn drop(&mut self) {
         self.made_len.fetch_sub(self.text.len(), Ordering::Relaxed);
     }
-}
-
-/// Where the NAR of a path is, relative to the cache. It names the contents, so it is right as long as it works.
-fn nar_url(info: &PathInfo) -> String {
-    let address = NarAddress::NarHash { nar_hash: info.nar_hash, hash_part: info.path.hash_part() };
-    NarRequest { address, compression: NarCompression::None }.to_string()
 }

@@ -1,10 +1,12 @@
 //! Layer 2: policy. What is served, from where, and the life of the process.
 //!
 //! [`run`] is the life of the process. [`node`] answers requests on each worker, out of [`live_store`]s and
-//! [`directory`]s; what may wait happens on the threads of a [`plane`], for live stores in [`lookup`].
+//! [`directory`]s; what may wait happens on the threads of a [`plane`], for live stores in [`lookup`]. What it finds out about
+//! a path is a [`known_path`].
 
 pub mod config;
 pub mod directory;
+mod known_path;
 pub mod layouts;
 pub mod listen;
 pub mod live_store;

@@ -67,10 +67,11 @@ fn is_passing(error: &io::Error) -> bool {
 /// Nobody has it. Nix takes this for "not here" and asks the next cache.
 pub fn not_found() -> Reply {
     const TEXT: &[u8] = b"not found\n";
-    // Each client asks several caches, so half of all requests end here: the head is made once.
+    // Each client asks several caches, so half of all requests end here: the head is made once. It is not shared by counting,
+    // because all workers would count in one place.
     static FIELDS: LazyLock<Bytes> = LazyLock::new(|| Reply::text(Status::NotFound, TEXT).fields);
     let body = ReplyBody::Bytes(Bytes::from_static(TEXT));
-    Reply { status: Status::NotFound, fields: FIELDS.clone(), body }
+    Reply { status: Status::NotFound, fields: Bytes::from_static(&FIELDS), body }
 }
 
 /// There is no room: never 429, on which Nix 2.31 to 2.34 sleeps for a minute.

@@ -187,6 +187,11 @@ impl Fields {
         Bytes::from(self.text)
     }
 
+    /// The fields alone, for others to follow.
+    pub fn unfinished(self) -> Bytes {
+        Bytes::from(self.text)
+    }
+
     fn field(mut self, name: &str, value: impl Display) -> Self {
         // Writing to a String cannot fail.
         let _ = write!(self.text, "{name}: {value}\r\n");
