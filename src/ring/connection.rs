@@ -553,3 +553,97 @@ impl Connection {
         context.submissions.push(Submission { token, op });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::codec::http::request::Request;
+    use crate::ring::op::OpenedFile;
+
+    const ID: ConnectionId = ConnectionId { slot: 0, generation: 1 };
+    const REQUESTS: &str = "GET /first HTTP/1.1\r\nHost: here\r\n\r\nHEAD /second HTTP/1.1\r\nHost: here\r\n\r\n\
+        GET /kept HTTP/1.1\r\nHost: here\r\n\r\n";
+
+    /// Answers with the target.
+    struct Echo;
+
+    impl Service for Echo {
+        fn call(&mut self, _: ConnectionId, request: &Request<'_>) -> Answer {
+            Answer::Reply(match request.target {
+                b"/kept" => {
+                    let body =
+                        ReplyBody::Rendered { text: Arc::new("X-Kept: yes\r\n\r\nkept"), fields_len: 15 };
+                    Reply { status: Status::Ok, fields: Bytes::new(), body }
+                }
+                target => Reply::text(Status::Ok, Bytes::copy_from_slice(target)),
+            })
+        }
+
+        fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {
+            unreachable!("nothing is opened")
+        }
+
+        fn gone(&mut self, _: ConnectionId) {}
+    }
+
+    struct Bench {
+        pool: Pool,
+        submissions: Vec<Submission>,
+    }
+
+    impl Bench {
+        fn with<T>(&mut self, event: impl FnOnce(&mut Context<'_>) -> T) -> T {
+            event(&mut Context {
+                service: &mut Echo,
+                submissions: &mut self.submissions,
+                pool: &mut self.pool,
+                date: b"Sun, 06 Nov 1994 08:49:37 GMT",
+                now_s: 0,
+            })
+        }
+
+        fn receive(&mut self, connection: &mut Connection, data: &[u8]) {
+            let outcome = Outcome::Received { result: Ok(data), armed: true };
+            self.with(|context| connection.complete(Purpose::Receive, outcome, context));
+        }
+
+        /// What the only operation sends.
+        fn sent(&mut self) -> (BytesMut, Range<usize>) {
+            let submission = self.submissions.pop().unwrap();
+            assert!(self.submissions.is_empty(), "one operation");
+            let Op::Send { buffer, range, .. } = submission.op else { panic!("{submission:?}") };
+            (buffer, range)
+        }
+    }
+
+    /// The bodies of answers, or nothing for HEAD.
+    fn bodies(answers: &[u8]) -> Vec<String> {
+        let answers = str::from_utf8(answers).unwrap().split("HTTP/1.1 200 OK\r\n").skip(1);
+        answers.map(|answer| answer.split_once("\r\n\r\n").unwrap().1.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_answers_to_one_read_go_out_in_one_send() {
+        let mut bench = Bench { pool: Pool::default(), submissions: Vec::new() };
+        let socket = Descriptor::simulated(3, &Rc::new(Cell::new(0)));
+        let mut connection = bench.with(|context| Connection::new(ID, socket, context));
+        assert!(matches!(bench.submissions.pop().unwrap().op, Op::Receive { .. }));
+
+        bench.receive(&mut connection, REQUESTS.as_bytes());
+        let (buffer, range) = bench.sent();
+        assert_eq!(bodies(&buffer[range.clone()]), ["/first", "", "kept"]);
+
+        // What is read while they are with the kernel waits, and goes out together as well.
+        bench.receive(&mut connection, REQUESTS.as_bytes());
+        bench.receive(&mut connection, REQUESTS.as_bytes());
+        assert!(bench.submissions.is_empty());
+        let outcome = Outcome::Sent { result: Ok(range.len()), buffer, range };
+        bench.with(|context| connection.complete(Purpose::Send, outcome, context));
+        let (buffer, range) = bench.sent();
+        assert_eq!(bodies(&buffer[range]), ["/first", "", "kept", "/first", "", "kept"]);
+    }
+}

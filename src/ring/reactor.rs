@@ -117,28 +117,38 @@ impl<D: Driver, N: Node> Reactor<D, N> {
 
     /// Serves until it is told to end.
     pub fn run(mut self) -> io::Result<()> {
+        self.begin();
+        while self.turn()? {}
+        Ok(())
+    }
+
+    /// Listens: to connections, and to other threads.
+    pub fn begin(&mut self) {
         self.worker.await_inbox(&self.bell);
         self.worker.accept();
-        loop {
-            // Before the end as well: how the last connections are closed is among them.
-            for submission in self.worker.submissions.drain(..) {
-                self.driver.submit(submission);
-            }
+    }
+
+    /// Submits, waits and dispatches once; false when the worker has ended.
+    pub fn turn(&mut self) -> io::Result<bool> {
+        // Before the end as well: how the last connections are closed is among them.
+        for submission in self.worker.submissions.drain(..) {
+            self.driver.submit(submission);
+        }
+        if self.worker.is_finished() {
+            // Another worker may have handed over a connection before it knew.
+            self.worker.read_inbox(&self.inbox);
             if self.worker.is_finished() {
-                // Another worker may have handed over a connection before it knew.
-                self.worker.read_inbox(&self.inbox);
-                if self.worker.is_finished() {
-                    return Ok(());
-                }
-            }
-            self.driver.wait(Some(TICK))?;
-            self.worker.clock.advance();
-            self.dispatch();
-            self.worker.feed();
-            if self.worker.clock.ticked() {
-                self.worker.tick();
+                return Ok(false);
             }
         }
+        self.driver.wait(Some(TICK))?;
+        self.worker.clock.advance();
+        self.dispatch();
+        self.worker.feed();
+        if self.worker.clock.ticked() {
+            self.worker.tick();
+        }
+        Ok(true)
     }
 
     /// Gives every completion to whom it concerns.
@@ -337,9 +347,11 @@ impl<N: Node> Worker<N> {
     }
 
     fn each(&mut self, mut event: impl FnMut(&mut Connection, &mut Context<'_>)) {
-        let ids: Vec<_> = self.connections.iter().map(|(_, connection)| connection.id()).collect();
-        for id in ids {
-            self.with(id, &mut event);
+        // An event can remove its connection, so they are found one by one.
+        for slot in 0..self.connections.capacity() {
+            if let Some(id) = self.connections.get(slot).map(Connection::id) {
+                self.with(id, &mut event);
+            }
         }
     }
 }

@@ -299,3 +299,121 @@ fn refused(failure: Failure) -> Step {
         Failure::Busy | Failure::Broken => Step::Reply(failure.reply()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read as _, Write as _};
+    use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    use std::thread;
+
+    use super::*;
+    use crate::ring::capability::{Capabilities, Capability};
+    use crate::ring::descriptor::Descriptor;
+    use crate::ring::inbox::inbox;
+    use crate::ring::reactor::{Peers, Reactor};
+    use crate::ring::uring::Uring;
+    use crate::server::plane::Plane;
+    use crate::store::demo::DemoStore;
+
+    const ROUNDS: usize = 500;
+
+    /// A worker on a throw-away store, and where it listens. `None` where a receive needs a buffer of its own.
+    fn worker(demo: &DemoStore) -> Option<(Reactor<Uring, CacheNode>, SocketAddr)> {
+        let capabilities = Capabilities::probe(Capabilities::default()).unwrap();
+        if !capabilities.has(Capability::BufferRing) {
+            return None;
+        }
+        let planes = Planes { lookups: Plane::start("l", 1).unwrap(), walks: Plane::start("w", 1).unwrap() };
+        let (mailbox, inbox) = inbox().unwrap();
+        let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
+        let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));
+        let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone());
+        let cache_info =
+            CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
+        let texts = Arc::new(Texts { index: Bytes::new(), cache_info, stores: Vec::new() });
+        let sources = vec![Source::Store(Box::new(store))];
+        let node = CacheNode::new(sources, texts, planes, mailbox.clone(), false);
+        let peers = Peers {
+            index: 0,
+            connections_max: 8,
+            loads: Arc::from([AtomicUsize::new(0)]),
+            mailboxes: vec![mailbox],
+            pulses: Arc::from([AtomicU64::new(0)]),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let ring = Uring::new(capabilities).unwrap();
+        let mut reactor = Reactor::new(ring, node, inbox, vec![listener.into()], peers).unwrap();
+        reactor.begin();
+        Some((reactor, address))
+    }
+
+    /// The length of the answers to `requests`: behind the last one the worker closes.
+    fn answers_len(address: SocketAddr, requests: &[u8]) -> usize {
+        let mut socket = TcpStream::connect(address).unwrap();
+        socket.write_all(requests).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        let mut answers = Vec::new();
+        socket.read_to_end(&mut answers).unwrap();
+        assert!(answers.starts_with(b"HTTP/1.1 "));
+        answers.len()
+    }
+
+    /// What the worker's thread allocates while a client repeats `requests`, which are sent together.
+    fn allocations(reactor: &mut Reactor<Uring, CacheNode>, address: SocketAddr, requests: &[u8]) -> u64 {
+        let (is_warm, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let mut counted = 0;
+        thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let mut answers = vec![0; answers_len(address, requests)];
+                let mut socket = TcpStream::connect(address).unwrap();
+                for round in 0..=2 * ROUNDS {
+                    is_warm.store(round >= ROUNDS, Ordering::Relaxed);
+                    // The last round only wakes the worker, which counts no more.
+                    is_over.store(round == 2 * ROUNDS, Ordering::Relaxed);
+                    socket.write_all(requests).unwrap();
+                    socket.read_exact(&mut answers).unwrap();
+                }
+            });
+            // A client that fails must not leave the worker waiting.
+            let is_over = || is_over.load(Ordering::Relaxed) || client.is_finished();
+            while !is_warm.load(Ordering::Relaxed) && !is_over() {
+                reactor.turn().unwrap();
+            }
+            let allocated = allocation_counter::measure(|| {
+                while !is_over() {
+                    reactor.turn().unwrap();
+                }
+            });
+            counted = allocated.count_total;
+            while !client.is_finished() {
+                reactor.turn().unwrap();
+            }
+        });
+        counted
+    }
+
+    #[test]
+    fn an_answer_from_memory_allocates_nothing() {
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        let Some((mut reactor, address)) = worker(&demo) else { return };
+        let get = |method: &str, hash_part: &str| {
+            let fields = "Host: cache.example.org\r\nUser-Agent: curl/8.13.0 Nix/2.26.3\r\nAccept: */*\r\n\
+                Accept-Encoding: zstd, br, gzip, deflate, bzip2, xz\r\n";
+            format!("{method} /{hash_part}.narinfo HTTP/1.1\r\n{fields}\r\n")
+        };
+        let hash_part = demo.paths[0].hash_part();
+        let (present, absent) = (get("GET", hash_part.as_str()), get("GET", &"0".repeat(32)));
+        let head = get("HEAD", hash_part.as_str());
+        let cases =
+            [present.clone(), absent.clone(), head.clone(), present.repeat(16), present + &absent + &head];
+        for requests in cases {
+            assert_eq!(allocations(&mut reactor, address, requests.as_bytes()), 0, "{requests}");
+        }
+        let made = allocations(&mut reactor, address, b"GET /nix-cache-info HTTP/1.1\r\nHost: here\r\n\r\n");
+        assert!(made >= ROUNDS as u64, "what is made on the spot is counted: {made}");
+    }
+}
