@@ -3,6 +3,7 @@
 //! Nothing is remembered: what another process adds, replaces or removes is seen by the next request.
 
 use std::ffi::CString;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use crate::codec::cache_info::CacheInfo;
 use crate::codec::http::field::ETag;
 use crate::codec::http::response::CacheControl;
 use crate::codec::http::route::Route;
-use crate::limits::CACHE_INFO_LEN_MAX;
+use crate::limits::{CACHE_INFO_LEN_MAX, ETAG_OPAQUE_LEN_MAX};
 use crate::ring::body::FileBody;
 use crate::ring::descriptor::Descriptor;
 use crate::ring::op::{FileKind, FileStatus, OpenedFile};
@@ -155,5 +156,9 @@ fn kind(route: &Route) -> (&'static str, CacheControl) {
 /// Names one version of one file: a replaced file has another inode, a changed one another time.
 fn etag(status: &FileStatus) -> Option<ETag> {
     let FileStatus { inode, len_bytes, modified_s, modified_ns, .. } = status;
-    ETag::new(format!("{inode:x}-{len_bytes:x}-{modified_s:x}.{modified_ns:x}").as_bytes())
+    let mut opaque = [0; ETAG_OPAQUE_LEN_MAX];
+    let mut rest = &mut opaque[..];
+    write!(rest, "{inode:x}-{len_bytes:x}-{modified_s:x}.{modified_ns:x}").ok()?;
+    let len = ETAG_OPAQUE_LEN_MAX - rest.len();
+    ETag::new(&opaque[..len])
 }

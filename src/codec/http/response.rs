@@ -118,7 +118,7 @@ impl Fields {
 
     /// `Content-Length`, in bytes.
     pub fn content_length(self, len_bytes: u64) -> Self {
-        self.field("Content-Length", len_bytes)
+        self.formatted("Content-Length", len_bytes)
     }
 
     /// `Content-Encoding`.
@@ -140,7 +140,9 @@ impl Fields {
     pub fn cache_control(self, cache_control: CacheControl) -> Self {
         match cache_control {
             CacheControl::NoStore => self.field("Cache-Control", "no-store"),
-            CacheControl::MaxAge(seconds) => self.field("Cache-Control", format_args!("max-age={seconds}")),
+            CacheControl::MaxAge(seconds) => {
+                self.formatted("Cache-Control", format_args!("max-age={seconds}"))
+            }
         }
     }
 
@@ -153,12 +155,12 @@ impl Fields {
     pub fn content_range(self, range: &Range<u64>, complete_len: u64) -> Self {
         debug_assert!(range.start < range.end && range.end <= complete_len);
         let (first, last) = (range.start, range.end.saturating_sub(1));
-        self.field("Content-Range", format_args!("bytes {first}-{last}/{complete_len}"))
+        self.formatted("Content-Range", format_args!("bytes {first}-{last}/{complete_len}"))
     }
 
     /// `Content-Range` of a 416: how long the representation is.
     pub fn content_range_unsatisfied(self, complete_len: u64) -> Self {
-        self.field("Content-Range", format_args!("bytes */{complete_len}"))
+        self.formatted("Content-Range", format_args!("bytes */{complete_len}"))
     }
 
     /// `Vary`.
@@ -173,7 +175,7 @@ impl Fields {
 
     /// `Retry-After`, in seconds.
     pub fn retry_after(self, seconds: u32) -> Self {
-        self.field("Retry-After", seconds)
+        self.formatted("Retry-After", seconds)
     }
 
     /// `WWW-Authenticate`, which 401 must have.
@@ -192,7 +194,14 @@ impl Fields {
         Bytes::from(self.text)
     }
 
-    fn field(mut self, name: &str, value: impl Display) -> Self {
+    fn field(mut self, name: &str, value: &str) -> Self {
+        for part in [name, ": ", value, "\r\n"] {
+            self.text.push_str(part);
+        }
+        self
+    }
+
+    fn formatted(mut self, name: &str, value: impl Display) -> Self {
         // Writing to a String cannot fail.
         let _ = write!(self.text, "{name}: {value}\r\n");
         self

@@ -118,7 +118,10 @@ impl Route {
             Self::Index | Self::Version | Self::Health | Self::NotFound => return None,
             Self::NarFile(name) => return Some(name.clone()),
             Self::CacheInfo => "nix-cache-info".into(),
-            Self::NarInfo(hash_part) => format!("{}.narinfo", hash_part.as_str()),
+            // The name of nearly all files that are asked for, and beyond doubt.
+            Self::NarInfo(hash_part) => {
+                return Some(RelativeName([hash_part.as_str(), ".narinfo"].concat().into()));
+            }
             Self::Listing(hash_part) => format!("{}.ls", hash_part.as_str()),
             Self::Nar(request) => request.file_name(),
             Self::Log(derivation) => format!("log/{}", derivation.base_name()),
