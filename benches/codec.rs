@@ -1,68 +1,49 @@
-//! The pure parts, each on the input it really gets: heads as clients send them, a narinfo with twelve references, the
-//! NAR of 20,000 small files. Times are of this machine; what counts is the comparison beside each (httparse for heads,
-//! another commit with criterion's `--baseline` for the rest).
+//! The pure parts, each on the input it really gets and beside what it can be compared with: httparse for heads, the
+//! `nix-base32` crate for digests, the bare hash for a NAR, another commit (`--save-baseline`, `--baseline`) for the rest.
+//!
+//! `cargo bench --bench codec -- head` runs what has `head` in its name. Trees are one of 20,000 small files, and a real one: the
+//! Rust toolchain, or the directory that `NARWIRE_BENCH_TREE` names.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on says where")]
 
-use std::hint::black_box;
-use std::sync::Arc;
+mod input;
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use std::ffi::OsString;
+use std::fs;
+use std::hint::black_box;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group};
+use narwire::codec::base32;
 use narwire::codec::hash::Sha256;
-use narwire::codec::http::request::{self, Parsed};
+use narwire::codec::http::body::BodyDecoder;
+use narwire::codec::http::request::{self, BodyLength, Parsed};
 use narwire::codec::nar::decode::{Decoder, Event};
-use narwire::codec::nar::layout::{Builder, Cursor, Layout, Lookup, Piece};
-use narwire::codec::narinfo::{Compression, NarInfo, PathInfo};
-use narwire::codec::signature::{KeyName, SecretKey};
-use narwire::codec::store_path::{StoreDir, StorePath};
+use narwire::codec::nar::layout::{Cursor, Lookup};
+use narwire::codec::narinfo::NarInfo;
 use narwire::limits::HEAD_FIELDS_MAX;
 
-/// Files of the benched NAR: many, small, in directories of 100.
-const FILES: usize = 20_000;
-const FILES_PER_DIRECTORY: usize = 100;
-const FILE_LEN_BYTES: u64 = 133;
+use input::{HEADS, Random, Tree};
 
-/// Request heads as they were seen on the wire, by client.
-const HEADS: &[(&str, &str)] = &[
-    (
-        "nix-2.8",
-        "GET /7rjj86a15146cq1d3qy068lml7n7ykzm.narinfo HTTP/1.1\r\nHost: cache.example.org:5000\r\n\
-         User-Agent: curl/7.88.1 Nix/2.8.0\r\nAccept: */*\r\n\r\n",
-    ),
-    (
-        "nix-2.26",
-        "GET /7rjj86a15146cq1d3qy068lml7n7ykzm.narinfo HTTP/1.1\r\nHost: cache.example.org:5000\r\n\
-         User-Agent: curl/8.13.0 Nix/2.26.3\r\nAccept: */*\r\n\
-         Accept-Encoding: zstd, br, gzip, deflate, bzip2, xz\r\n\r\n",
-    ),
-    (
-        "nix-2.34-nar",
-        "GET /nar/0c5b8vw40dy178xlpddw65q9gf1h2186jcc3p4swinwggbllv8mk.nar?hash=7rjj86a15146cq1d3qy068lml7n7ykzm \
-         HTTP/1.1\r\nHost: cache.example.org:5000\r\nUser-Agent: curl/8.23.0 Nix/2.34.8\r\nAccept: */*\r\n\
-         Accept-Encoding: deflate, gzip, br, zstd\r\n\r\n",
-    ),
-    (
-        "curl",
-        "GET /nix-cache-info HTTP/1.1\r\nHost: localhost:5000\r\nUser-Agent: curl/8.14.1\r\nAccept: */*\r\n\r\n",
-    ),
-    (
-        "browser",
-        "GET / HTTP/1.1\r\nHost: cache.example.org:5000\r\nConnection: keep-alive\r\n\
-         sec-ch-ua: \"Chromium\";v=\"140\", \"Not=A?Brand\";v=\"24\"\r\nsec-ch-ua-mobile: ?0\r\n\
-         sec-ch-ua-platform: \"Linux\"\r\nUpgrade-Insecure-Requests: 1\r\n\
-         User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36\r\n\
-         Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8\r\n\
-         Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-User: ?1\r\nSec-Fetch-Dest: document\r\n\
-         Accept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-GB,en;q=0.9\r\n\r\n",
-    ),
-];
+/// Files of the generated tree.
+const FILES: usize = 20_000;
+/// What a worker packs into one buffer. Bytes.
+const SLICE_LEN_BYTES: u64 = 256 * 1024;
 
 fn heads(criterion: &mut Criterion) {
+    let worst = [
+        ("worst/64-fields", input::head_of_many_fields()),
+        ("worst/target-of-4-KiB", input::head_of_long_target()),
+        ("worst/value-of-16-KiB", input::head_of_long_value()),
+    ];
+    let clients = HEADS.iter().map(|(client, head)| (*client, head.as_bytes()));
     let mut group = criterion.benchmark_group("head");
-    for (client, head) in HEADS {
-        let head = head.as_bytes();
+    for (name, head) in clients.chain(worst.iter().map(|(name, head)| (*name, head.as_slice()))) {
         group.throughput(Throughput::Bytes(head.len() as u64));
-        group.bench_function(format!("{client}/narwire"), |bencher| {
+        group.bench_function(format!("{name}/narwire"), |bencher| {
             bencher.iter(|| {
                 let parsed = request::parse(black_box(head), 0);
                 assert!(matches!(parsed, Ok(Parsed::Complete { .. })));
@@ -70,7 +51,7 @@ fn heads(criterion: &mut Criterion) {
             });
         });
         // Only the syntax: httparse neither checks nor finds any meaning.
-        group.bench_function(format!("{client}/httparse"), |bencher| {
+        group.bench_function(format!("{name}/httparse"), |bencher| {
             bencher.iter(|| {
                 let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
                 let mut request = httparse::Request::new(&mut fields);
@@ -79,16 +60,58 @@ fn heads(criterion: &mut Criterion) {
             });
         });
     }
+
+    // A head that drips in byte by byte. httparse remembers nothing and begins again each time.
+    let head = input::head("browser");
+    group.throughput(Throughput::Bytes(head.len() as u64));
+    group.bench_function("worst/dripping/narwire", |bencher| {
+        bencher.iter(|| {
+            let mut scanned_len = 0;
+            for len in 1..=head.len() {
+                match request::parse(black_box(&head[..len]), scanned_len) {
+                    Ok(Parsed::Partial { scanned_len: len }) => scanned_len = len,
+                    parsed => assert!(matches!(parsed, Ok(Parsed::Complete { .. })) && len == head.len()),
+                }
+            }
+        });
+    });
+    group.bench_function("worst/dripping/httparse", |bencher| {
+        bencher.iter(|| {
+            for len in 1..=head.len() {
+                let mut fields = [httparse::EMPTY_HEADER; HEAD_FIELDS_MAX];
+                let mut request = httparse::Request::new(&mut fields);
+                let status = request.parse(black_box(&head[..len])).unwrap();
+                assert_eq!(status.is_complete(), len == head.len());
+            }
+        });
+    });
+}
+
+fn digests(criterion: &mut Criterion) {
+    let digest = Sha256::digest(b"nar").0;
+    let text = base32::encode_digest(&digest);
+    let mut group = criterion.benchmark_group("base32");
+    group.throughput(Throughput::Bytes(digest.len() as u64));
+    group.bench_function("encode/narwire", |bencher| {
+        bencher.iter(|| base32::encode_digest(black_box(&digest)));
+    });
+    group.bench_function("encode/nix-base32", |bencher| {
+        bencher.iter(|| nix_base32::to_nix_base32(black_box(&digest)));
+    });
+    group.bench_function("decode/narwire", |bencher| {
+        bencher.iter(|| base32::decode_digest(black_box(text.as_bytes())).unwrap());
+    });
+    group.bench_function("decode/nix-base32", |bencher| {
+        bencher.iter(|| nix_base32::from_nix_base32(black_box(&text)).unwrap());
+    });
 }
 
 fn narinfos(criterion: &mut Criterion) {
-    let store_dir = StoreDir::parse("/nix/store").unwrap();
-    let key = SecretKey::from_seed(KeyName::parse("cache.example.org-1").unwrap(), &[7; 32]);
-    let mut narinfo = narinfo();
+    let store_dir = input::store_dir();
+    let key = input::key();
+    let narinfo = input::narinfo();
     let fingerprint = narinfo.info.fingerprint(&store_dir);
-    narinfo.info.signatures = vec![key.sign(&fingerprint)];
-    let mut text = String::new();
-    narinfo.write(&store_dir, &mut text);
+    let text = input::narinfo_text(&narinfo);
 
     let mut group = criterion.benchmark_group("narinfo");
     group.throughput(Throughput::Bytes(text.len() as u64));
@@ -120,30 +143,43 @@ fn narinfos(criterion: &mut Criterion) {
 }
 
 fn layouts(criterion: &mut Criterion) {
-    let layout = layout();
-    let len_bytes = layout.known_len_bytes();
+    let real = real_tree_path();
+    for (name, tree) in [("20000-small-files", Tree::of_small_files(FILES)), ("real-tree", read_tree(&real))]
+    {
+        let layout = tree.layout();
+        let len_bytes = layout.known_len_bytes();
+        eprintln!("layout/{name}: {} files, {} MB", tree.file_count(), len_bytes / 1_000_000);
 
-    let mut group = criterion.benchmark_group("layout");
-    group.throughput(Throughput::Elements(FILES as u64));
-    group.bench_function("build", |bencher| bencher.iter(self::layout));
-    group.bench_function("iterate", |bencher| {
-        bencher.iter(|| black_box(&layout).pieces(0..len_bytes).map(|piece| piece.len_bytes()).sum::<u64>());
-    });
-    group.throughput(Throughput::Elements(1));
-    group.bench_function("random-piece", |bencher| {
-        let mut random = Random(1);
-        bencher.iter(|| {
-            let offset = random.next() % len_bytes;
-            match layout.piece_at(offset, &mut Cursor::default()) {
-                Lookup::Piece(piece) => piece.len_bytes(),
-                Lookup::NotYet | Lookup::End => panic!("nothing at {offset} of {len_bytes}"),
-            }
+        let mut group = criterion.benchmark_group(format!("layout/{name}"));
+        group.throughput(Throughput::Elements(tree.file_count() as u64));
+        group.bench_function("build", |bencher| bencher.iter(|| tree.layout()));
+        group.bench_function("iterate", |bencher| {
+            bencher
+                .iter(|| black_box(&layout).pieces(0..len_bytes).map(|piece| piece.len_bytes()).sum::<u64>());
         });
-    });
+        group.throughput(Throughput::Elements(1));
+        group.bench_function("slice-of-256-KiB", |bencher| {
+            let mut random = Random(1);
+            bencher.iter(|| {
+                let start = random.next() % len_bytes;
+                layout.pieces(start..start + SLICE_LEN_BYTES).map(|piece| piece.len_bytes()).sum::<u64>()
+            });
+        });
+        group.bench_function("random-piece", |bencher| {
+            let mut random = Random(1);
+            bencher.iter(|| {
+                let offset = random.next() % len_bytes;
+                match layout.piece_at(offset, &mut Cursor::default()) {
+                    Lookup::Piece(piece) => piece.len_bytes(),
+                    Lookup::NotYet | Lookup::End => panic!("nothing at {offset} of {len_bytes}"),
+                }
+            });
+        });
+    }
 }
 
-fn decoding(criterion: &mut Criterion) {
-    let nar = nar(&layout());
+fn nars(criterion: &mut Criterion) {
+    let nar = input::nar(&Tree::of_small_files(FILES).layout());
     let mut group = criterion.benchmark_group("nar");
     group.throughput(Throughput::Bytes(nar.len() as u64));
     for chunk_len in [16 * 1024, 256 * 1024] {
@@ -160,79 +196,66 @@ fn decoding(criterion: &mut Criterion) {
             });
         });
     }
+    // What a receiver does with the same bytes anyway.
     group.bench_function("sha256", |bencher| bencher.iter(|| Sha256::digest(black_box(&nar))));
 }
 
-/// A narinfo like those of a distribution's packages.
-fn narinfo() -> NarInfo {
-    let path = |index: u8, name: &str| {
-        let hash_part = nix_base32::to_nix_base32(&Sha256::digest(&[index]).0[..20]);
-        StorePath::parse_base_name(&format!("{hash_part}-{name}")).unwrap()
-    };
-    let nar_hash = Sha256::digest(b"nar");
-    let mut references: Vec<_> = (1..=12).map(|index| path(index, &format!("library-{index}.4.2"))).collect();
-    references.sort();
-    NarInfo {
-        info: PathInfo {
-            path: path(0, "program-1.27.3"),
-            nar_hash,
-            nar_size: 12_345_678,
-            references,
-            deriver: Some(path(99, "program-1.27.3.drv")),
-            signatures: Vec::new(),
-            ca: None,
-        },
-        url: format!("nar/{}.nar?hash={}", nar_hash.to_nix32(), path(0, "x").hash_part()),
-        compression: Compression::None,
-        file_hash: Some(nar_hash),
-        file_size: Some(12_345_678),
+fn bodies(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("chunked");
+    // curl sends chunks of 64 KiB, a proxy those that it received.
+    for chunk_len in [16, 1024, 64 * 1024] {
+        let body = input::chunked_body(chunk_len);
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(format!("decode/chunks-of-{chunk_len}"), |bencher| {
+            bencher.iter(|| {
+                let mut decoder = BodyDecoder::new(BodyLength::Chunked);
+                let (mut rest, mut data_len) = (black_box(body.as_slice()), 0);
+                while !decoder.is_finished() {
+                    let decoded = decoder.decode(rest).unwrap();
+                    data_len += decoded.data.len();
+                    rest = &rest[decoded.consumed_len..];
+                }
+                assert_eq!(data_len, 1 << 20);
+            });
+        });
     }
 }
 
-/// The layout of [`FILES`] files.
-fn layout() -> Layout {
-    let mut builder = Builder::new();
-    builder.directory().unwrap();
-    for directory in 0..FILES / FILES_PER_DIRECTORY {
-        builder.entry(format!("directory-{directory:04}").as_bytes()).unwrap();
-        builder.directory().unwrap();
-        for file in 0..FILES_PER_DIRECTORY {
-            builder.entry(format!("file-{file:04}").as_bytes()).unwrap();
-            builder.regular(false, FILE_LEN_BYTES).unwrap();
-        }
-        builder.end_directory().unwrap();
-    }
-    builder.end_directory().unwrap();
-    let (part, len_bytes) = builder.finish();
-    let mut layout = Layout::new();
-    layout.push(Arc::new(part.unwrap()));
-    layout.complete(len_bytes);
-    layout
+/// The tree of real files that layouts are made of.
+fn real_tree_path() -> PathBuf {
+    std::env::var_os("NARWIRE_BENCH_TREE")
+        .or_else(|| {
+            let printed = Command::new("rustc").args(["--print", "sysroot"]).output().ok()?.stdout;
+            Some(OsString::from_vec(printed.trim_ascii_end().to_vec()))
+        })
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-/// The NAR of a layout, its files full of one letter.
-fn nar(layout: &Layout) -> Vec<u8> {
-    let mut nar = Vec::new();
-    for piece in layout.pieces(0..layout.known_len_bytes()) {
-        match piece {
-            Piece::Framing(bytes) => nar.extend_from_slice(bytes),
-            Piece::File(range) => nar.resize(nar.len() + usize::try_from(range.len).unwrap(), b'x'),
-        }
+/// The tree at `path`, its contents left out; of special files there are none.
+fn read_tree(path: &Path) -> Tree {
+    let status = path.symlink_metadata().unwrap();
+    if status.is_symlink() {
+        return Tree::Symlink(fs::read_link(path).unwrap().into_os_string().into_vec());
     }
-    nar
+    if status.is_file() {
+        return Tree::Regular(status.permissions().mode() & 0o100 != 0, status.len());
+    }
+    let mut entries: Vec<_> = fs::read_dir(path)
+        .unwrap()
+        .map(Result::unwrap)
+        .map(|entry| (entry.file_name().into_vec(), read_tree(&entry.path())))
+        .collect();
+    entries.sort_by(|(name, _), (other, _)| name.cmp(other));
+    Tree::Directory(entries)
 }
 
-/// xorshift64: the same offsets in every run.
-struct Random(u64);
+criterion_group!(benches, heads, digests, narinfos, layouts, nars, bodies);
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
+fn main() {
+    println!(
+        "codec: head beside httparse (which only splits), base32 beside the nix-base32 crate, NAR decoding beside SHA-256 of the \
+         same bytes; the rest beside another commit: `-- --save-baseline before` there, `-- --baseline before` here"
+    );
+    benches();
+    Criterion::default().configure_from_args().final_summary();
 }
-
-criterion_group!(benches, heads, narinfos, layouts, decoding);
-criterion_main!(benches);
