@@ -1,6 +1,7 @@
 //! HTTP/1.1: vocabulary shared by the request and response codecs.
 
 pub mod body;
+mod class;
 pub mod date;
 pub mod field;
 pub mod request;

@@ -13,6 +13,7 @@
 
 use memchr::{memchr, memchr_iter, memrchr};
 
+use super::class::{Class, Strangers, find, is_same_name};
 use super::field::ListItems;
 use super::{Method, Status, Version};
 use crate::limits::{HEAD_FIELDS_MAX, HEAD_LEN_MAX, REQUEST_LINE_LEN_MAX, TARGET_LEN_MAX};
@@ -184,15 +185,19 @@ pub fn parse(buffer: &[u8], scanned_len: usize) -> Result<Parsed<'_>, BadRequest
         [] => return partial,
         [b'\r'] if start == 0 => return partial,
         // Binary protocols (TLS begins with 0x16) need no further byte to be told apart.
-        [first, ..] if !is_token_byte(*first) => return Err(not_a_method(*first)),
+        [first, ..] if !Token::has(*first) => return Err(not_a_method(*first)),
         _ => {}
     }
     let scanned_len = scanned_len.saturating_sub(start).min(text.len());
 
     let window = &text[..text.len().min(HEAD_LEN_MAX)];
-    if has_blank_line(window, scanned_len) {
-        let (request, head_len) = parse_head(window)?;
-        return Ok(Parsed::Complete { request, head_len: start + head_len });
+    // Nearly every head arrives in one piece: it is read without a search for its end.
+    if scanned_len == 0 || has_blank_line(window, scanned_len) {
+        match parse_head(window) {
+            Ok((request, head_len)) => return Ok(Parsed::Complete { request, head_len: start + head_len }),
+            Err(bad) if has_blank_line(window, scanned_len) => return Err(bad),
+            Err(_) => {}
+        }
     }
     check_request_line(text, scanned_len)?;
     if text.len() >= HEAD_LEN_MAX { Err(BadRequest::HeadTooLong) } else { partial }
@@ -218,11 +223,9 @@ impl Request<'_> {
 
 /// Whether a blank line ends in `window`, of which `scanned_len` bytes hold none.
 fn has_blank_line(window: &[u8], scanned_len: usize) -> bool {
-    // Nearly every head arrives in one piece and alone.
-    window.ends_with(BLANK_LINE)
-        || window.get(scanned_len..).is_some_and(|unscanned| {
-            memchr_iter(b'\n', unscanned).any(|found| window[..=scanned_len + found].ends_with(BLANK_LINE))
-        })
+    window.get(scanned_len..).is_some_and(|unscanned| {
+        memchr_iter(b'\n', unscanned).any(|found| window[..=scanned_len + found].ends_with(BLANK_LINE))
+    })
 }
 
 /// Checks the request line in the call in which its end arrives, so that what is no HTTP/1.1 is answered without
@@ -231,7 +234,7 @@ fn check_request_line(text: &[u8], scanned_len: usize) -> Result<(), BadRequest>
     match memchr(b'\n', &text[scanned_len..]) {
         // Backwards the search ends at the line before, so that all calls together look at each byte once.
         Some(_) if memrchr(b'\n', &text[..scanned_len]).is_some() => Ok(()),
-        Some(found) => parse_request_line(&text[..=scanned_len + found]).map(drop),
+        Some(found) => parse_ended_request_line(&text[..=scanned_len + found]).map(drop),
         // A longer text has passed this check when it grew past the limit.
         None if (..=REQUEST_LINE_LEN_MAX).contains(&scanned_len) && text.len() > REQUEST_LINE_LEN_MAX => {
             let has_request_line = memrchr(b'\n', &text[..scanned_len]).is_some();
@@ -252,12 +255,20 @@ struct RequestLine<'a> {
     version: Version,
 }
 
-/// `line` ends in LF.
+/// `text` ends in the first LF of the head.
+fn parse_ended_request_line(text: &[u8]) -> Result<RequestLine<'_>, BadRequest> {
+    match text.strip_suffix(b"\r\n") {
+        Some(line) => parse_request_line(line),
+        None if text.len() > REQUEST_LINE_LEN_MAX => Err(BadRequest::TargetTooLong),
+        None => Err(BadRequest::LineEnding),
+    }
+}
+
+/// `line` is without its end.
 fn parse_request_line(line: &[u8]) -> Result<RequestLine<'_>, BadRequest> {
-    if line.len() > REQUEST_LINE_LEN_MAX {
+    if line.len() + LINE_END.len() > REQUEST_LINE_LEN_MAX {
         return Err(BadRequest::TargetTooLong);
     }
-    let Some(line) = line.strip_suffix(b"\r\n") else { return Err(BadRequest::LineEnding) };
     match parse_request_line_of_nix(line) {
         Some(request_line) => Ok(request_line),
         None => parse_any_request_line(line),
@@ -273,7 +284,7 @@ fn parse_request_line_of_nix(line: &[u8]) -> Option<RequestLine<'_>> {
         _ => return None,
     };
     let is_plain =
-        target.first() == Some(&b'/') && target.len() <= TARGET_LEN_MAX && is_path_and_query(target);
+        target.first() == Some(&b'/') && target.len() <= TARGET_LEN_MAX && PathAndQuery::has_all(target);
     is_plain.then_some(RequestLine { method, target, authority: None, version: Version::Http11 })
 }
 
@@ -284,7 +295,7 @@ fn parse_any_request_line(line: &[u8]) -> Result<RequestLine<'_>, BadRequest> {
     else {
         return Err(BadRequest::RequestLine);
     };
-    if method.is_empty() || !method.iter().all(|&byte| is_token_byte(byte)) {
+    if method.is_empty() || !Token::has_all(method) {
         return Err(BadRequest::RequestLine);
     }
     let method = Method::of(method);
@@ -309,7 +320,7 @@ fn parse_version(version: &[u8]) -> Result<Version, BadRequest> {
 fn parse_target(method: Method, target: &[u8]) -> Result<(Option<&[u8]>, &[u8]), BadRequest> {
     match target {
         b"*" if method == Method::Options => return Ok((None, target)),
-        [b'/', ..] if is_path_and_query(target) => return Ok((None, target)),
+        [b'/', ..] if PathAndQuery::has_all(target) => return Ok((None, target)),
         _ => {}
     }
     let rest =
@@ -321,7 +332,7 @@ fn parse_target(method: Method, target: &[u8]) -> Result<(Option<&[u8]>, &[u8]),
     if authority.is_empty()
         || authority[0] == b':'
         || !is_authority(authority)
-        || !is_path_and_query(path_and_query)
+        || !PathAndQuery::has_all(path_and_query)
     {
         return Err(BadRequest::Target);
     }
@@ -334,10 +345,10 @@ fn parse_target(method: Method, target: &[u8]) -> Result<(Option<&[u8]>, &[u8]),
     Ok((Some(authority), path_and_query))
 }
 
-/// Reads the head at the start of `window`, which has a blank line. Says its length, too.
+/// Reads the head at the start of `window`, and says its length. If the head is not whole, that is some error.
 fn parse_head(window: &[u8]) -> Result<(Request<'_>, usize), BadRequest> {
-    let line_end = memchr(b'\n', window).ok_or(BadRequest::LineEnding)?;
-    let (line, mut rest) = window.split_at(line_end + 1);
+    let mut lines = Lines::new(window);
+    let line = lines.next().ok_or_else(|| fault_of_request_line(window))?;
     let RequestLine { method, target, authority, version } = parse_request_line(line)?;
     let mut request = Request {
         method,
@@ -361,52 +372,81 @@ fn parse_head(window: &[u8]) -> Result<(Request<'_>, usize), BadRequest> {
     };
     let mut framing = Framing::default();
     let mut field_count = 0;
-    while !rest.starts_with(b"\r\n") {
+    loop {
+        let rest = lines.rest();
+        let line = lines.next().ok_or_else(|| fault_of_field_line(rest))?;
+        if line.is_empty() {
+            break;
+        }
         field_count += 1;
         if field_count > HEAD_FIELDS_MAX {
             return Err(BadRequest::TooManyFields);
         }
-        let (field, after) = parse_field_line(rest)?;
-        keep_field(&mut request, &mut framing, field)?;
-        rest = after;
+        let Some((name, [_, value @ ..])) =
+            find(b':', rest).and_then(|name_len| line.split_at_checked(name_len))
+        else {
+            return Err(fault_of_field_line(rest));
+        };
+        // A known name is a token.
+        let is_known = keep_field(&mut request, &mut framing, name, value.trim_ascii())?;
+        if !is_known && (name.is_empty() || Token::run_len(rest) != name.len()) {
+            return Err(fault_of_field_line(rest));
+        }
     }
     settle(&mut request, &framing, authority)?;
-    Ok((request, window.len() - rest.len() + 2))
+    Ok((request, window.len() - lines.rest().len()))
 }
 
-struct Field<'a> {
-    name: &'a [u8],
-    value: &'a [u8],
+/// Lines that end in CRLF and have none of the bytes that no field value has. Where a line ends and what a value may have is one
+/// question: all bytes are looked at once.
+struct Lines<'a> {
+    text: &'a [u8],
+    start: usize,
+    strangers: Strangers<'a, FieldValue>,
 }
 
-/// The field line at the start of `rest`, and what follows it.
-fn parse_field_line(rest: &[u8]) -> Result<(Field<'_>, &[u8]), BadRequest> {
-    let name_len = rest.iter().position(|&byte| !is_token_byte(byte)).unwrap_or(rest.len());
-    match rest[name_len..] {
-        [b' ' | b'\t', ..] if name_len == 0 => return Err(BadRequest::Folding),
-        [b':', ..] if name_len > 0 => {}
-        [b'\r', b'\n', ..] => return Err(BadRequest::FieldName),
-        [b'\r' | b'\n', ..] => return Err(BadRequest::LineEnding),
-        _ => return Err(BadRequest::FieldName),
+impl<'a> Lines<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        Self { text, start: 0, strangers: Strangers::new(text) }
     }
-    let (name, value_and_more) = (&rest[..name_len], &rest[name_len + 1..]);
-    let value_len = find_control(value_and_more).ok_or(BadRequest::LineEnding)?;
-    let (value, end_and_more) = value_and_more.split_at(value_len);
-    match end_and_more {
-        [b'\r', b'\n', after @ ..] => Ok((Field { name, value: trim_optional_space(value) }, after)),
-        [b'\r' | b'\n', ..] => Err(BadRequest::LineEnding),
-        _ => Err(BadRequest::FieldValue),
+
+    /// What comes behind the lines that were given.
+    fn rest(&self) -> &'a [u8] {
+        &self.text[self.start..]
+    }
+
+    /// The next line without its end. `None` if it is not whole or has a byte that it must not have.
+    #[inline] // It costs as much to call as it does.
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let line_end = self.strangers.find_from(self.start)?;
+        let (line, more) = self.text[self.start..].split_at_checked(line_end - self.start)?;
+        more.starts_with(LINE_END).then(|| {
+            self.start = line_end + LINE_END.len();
+            line
+        })
     }
 }
 
-/// Where the first byte stands that no field value has: a control character other than HTAB.
-fn find_control(text: &[u8]) -> Option<usize> {
-    let is_control = |&byte: &u8| byte.is_ascii_control() && byte != b'\t';
-    // A block has no early exit, so that the compiler compares all its bytes at once.
-    let (blocks, _) = text.as_chunks::<16>();
-    let is_clean = |block: &&[u8; 16]| !block.iter().fold(false, |found, byte| found | is_control(byte));
-    let clean_len = 16 * blocks.iter().take_while(is_clean).count();
-    text[clean_len..].iter().position(is_control).map(|found| clean_len + found)
+#[cold]
+fn fault_of_request_line(text: &[u8]) -> BadRequest {
+    let line_end = memchr(b'\n', text).map_or(text.len(), |found| found + 1);
+    parse_ended_request_line(&text[..line_end]).err().unwrap_or(BadRequest::LineEnding)
+}
+
+/// What is wrong with the field line at the start of `text`.
+#[cold]
+fn fault_of_field_line(text: &[u8]) -> BadRequest {
+    let (name, colon_and_more) = text.split_at(Token::run_len(text));
+    match colon_and_more {
+        [b' ' | b'\t', ..] if name.is_empty() => BadRequest::Folding,
+        [b':', value @ ..] if !name.is_empty() => match value.get(FieldValue::run_len(value)) {
+            Some(b'\r' | b'\n') => BadRequest::LineEnding,
+            _ => BadRequest::FieldValue,
+        },
+        [b'\r', b'\n', ..] => BadRequest::FieldName,
+        [b'\r' | b'\n', ..] => BadRequest::LineEnding,
+        _ => BadRequest::FieldName,
+    }
 }
 
 /// The fields that say where the message ends and what becomes of the connection, before they are weighed together.
@@ -419,16 +459,17 @@ struct Framing<'a> {
     has_expect_continue: bool,
 }
 
+/// Whether the field is known.
 fn keep_field<'a>(
     request: &mut Request<'a>,
     framing: &mut Framing<'a>,
-    Field { name, value }: Field<'a>,
-) -> Result<(), BadRequest> {
-    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    name: &[u8],
+    value: &'a [u8],
+) -> Result<bool, BadRequest> {
     match name.len() {
-        4 if is(b"host") => keep_once(&mut request.host, value),
-        5 if is(b"range") => keep_once(&mut request.range, value),
-        6 if is(b"expect") => {
+        4 if is_same_name(name, b"host") => keep_once(&mut request.host, value),
+        5 if is_same_name(name, b"range") => keep_once(&mut request.range, value),
+        6 if is_same_name(name, b"expect") => {
             for item in ListItems::new(value) {
                 if !item.eq_ignore_ascii_case(b"100-continue") {
                     return Err(BadRequest::Expectation);
@@ -437,30 +478,31 @@ fn keep_field<'a>(
             }
             Ok(())
         }
-        8 if is(b"if-range") => keep_once(&mut request.if_range, value),
-        10 if is(b"connection") => {
+        8 if is_same_name(name, b"if-range") => keep_once(&mut request.if_range, value),
+        10 if is_same_name(name, b"connection") => {
             for item in ListItems::new(value) {
                 framing.has_close |= item.eq_ignore_ascii_case(b"close");
                 framing.has_keep_alive |= item.eq_ignore_ascii_case(b"keep-alive");
             }
             Ok(())
         }
-        10 if is(b"user-agent") => keep_once(&mut request.user_agent, value),
-        12 if is(b"content-type") => keep_once(&mut request.content_type, value),
-        13 if is(b"if-none-match") => keep_once(&mut request.if_none_match, value),
-        13 if is(b"authorization") => keep_once(&mut request.authorization, value),
-        14 if is(b"content-length") => keep_once(&mut framing.content_length, value),
-        15 if is(b"accept-encoding") => {
+        10 if is_same_name(name, b"user-agent") => keep_once(&mut request.user_agent, value),
+        12 if is_same_name(name, b"content-type") => keep_once(&mut request.content_type, value),
+        13 if is_same_name(name, b"if-none-match") => keep_once(&mut request.if_none_match, value),
+        13 if is_same_name(name, b"authorization") => keep_once(&mut request.authorization, value),
+        14 if is_same_name(name, b"content-length") => keep_once(&mut framing.content_length, value),
+        15 if is_same_name(name, b"accept-encoding") => {
             request.accept_encoding = Some(if request.accept_encoding.is_none() { value } else { b"" });
             Ok(())
         }
-        15 if is(b"x-forwarded-for") => keep_last(&mut request.x_forwarded_for, value),
-        16 if is(b"content-encoding") => keep_once(&mut request.content_encoding, value),
-        16 if is(b"x-forwarded-host") => keep_last(&mut request.x_forwarded_host, value),
-        17 if is(b"transfer-encoding") => keep_once(&mut framing.transfer_encoding, value),
-        17 if is(b"x-forwarded-proto") => keep_last(&mut request.x_forwarded_proto, value),
-        _ => Ok(()),
-    }
+        15 if is_same_name(name, b"x-forwarded-for") => keep_last(&mut request.x_forwarded_for, value),
+        16 if is_same_name(name, b"content-encoding") => keep_once(&mut request.content_encoding, value),
+        16 if is_same_name(name, b"x-forwarded-host") => keep_last(&mut request.x_forwarded_host, value),
+        17 if is_same_name(name, b"transfer-encoding") => keep_once(&mut framing.transfer_encoding, value),
+        17 if is_same_name(name, b"x-forwarded-proto") => keep_last(&mut request.x_forwarded_proto, value),
+        _ => return Ok(false),
+    }?;
+    Ok(true)
 }
 
 fn keep_once<'a>(slot: &mut Option<&'a [u8]>, value: &'a [u8]) -> Result<(), BadRequest> {
@@ -518,18 +560,13 @@ fn parse_content_length(value: &[u8]) -> Option<u64> {
 
 /// `[ host ] [ ":" port ]` of RFC 3986 section 3.2, without user information.
 fn is_authority(authority: &[u8]) -> bool {
-    let (host_len, is_host) = if let Some(rest) = authority.strip_prefix(b"[") {
-        let Some(address_len) = memchr(b']', rest) else { return false };
-        let address = &rest[..address_len];
-        (
-            address_len + 2,
-            !address.is_empty() && address.iter().all(|&byte| byte == b':' || is_name_byte(byte)),
-        )
-    } else {
-        let host_len = memchr(b':', authority).unwrap_or(authority.len());
-        (host_len, authority[..host_len].iter().all(|&byte| byte == b'%' || is_name_byte(byte)))
-    };
-    is_host && is_port(&authority[host_len..])
+    match authority {
+        [b'[', address @ ..] => match address.split_at(Address::run_len(address)) {
+            ([_, ..], [b']', port @ ..]) => is_port(port),
+            _ => false,
+        },
+        _ => is_port(&authority[RegisteredName::run_len(authority)..]),
+    }
 }
 
 fn is_port(port: &[u8]) -> bool {
@@ -540,59 +577,74 @@ fn is_port(port: &[u8]) -> bool {
     }
 }
 
-fn is_path_and_query(target: &[u8]) -> bool {
-    target.iter().all(|&byte| BYTE_CLASSES[usize::from(byte)] & TARGET_BYTE != 0)
-}
-
-fn is_token_byte(byte: u8) -> bool {
-    BYTE_CLASSES[usize::from(byte)] & TOKEN_BYTE != 0
-}
-
-fn is_name_byte(byte: u8) -> bool {
-    BYTE_CLASSES[usize::from(byte)] & NAME_BYTE != 0
-}
-
-fn trim_optional_space(mut value: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', rest @ ..] = value {
-        value = rest;
-    }
-    while let [rest @ .., b' ' | b'\t'] = value {
-        value = rest;
-    }
-    value
-}
-
 fn strip_prefix_any_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     let (start, rest) = text.split_at_checked(prefix.len())?;
     start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
+const LINE_END: &[u8] = b"\r\n";
 const BLANK_LINE: &[u8] = b"\r\n\r\n";
 
 /// `tchar` of RFC 9110 section 5.6.2.
-const TOKEN_BYTE: u8 = 1;
-/// `pchar`, `/` and `?` of RFC 3986 section 3.3 and 3.4.
-const TARGET_BYTE: u8 = 2;
-/// `unreserved` and `sub-delims` of RFC 3986 section 2: what a registered name is made of, escapes apart.
-const NAME_BYTE: u8 = 4;
+struct Token;
+impl Class for Token {
+    const RANGES: &[(u8, u8)] = &[
+        (b'!', b'!'),
+        (b'#', b'\''),
+        (b'*', b'+'),
+        (b'-', b'.'),
+        (b'0', b'9'),
+        (b'A', b'Z'),
+        (b'^', b'z'),
+        (b'|', b'|'),
+        (b'~', b'~'),
+    ];
+}
 
-static BYTE_CLASSES: [u8; 256] = {
-    let mut classes = [0; 256];
-    let mut letter = 0_u8;
-    while letter < 128 {
-        let is_unreserved = letter.is_ascii_alphanumeric() || matches!(letter, b'-' | b'.' | b'_' | b'~');
-        let is_sub_delimiter =
-            matches!(letter, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=');
-        let is_name = is_unreserved || is_sub_delimiter;
-        let is_token = is_unreserved
-            || matches!(letter, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'^' | b'`' | b'|');
-        let is_target = is_name || matches!(letter, b':' | b'@' | b'%' | b'/' | b'?');
-        classes[letter as usize] =
-            (is_token as u8 * TOKEN_BYTE) | (is_target as u8 * TARGET_BYTE) | (is_name as u8 * NAME_BYTE);
-        letter += 1;
-    }
-    classes
-};
+/// `pchar`, `/` and `?` of RFC 3986 section 3.3 and 3.4: all that is visible but `"#<>[\]^`{|}`.
+struct PathAndQuery;
+impl Class for PathAndQuery {
+    const RANGES: &[(u8, u8)] =
+        &[(b'!', b'!'), (b'$', b';'), (b'=', b'='), (b'?', b'Z'), (b'_', b'_'), (b'a', b'z'), (b'~', b'~')];
+}
+
+/// `reg-name` of RFC 3986 section 3.2.2, an IPv4 address as well: `unreserved`, `sub-delims` and escapes.
+struct RegisteredName;
+impl Class for RegisteredName {
+    const RANGES: &[(u8, u8)] = &[
+        (b'!', b'!'),
+        (b'$', b'.'),
+        (b'0', b'9'),
+        (b';', b';'),
+        (b'=', b'='),
+        (b'A', b'Z'),
+        (b'_', b'_'),
+        (b'a', b'z'),
+        (b'~', b'~'),
+    ];
+}
+
+/// What stands in the brackets of an `IP-literal` (RFC 3986 section 3.2.2): `unreserved`, `sub-delims` and colons.
+struct Address;
+impl Class for Address {
+    const RANGES: &[(u8, u8)] = &[
+        (b'!', b'!'),
+        (b'$', b'$'),
+        (b'&', b'.'),
+        (b'0', b';'),
+        (b'=', b'='),
+        (b'A', b'Z'),
+        (b'_', b'_'),
+        (b'a', b'z'),
+        (b'~', b'~'),
+    ];
+}
+
+/// What a field value has (RFC 9110 section 5.5): everything but control characters, of which HTAB is allowed.
+struct FieldValue;
+impl Class for FieldValue {
+    const RANGES: &[(u8, u8)] = &[(b'\t', b'\t'), (b' ', b'~'), (0x80, 0xff)];
+}
 
 /// Parses arbitrary bytes whole and cut in two, and demands that both agree and that httparse reads them alike.
 #[cfg(any(test, fuzzing))]
@@ -656,7 +708,7 @@ fn is_refused_by_rule(bad: BadRequest, theirs: &httparse::Request<'_, '_>, data:
         | BadRequest::Folding
         | BadRequest::FieldValue => false,
         BadRequest::LineEnding => has_bare_lf(data) || data.starts_with(b"\r\n\r\n"),
-        BadRequest::Target => !path.starts_with('/') || !path.bytes().all(|byte| is_path_and_query(&[byte])),
+        BadRequest::Target => !path.starts_with('/') || !path.bytes().all(PathAndQuery::has),
         BadRequest::TargetTooLong => {
             path.len() > TARGET_LEN_MAX || theirs.method.is_some_and(|method| method.len() > 32)
         }
