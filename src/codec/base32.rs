@@ -9,25 +9,39 @@ pub const DIGEST_DIGITS: usize = 52;
 /// The digits, in the order of their values.
 pub const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
-/// Whether `byte` is one of the digits, as a table: hash parts are checked on every request.
-const IS_DIGIT: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut value = 0;
-    while value < ALPHABET.len() {
-        table[ALPHABET[value] as usize] = true;
+/// The value of each digit; [`NO_DIGIT`] for all other bytes.
+const VALUES: [u8; 256] = {
+    let mut table = [NO_DIGIT; 256];
+    let mut value = 0_u8;
+    while (value as usize) < ALPHABET.len() {
+        table[ALPHABET[value as usize] as usize] = value;
         value += 1;
     }
     table
 };
 
+const NO_DIGIT: u8 = 0xff;
+
+/// Five bytes are eight digits: a group that fits into a word.
+const GROUP_LEN_BYTES: usize = 5;
+const GROUP_DIGITS: usize = 8;
+
 /// Whether `byte` is a digit of Nix base32. Upper case is not.
 pub const fn is_digit(byte: u8) -> bool {
-    IS_DIGIT[byte as usize]
+    VALUES[byte as usize] != NO_DIGIT
 }
 
 /// The text of a digest.
 pub fn encode_digest(digest: &[u8; 32]) -> String {
-    nix_base32::to_nix_base32(digest)
+    let mut text = [0; DIGEST_DIGITS];
+    for (bytes, digits) in digest.chunks(GROUP_LEN_BYTES).zip(text.rchunks_mut(GROUP_DIGITS)) {
+        let mut group = bytes.iter().rev().fold(0, |group, &byte| group << 8 | u64::from(byte));
+        for digit in digits.iter_mut().rev() {
+            *digit = ALPHABET[(group % 32) as usize];
+            group /= 32;
+        }
+    }
+    str::from_utf8(&text).expect("digits are ASCII").to_owned()
 }
 
 /// The digest whose text this is. `None` unless there are exactly [`DIGEST_DIGITS`] digits whose value fits
@@ -36,8 +50,24 @@ pub fn decode_digest(text: &[u8]) -> Option<[u8; 32]> {
     if text.len() != DIGEST_DIGITS {
         return None;
     }
-    let text = str::from_utf8(text).ok()?;
-    nix_base32::from_nix_base32(text)?.try_into().ok()
+    let mut digest = [0; 32];
+    for (bytes, digits) in digest.chunks_mut(GROUP_LEN_BYTES).zip(text.rchunks(GROUP_DIGITS)) {
+        let mut group = 0;
+        for &digit in digits {
+            if !is_digit(digit) {
+                return None;
+            }
+            group = group << 5 | u64::from(VALUES[usize::from(digit)]);
+        }
+        for byte in bytes {
+            *byte = group.to_le_bytes()[0];
+            group >>= 8;
+        }
+        if group != 0 {
+            return None;
+        }
+    }
+    Some(digest)
 }
 
 /// Whatever is taken for a digest is the one text of that digest.
