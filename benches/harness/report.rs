@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::thread;
 
 use anyhow::Context as _;
@@ -29,11 +30,16 @@ pub fn heading(bench: &str, others: &str) -> anyhow::Result<String> {
     ))
 }
 
-/// The short name of the commit, with a `+` behind it when the sources were changed since.
-fn commit() -> anyhow::Result<String> {
+/// The short name of the commit, with a `+` behind it when the sources were changed since: as it was when first asked for,
+/// which is when the bench began.
+fn commit() -> anyhow::Result<&'static str> {
+    static COMMIT: OnceLock<String> = OnceLock::new();
+    if let Some(commit) = COMMIT.get() {
+        return Ok(commit);
+    }
     let name = output("git", &["rev-parse", "--short", "HEAD"])?;
     let changes = output("git", &["status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock"])?;
-    Ok(if changes.is_empty() { name } else { name + "+" })
+    Ok(COMMIT.get_or_init(|| if changes.is_empty() { name } else { name + "+" }))
 }
 
 /// Writes the report to `benches/record/<date>-<commit><suffix>`.
