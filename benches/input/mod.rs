@@ -184,7 +184,7 @@ pub fn nar(layout: &Layout) -> Vec<u8> {
     let mut nar = Vec::new();
     for piece in layout.pieces(0..layout.known_len_bytes()) {
         match piece {
-            Piece::Framing(bytes) => nar.extend_from_slice(bytes),
+            Piece::Bytes(bytes) => nar.extend_from_slice(bytes),
             Piece::File(range) => {
                 nar.resize(nar.len() + usize::try_from(range.len).expect("fits in memory"), b'x');
             }

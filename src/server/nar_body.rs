@@ -138,7 +138,7 @@ impl Body for NarBody {
             }
         }
         let range = match self.layout.piece_at(position, &mut self.cursor) {
-            layout::Lookup::Piece(layout::Piece::Framing(bytes)) => {
+            layout::Lookup::Piece(layout::Piece::Bytes(bytes)) => {
                 return Lookup::Piece(Piece::Bytes(bytes));
             }
             layout::Lookup::Piece(layout::Piece::File(range)) => range,

@@ -178,7 +178,7 @@ pub fn hash(root: &Root) -> Result<(Sha256Digest, u64), StoreError> {
     let mut buffer = vec![0; HASH_BUFFER_LEN];
     for piece in layout.pieces(0..len_bytes) {
         match piece {
-            Piece::Framing(bytes) => hasher.update(bytes),
+            Piece::Bytes(bytes) => hasher.update(bytes),
             Piece::File(range) => {
                 let file = open_file(root, range.path)?;
                 hash_file(&file, range.file_size, &mut buffer, &mut hasher)
@@ -496,7 +496,7 @@ mod tests {
         let mut out = Vec::new();
         for piece in layout.pieces(0..layout.len_bytes().unwrap()) {
             match piece {
-                Piece::Framing(bytes) => out.extend(bytes),
+                Piece::Bytes(bytes) => out.extend(bytes),
                 Piece::File(range) => {
                     let file = std::fs::File::from(open_file(root, range.path).unwrap());
                     let read = io::Read::read_to_end(&mut { file }, &mut out).unwrap();

@@ -1,22 +1,24 @@
-//! A NAR as *framing in one arena plus file ranges*, with prefix sums: the plan from which any slice of it is sent.
+//! A NAR as *bytes in one arena plus file ranges*, with prefix sums: the plan from which any slice of it is sent.
 //!
 //! A directory walk feeds a [`Builder`] in NAR order. The builder hands over what it has so far as immutable [`Part`]s,
 //! and a [`Layout`] collects them. The layout answers one question, [`Layout::piece_at`]: which bytes stand at this
-//! offset of the NAR? The answer is a slice of framing, a range of a file, *not yet* (the walk has not come so far), or
+//! offset of the NAR? The answer is a slice of the arena, a range of a file, *not yet* (the walk has not come so far), or
 //! *the end*. Whole NAR or range, cached layout or one that still grows: there is one path for all of them.
 //!
 //! ```text
-//! NAR      ├─ framing ─┤── file 0 ──├─ framing ─┤─── file 1 ───├─ framing ─┤
-//! arena    [ framing 0 ][ framing 1 ][ framing 2 ]
-//! files    0: contents_offset, framing_end, path     1: contents_offset, framing_end, path
+//! NAR      ├── bytes ──┤── file 0 ──├── bytes ──┤─── file 1 ───├── bytes ──┤
+//! arena    [  bytes 0  ][  bytes 1  ][  bytes 2  ]
+//! files    0: contents_offset, bytes_end, path       1: contents_offset, bytes_end, path
 //! ```
+//!
+//! The bytes are the framing, and the contents of those files that the walk has read because they are tiny.
 //!
 //! # Memory
 //!
 //! The framing of a regular file is 176 bytes, its name padded to a multiple of 8, and the padding of its contents; of an
-//! executable one 32 bytes more. A file that is not empty costs its path with a NUL and 16 bytes of record besides. In a
-//! typical store path that makes 250 to 300 bytes an entry: 15 MB for 50,000 entries, 300 MB for a million.
-//! [`Layout::memory_len_bytes`] is exact enough to bound a cache by it.
+//! executable one 32 bytes more. A file range costs its path with a NUL and 16 bytes of record besides, a file whose contents
+//! are here costs them instead. In a typical store path that makes 250 to 300 bytes an entry and what is kept of contents:
+//! 15 MB for 50,000 entries, 300 MB for a million. [`Layout::memory_len_bytes`] is exact enough to bound a cache by it.
 
 use std::ffi::CStr;
 use std::ops::Range;
@@ -35,16 +37,16 @@ pub enum BuildError {
     /// The path of a file relative to the root is longer than one system call takes.
     #[error("the path of a file is longer than {NAR_PATH_LEN_MAX} bytes")]
     PathLength,
-    /// More than 4 GiB of framing or paths since parts were last taken.
+    /// More than 4 GiB of bytes or paths since parts were last taken.
     #[error("a part of the NAR's layout is larger than 4 GiB")]
     PartLength,
 }
 
 /// Makes [`Part`]s out of a directory walk in NAR order.
 ///
-/// The calls mirror the grammar: a node is one of [`regular`](Self::regular), [`symlink`](Self::symlink), or
-/// [`directory`](Self::directory), then any number of [`entry`](Self::entry) each followed by its node, then
-/// [`end_directory`](Self::end_directory). The first node is the root. Data that cannot be a NAR is an error, after which
+/// The calls mirror the grammar: a node is one of [`regular`](Self::regular), [`contents`](Self::contents),
+/// [`symlink`](Self::symlink), or [`directory`](Self::directory), then any number of [`entry`](Self::entry) each followed by
+/// its node, then [`end_directory`](Self::end_directory). The first node is the root. Data that cannot be a NAR is an error, after which
 /// the builder is of no use; calls in another order than this are a mistake of the caller, caught in debug builds.
 #[derive(Debug)]
 pub struct Builder {
@@ -64,25 +66,25 @@ enum Expects {
 /// A stretch of a NAR's layout that needs no other to be read. Immutable; shared between threads in an `Arc`.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// The stretch of the NAR that this part describes. `start + framing + all files = end`.
+    /// The stretch of the NAR that this part describes. `start + bytes + all files = end`.
     start: u64,
     end: u64,
-    /// All framing, in order, without gaps.
-    framing: Vec<u8>,
+    /// All that is in no file range, in order, without gaps.
+    bytes: Vec<u8>,
     /// The NUL-terminated paths of `files`, in order.
     paths: Vec<u8>,
-    /// The files that are not empty, in order. A part ends with framing, never with a file.
+    /// The files whose contents are not among the bytes, in order; none is empty. A part ends with bytes, never with a file.
     files: Vec<File>,
 }
 
 /// What the framing does not say about a file. That it is executable and how long it is stands right before
-/// `framing_end`.
+/// `bytes_end`.
 #[derive(Debug, Clone, Copy)]
 struct File {
     /// Offset of the first byte of the contents in the NAR.
     contents_offset: u64,
-    /// End in `Part::framing` of the framing before the contents.
-    framing_end: u32,
+    /// End in `Part::bytes` of the bytes before the contents.
+    bytes_end: u32,
     /// Start in `Part::paths`.
     path_start: u32,
 }
@@ -121,7 +123,7 @@ pub enum Lookup<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// The bytes themselves.
-    Framing(&'a [u8]),
+    Bytes(&'a [u8]),
     /// Bytes of a file.
     File(FileRange<'a>),
 }
@@ -153,19 +155,26 @@ impl Builder {
     pub fn new() -> Self {
         let mut builder =
             Self { position: Position::default(), expects: Expects::Node, part: Part::starting_at(0) };
-        builder.part.framing.extend_from_slice(token::MAGIC);
+        builder.part.bytes.extend_from_slice(token::MAGIC);
         builder.part.end = token::MAGIC.len() as u64;
         builder
     }
 
-    /// A regular file of `size` bytes.
+    /// A regular file of `size` bytes, which stay where they are.
     pub fn regular(&mut self, executable: bool, size: u64) -> Result<(), BuildError> {
-        self.expect(Expects::Node);
-        self.frame(if executable { token::EXECUTABLE } else { token::REGULAR })?;
-        self.frame(&size.to_le_bytes())?;
+        self.open_file(executable, size)?;
         if size > 0 {
             self.file(size)?;
         }
+        self.pad(size)?;
+        self.close_node()
+    }
+
+    /// A regular file whose contents are these.
+    pub fn contents(&mut self, executable: bool, contents: &[u8]) -> Result<(), BuildError> {
+        let size = contents.len() as u64;
+        self.open_file(executable, size)?;
+        self.append(contents)?;
         self.pad(size)?;
         self.close_node()
     }
@@ -174,7 +183,7 @@ impl Builder {
     pub fn symlink(&mut self, target: &[u8]) -> Result<(), BuildError> {
         self.expect(Expects::Node);
         check_target(target)?;
-        self.frame(token::SYMLINK)?;
+        self.append(token::SYMLINK)?;
         self.word(target)?;
         self.close_node()
     }
@@ -182,7 +191,7 @@ impl Builder {
     /// A directory, whose entries and end must follow.
     pub fn directory(&mut self) -> Result<(), BuildError> {
         self.expect(Expects::Node);
-        self.frame(token::DIRECTORY)?;
+        self.append(token::DIRECTORY)?;
         self.position.enter_directory();
         self.expects = Expects::EntryOrEnd;
         Ok(())
@@ -192,9 +201,9 @@ impl Builder {
     pub fn entry(&mut self, name: &[u8]) -> Result<(), BuildError> {
         self.expect(Expects::EntryOrEnd);
         self.position.enter_entry(name)?;
-        self.frame(token::ENTRY)?;
+        self.append(token::ENTRY)?;
         self.word(name)?;
-        self.frame(token::NODE)?;
+        self.append(token::NODE)?;
         self.expects = Expects::Node;
         Ok(())
     }
@@ -229,32 +238,39 @@ impl Builder {
         debug_assert_eq!(self.expects, expected, "a call the grammar does not allow here");
     }
 
+    /// All of a regular file that stands before its contents.
+    fn open_file(&mut self, executable: bool, size: u64) -> Result<(), BuildError> {
+        self.expect(Expects::Node);
+        self.append(if executable { token::EXECUTABLE } else { token::REGULAR })?;
+        self.append(&size.to_le_bytes())
+    }
+
     /// Ends the current node, and the entry it is in unless it is the root.
     fn close_node(&mut self) -> Result<(), BuildError> {
-        self.frame(token::CLOSE)?;
+        self.append(token::CLOSE)?;
         if self.position.level() == 0 {
             self.expects = Expects::Nothing;
             return Ok(());
         }
         self.expects = Expects::EntryOrEnd;
-        self.frame(token::CLOSE)
+        self.append(token::CLOSE)
     }
 
     /// Appends one word of framing.
     fn word(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
         let len_bytes = bytes.len() as u64;
-        self.frame(&len_bytes.to_le_bytes())?;
-        self.frame(bytes)?;
+        self.append(&len_bytes.to_le_bytes())?;
+        self.append(bytes)?;
         self.pad(len_bytes)
     }
 
     fn pad(&mut self, len_bytes: u64) -> Result<(), BuildError> {
-        self.frame(token::padding(len_bytes))
+        self.append(token::padding(len_bytes))
     }
 
-    fn frame(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
+    fn append(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
         self.part.grow(bytes.len() as u64)?;
-        self.part.framing.extend_from_slice(bytes);
+        self.part.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
@@ -267,7 +283,7 @@ impl Builder {
         let part = &mut self.part;
         part.files.push(File {
             contents_offset: part.end,
-            framing_end: u32::try_from(part.framing.len()).map_err(|_| BuildError::PartLength)?,
+            bytes_end: u32::try_from(part.bytes.len()).map_err(|_| BuildError::PartLength)?,
             path_start: u32::try_from(part.paths.len()).map_err(|_| BuildError::PartLength)?,
         });
         part.paths.extend_from_slice(path);
@@ -287,13 +303,18 @@ impl Part {
         self.end
     }
 
+    /// The bytes of this part, if it needs no file.
+    pub fn whole_bytes(&self) -> Option<&[u8]> {
+        self.files.is_empty().then_some(&self.bytes)
+    }
+
     /// Memory this part holds. Bytes.
     pub fn memory_len_bytes(&self) -> usize {
-        size_of::<Self>() + self.framing.len() + self.paths.len() + self.files.len() * size_of::<File>()
+        size_of::<Self>() + self.bytes.len() + self.paths.len() + self.files.len() * size_of::<File>()
     }
 
     fn starting_at(start: u64) -> Self {
-        Self { start, end: start, framing: Vec::new(), paths: Vec::new(), files: Vec::new() }
+        Self { start, end: start, bytes: Vec::new(), paths: Vec::new(), files: Vec::new() }
     }
 
     fn grow(&mut self, len_bytes: u64) -> Result<(), BuildError> {
@@ -303,7 +324,7 @@ impl Part {
 
     /// Gives back the memory that was reserved for more: a part may live long in a cache.
     fn shrunk(mut self) -> Self {
-        self.framing.shrink_to_fit();
+        self.bytes.shrink_to_fit();
         self.paths.shrink_to_fit();
         self.files.shrink_to_fit();
         self
@@ -323,13 +344,13 @@ impl Part {
         {
             return Piece::File(self.file_range(next, offset));
         }
-        let (nar_start, framing_start) = match file.checked_sub(1).map(|index| &self.files[index]) {
-            Some(previous) => (self.file_end(previous), previous.framing_end as usize),
+        let (nar_start, bytes_start) = match file.checked_sub(1).map(|index| &self.files[index]) {
+            Some(previous) => (self.file_end(previous), previous.bytes_end as usize),
             None => (self.start, 0),
         };
-        let framing_end = next.map_or(self.framing.len(), |next| next.framing_end as usize);
-        let framing = &self.framing[framing_start..framing_end];
-        Piece::Framing(&framing[clamp(offset - nar_start, framing.len())..])
+        let bytes_end = next.map_or(self.bytes.len(), |next| next.bytes_end as usize);
+        let bytes = &self.bytes[bytes_start..bytes_end];
+        Piece::Bytes(&bytes[clamp(offset - nar_start, bytes.len())..])
     }
 
     /// Whether `index` is that of the first file that ends after `offset`, or one past the last when none does.
@@ -345,12 +366,12 @@ impl Part {
     }
 
     fn file_size(&self, file: &File) -> u64 {
-        let (_, size) = self.framing_before(file);
+        let (_, size) = self.bytes_before(file);
         u64::from_le_bytes(*size)
     }
 
     fn file_range(&self, file: &File, offset: u64) -> FileRange<'_> {
-        let (framing, size) = self.framing_before(file);
+        let (bytes, size) = self.bytes_before(file);
         let file_size = u64::from_le_bytes(*size);
         let skipped = offset - file.contents_offset;
         let path = &self.paths[file.path_start as usize..];
@@ -359,14 +380,14 @@ impl Part {
             offset: skipped,
             len: file_size - skipped,
             file_size,
-            executable: framing.ends_with(token::EXECUTABLE),
+            executable: bytes.ends_with(token::EXECUTABLE),
         }
     }
 
-    /// The framing before a file's contents: all up to the length, and the length.
-    fn framing_before(&self, file: &File) -> (&[u8], &[u8; 8]) {
-        // `Builder::regular` has put the length right before `framing_end`.
-        self.framing[..file.framing_end as usize].split_last_chunk().unwrap_or((&[], &[0; 8]))
+    /// The bytes before a file's contents: all up to the length, and the length.
+    fn bytes_before(&self, file: &File) -> (&[u8], &[u8; 8]) {
+        // `Builder::regular` has put the length right before `bytes_end`.
+        self.bytes[..file.bytes_end as usize].split_last_chunk().unwrap_or((&[], &[0; 8]))
     }
 }
 
@@ -402,6 +423,11 @@ impl Layout {
     /// Length of the NAR as far as it is known. Bytes.
     pub fn known_len_bytes(&self) -> u64 {
         self.parts.last().map_or(0, |part| part.end)
+    }
+
+    /// Whether the whole NAR is here: it is complete and has no file ranges.
+    pub fn is_whole(&self) -> bool {
+        self.complete && self.parts.iter().all(|part| part.files.is_empty())
     }
 
     /// Memory this layout and its parts hold. Bytes.
@@ -462,7 +488,7 @@ impl Piece<'_> {
     /// Length of the piece. Bytes, at least 1.
     pub fn len_bytes(&self) -> u64 {
         match self {
-            Piece::Framing(bytes) => bytes.len() as u64,
+            Piece::Bytes(bytes) => bytes.len() as u64,
             Piece::File(range) => range.len,
         }
     }
@@ -471,7 +497,7 @@ impl Piece<'_> {
     #[must_use]
     pub fn truncated(self, len_bytes: u64) -> Self {
         match self {
-            Piece::Framing(bytes) => Piece::Framing(&bytes[..clamp(len_bytes, bytes.len())]),
+            Piece::Bytes(bytes) => Piece::Bytes(&bytes[..clamp(len_bytes, bytes.len())]),
             Piece::File(range) => Piece::File(FileRange { len: range.len.min(len_bytes), ..range }),
         }
     }
@@ -483,61 +509,73 @@ fn clamp(len_bytes: u64, max: usize) -> usize {
 }
 
 /// The layout of a drawn tree agrees with the naive writer at every offset: while it grows part by part, split at drawn
-/// places, when it is complete, and with a cursor left over from any other place.
+/// places, when it is complete, and with a cursor left over from any other place; whether it has the contents of all files,
+/// of some or of none.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz_layout(data: &[u8]) {
-    use super::naive::{Tree, nar};
-
-    let tree = Tree::draw(data);
-    let expected = nar(&tree);
+    let tree = super::naive::Tree::draw(data);
     let mut draws = data.iter().copied().cycle();
     let mut draw = || usize::from(draws.next().unwrap_or(1));
-
-    let (parts, len_bytes) = check::lay_out(&tree, || draw() % 3 == 0);
-    assert_eq!(len_bytes, expected.len() as u64);
-    let mut layout = Layout::new();
-    let mut sequential = Cursor::default();
-    for part in parts {
-        assert_eq!(layout.piece_at(part.start, &mut sequential), Lookup::NotYet);
-        layout.push(Arc::new(part));
-        let known_len_bytes = layout.known_len_bytes();
-        for offset in 0..known_len_bytes {
-            let Lookup::Piece(piece) = layout.piece_at(offset, &mut Cursor::default()) else {
-                panic!("nothing at {offset} of {known_len_bytes}");
-            };
-            let bytes = check::render(&tree, piece);
-            assert!(!bytes.is_empty() && bytes.len() as u64 == piece.len_bytes());
-            assert!(expected[clamp(offset, expected.len())..].starts_with(&bytes), "at {offset}");
-            let mut stale = Cursor { part: draw() % 8, file: draw() % 8 };
-            assert_eq!(layout.piece_at(offset, &mut stale), Lookup::Piece(piece), "at {offset}");
-            assert_eq!(layout.piece_at(offset, &mut sequential), Lookup::Piece(piece), "at {offset}");
-        }
-        assert_eq!(layout.piece_at(known_len_bytes, &mut sequential), Lookup::NotYet);
-        assert_eq!(layout.len_bytes(), None);
-    }
-    layout.complete(len_bytes);
-    assert_eq!(layout.len_bytes(), Some(len_bytes));
-    assert_eq!(layout.piece_at(len_bytes, &mut sequential), Lookup::End);
-    assert_eq!(layout.piece_at(u64::MAX, &mut sequential), Lookup::End);
-
-    let (one, other) = (draw() * 3 % expected.len(), draw() * 5 % expected.len());
-    let (start, end) = (one.min(other), one.max(other));
-    let pieces = layout.pieces(start as u64..end as u64);
-    let slice: Vec<u8> = pieces.flat_map(|piece| check::render(&tree, piece)).collect();
-    assert_eq!(slice, expected[start..end]);
+    let some = draw() % 20;
+    let [none, some, all] = [0, some, usize::MAX].map(|kept_len_max| {
+        let layout = check::agreed(&tree, kept_len_max, &mut draw);
+        (super::listing::from_layout(&layout).ok(), layout.is_whole())
+    });
+    assert!(none.0.is_some() && none.0 == some.0 && none.0 == all.0, "one tree has one listing");
+    assert!(all.1);
 }
 
 /// What tests and fuzzing look at the layout with.
 #[cfg(any(test, fuzzing))]
 mod check {
-    use super::super::naive::Tree;
-    use super::{BuildError, Builder, Part, Piece, clamp};
+    use std::sync::Arc;
+
+    use super::super::naive::{Tree, nar};
+    use super::{BuildError, Builder, Cursor, Layout, Lookup, Part, Piece, clamp};
+
+    /// The layout of a tree with the contents of files of at most `kept_len_max` bytes, compared with the naive writer.
+    pub fn agreed(tree: &Tree, kept_len_max: usize, draw: &mut impl FnMut() -> usize) -> Layout {
+        let expected = nar(tree);
+        let (parts, len_bytes) = lay_out(tree, kept_len_max, || draw() % 3 == 0);
+        assert_eq!(len_bytes, expected.len() as u64);
+        let mut layout = Layout::new();
+        let mut sequential = Cursor::default();
+        for part in parts {
+            assert_eq!(layout.piece_at(part.start, &mut sequential), Lookup::NotYet);
+            layout.push(Arc::new(part));
+            let known_len_bytes = layout.known_len_bytes();
+            for offset in 0..known_len_bytes {
+                let Lookup::Piece(piece) = layout.piece_at(offset, &mut Cursor::default()) else {
+                    panic!("nothing at {offset} of {known_len_bytes}");
+                };
+                let bytes = render(tree, piece);
+                assert!(!bytes.is_empty() && bytes.len() as u64 == piece.len_bytes());
+                assert!(expected[clamp(offset, expected.len())..].starts_with(&bytes), "at {offset}");
+                let mut stale = Cursor { part: draw() % 8, file: draw() % 8 };
+                assert_eq!(layout.piece_at(offset, &mut stale), Lookup::Piece(piece), "at {offset}");
+                assert_eq!(layout.piece_at(offset, &mut sequential), Lookup::Piece(piece), "at {offset}");
+            }
+            assert_eq!(layout.piece_at(known_len_bytes, &mut sequential), Lookup::NotYet);
+            assert_eq!(layout.len_bytes(), None);
+        }
+        layout.complete(len_bytes);
+        assert_eq!(layout.len_bytes(), Some(len_bytes));
+        assert_eq!(layout.piece_at(len_bytes, &mut sequential), Lookup::End);
+        assert_eq!(layout.piece_at(u64::MAX, &mut sequential), Lookup::End);
+
+        let (one, other) = (draw() * 3 % expected.len(), draw() * 5 % expected.len());
+        let (start, end) = (one.min(other), one.max(other));
+        let pieces = layout.pieces(start as u64..end as u64);
+        let slice: Vec<u8> = pieces.flat_map(|piece| render(tree, piece)).collect();
+        assert_eq!(slice, expected[start..end]);
+        layout
+    }
 
     /// The parts of a tree's layout, taken after each step of the walk for which `take` says so, and its length.
-    pub fn lay_out(tree: &Tree, mut take: impl FnMut() -> bool) -> (Vec<Part>, u64) {
+    pub fn lay_out(tree: &Tree, kept_len_max: usize, mut take: impl FnMut() -> bool) -> (Vec<Part>, u64) {
         let mut parts = Vec::new();
         let mut builder = Builder::new();
-        let walked = walk(tree, &mut builder, &mut |builder| {
+        let walked = walk(tree, kept_len_max, &mut builder, &mut |builder| {
             if take() {
                 parts.extend(builder.take_part());
             }
@@ -550,10 +588,14 @@ mod check {
 
     fn walk(
         tree: &Tree,
+        kept_len_max: usize,
         builder: &mut Builder,
         step: &mut impl FnMut(&mut Builder),
     ) -> Result<(), BuildError> {
         match tree {
+            Tree::Regular { executable, contents } if contents.len() <= kept_len_max => {
+                builder.contents(*executable, contents)?;
+            }
             Tree::Regular { executable, contents } => builder.regular(*executable, contents.len() as u64)?,
             Tree::Symlink(target) => builder.symlink(target)?,
             Tree::Directory(entries) => {
@@ -561,7 +603,7 @@ mod check {
                 for (name, child) in entries {
                     builder.entry(name)?;
                     step(builder);
-                    walk(child, builder, step)?;
+                    walk(child, kept_len_max, builder, step)?;
                 }
                 builder.end_directory()?;
             }
@@ -573,7 +615,7 @@ mod check {
     /// The bytes of a piece of the layout of `tree`.
     pub fn render(tree: &Tree, piece: Piece<'_>) -> Vec<u8> {
         match piece {
-            Piece::Framing(bytes) => bytes.to_vec(),
+            Piece::Bytes(bytes) => bytes.to_vec(),
             Piece::File(range) => {
                 let contents = tree.contents(range.path.to_bytes());
                 assert_eq!(range.file_size, contents.len() as u64);
@@ -655,7 +697,7 @@ mod tests {
         assert_eq!(file_at(&layout, 2 * huge + huge / 2).path, c"c");
         assert!(matches!(
             layout.piece_at(len_bytes - 1, &mut Cursor::default()),
-            Lookup::Piece(Piece::Framing(b"\0"))
+            Lookup::Piece(Piece::Bytes(b"\0"))
         ));
     }
 
@@ -796,15 +838,15 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_framing() {
+    fn an_empty_file_is_whole() {
         let tree = Tree::Regular { executable: true, contents: Vec::new() };
-        let (parts, len_bytes) = check::lay_out(&tree, || false);
+        let (parts, len_bytes) = check::lay_out(&tree, 0, || false);
         let mut layout = Layout::new();
         for part in parts {
             layout.push(Arc::new(part));
         }
         layout.complete(len_bytes);
         let pieces: Vec<_> = layout.pieces(0..u64::MAX).collect();
-        assert!(matches!(pieces[..], [Piece::Framing(bytes)] if bytes.len() as u64 == len_bytes));
+        assert!(matches!(pieces[..], [Piece::Bytes(bytes)] if bytes.len() as u64 == len_bytes));
     }
 }

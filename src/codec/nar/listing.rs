@@ -40,7 +40,7 @@ pub fn from_layout(layout: &Layout) -> Result<String, ListingError> {
     let mut cursor = Cursor::default();
     loop {
         match layout.piece_at(decoder.offset(), &mut cursor) {
-            Lookup::Piece(Piece::Framing(bytes)) => decoder.push(bytes, |event| listing.event(event))?,
+            Lookup::Piece(Piece::Bytes(bytes)) => decoder.push(bytes, |event| listing.event(event))?,
             Lookup::Piece(Piece::File(range)) => decoder.skip_contents(range.len)?,
             Lookup::NotYet => return Err(ListingError::Incomplete),
             Lookup::End => break,
