@@ -11,7 +11,8 @@ use anyhow::Context as _;
 use narwire::codec::hash::{Sha256, Sha256Digest};
 use narwire::codec::signature::{KeyName, SecretKey};
 use narwire::codec::store_path::{StoreDir, StorePath};
-use narwire::store::{LocalStore, walk};
+use narwire::store::LocalStore;
+use narwire::store::walk::{self, Kept};
 use rusqlite::{Connection, Transaction};
 use tempfile::TempDir;
 
@@ -36,6 +37,9 @@ create index IndexDerivationOutputs on DerivationOutputs(path);
 /// A database that nobody needs tomorrow is not waited for; its pages stay in memory while it is filled.
 const FILLING: &str = "pragma synchronous = off; pragma foreign_keys = off; pragma cache_size = -1000000;";
 /// Where sites are made: in the build directory, on a real disk, as stores are.
+/// Trees up to this length get their true hash. Bytes.
+const HASHED_LEN_MAX: u64 = 256 * 1024 * 1024;
+
 const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// Everything on disk, removed at the end.
@@ -123,8 +127,12 @@ impl Site {
             trees::link(&first, &self.store.real_store.join(path.base_name()))?;
         }
         let root = walk::open_root(&self.store, &paths[0])?.context("a tree that was just written")?;
-        let len_bytes = walk::layout(&root)?.known_len_bytes();
-        let hash = Sha256::digest(name.as_bytes());
+        let len_bytes = walk::layout(&root, Kept::Nothing)?.known_len_bytes();
+        // What fits into memory is compared with its hash. Of the rest nobody reads it, and it would take its time.
+        let hash = match len_bytes {
+            ..HASHED_LEN_MAX => walk::hash(&root)?.0,
+            _ => Sha256::digest(name.as_bytes()),
+        };
         self.fill(|transaction| {
             paths.iter().try_for_each(|path| register(transaction, path, hash, len_bytes, None).map(drop))
         })?;

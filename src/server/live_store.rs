@@ -40,7 +40,7 @@ use crate::ring::reactor;
 use crate::ring::service::Reply;
 use crate::store::StoreError;
 use crate::store::change::{ChangeCounter, Stamp};
-use crate::store::walk::{self, Walked};
+use crate::store::walk::{self, Kept, Walked};
 
 /// The store, seen by one worker.
 pub struct LiveStore {
@@ -360,7 +360,8 @@ impl LiveStore {
                     duplicated.and_then(|descriptor| walk::Root::new(descriptor, name))
                 }
             };
-            let walked = walked.and_then(|root| walk::walk(&root, &mut |part| tell(WalkNews::Part(part))));
+            let walked =
+                walked.and_then(|root| walk::walk(&root, Kept::Tiny, &mut |part| tell(WalkNews::Part(part))));
             let _ = match walked {
                 Ok(Walked::Complete { last_part, len_bytes }) => {
                     tell(WalkNews::Complete(last_part, len_bytes))

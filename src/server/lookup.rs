@@ -22,7 +22,8 @@ use crate::store::change::{ChangeCounter, Stamp};
 use crate::store::db::Database;
 use crate::store::debuginfo::DebugIndex;
 use crate::store::log::{self, BuildLog};
-use crate::store::{LocalStore, StoreError, walk};
+use crate::store::walk::{self, Kept};
+use crate::store::{LocalStore, StoreError};
 
 /// One live store, as all threads share it.
 pub struct SharedStore {
@@ -124,7 +125,7 @@ impl SharedStore {
     pub fn listing(&self, path: &KnownPath) -> Result<Option<Made>, Failure> {
         let root = walk::open_root(&self.places, &path.store_path());
         let Some(root) = root.map_err(|error| Failure::log(&error))? else { return Ok(None) };
-        let layout = walk::layout(&root).map_err(|error| Failure::log(&error))?;
+        let layout = walk::layout(&root, Kept::Nothing).map_err(|error| Failure::log(&error))?;
         if layout.len_bytes() != Some(path.nar_size) {
             error!("{} is damaged: its NAR has another size than the database says", path.base_name());
             return Err(Failure::Damaged);

@@ -2,20 +2,27 @@
 //!
 //! Every component is opened relative to the descriptor of its directory and never through a link, so a link swapped
 //! in meanwhile leads nowhere. The open directories stand on a stack of its own, at most [`NAR_DEPTH_MAX`] of them.
+//!
+//! A walk can take the contents of tiny files along ([`Kept`]): it has to look at each of them anyway, and then nobody has to
+//! open them again. It takes what is in memory. What is not is left to be read side by side with others.
 
 use std::ffi::CStr;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::codec::hash::{Sha256, Sha256Digest};
 use crate::codec::nar::layout::{Builder, Layout, Part, Piece};
 use crate::codec::store_path::StorePath;
-use crate::limits::{NAR_DEPTH_MAX, WALK_ANNOUNCE_ENTRIES, WALK_FIRST_PART_ENTRIES, WALK_PART_ENTRIES_MAX};
+use crate::limits::{
+    KEPT_CONTENTS_LEN_MAX, KEPT_FILE_LEN_MAX, NAR_DEPTH_MAX, WALK_ANNOUNCE_ENTRIES, WALK_COLD_PAUSE_FILES,
+    WALK_FIRST_PART_ENTRIES, WALK_PART_ENTRIES_MAX,
+};
 use crate::store::{LocalStore, StoreError};
 
 /// The opened root of a store path.
@@ -48,6 +55,15 @@ pub enum RootKind {
     Symlink,
 }
 
+/// Which contents a layout is to have among its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Those of files that are tiny and in memory, up to [`KEPT_CONTENTS_LEN_MAX`] bytes.
+    Tiny,
+    /// None.
+    Nothing,
+}
+
 /// How a walk ended.
 #[derive(Debug)]
 pub enum Walked {
@@ -69,8 +85,8 @@ pub fn open_root(store: &LocalStore, path: &StorePath) -> Result<Option<Root>, S
 
 /// Opens the root of any tree; the last component of `path` is not followed when it is a link.
 pub(super) fn open_root_at(path: &Path) -> Result<Option<Root>, StoreError> {
-    let absent = |error: rustix::io::Errno| {
-        (error == rustix::io::Errno::NOENT).then_some(None).ok_or_else(|| StoreError::io("open", path, error))
+    let absent = |error: Errno| {
+        (error == Errno::NOENT).then_some(None).ok_or_else(|| StoreError::io("open", path, error))
     };
     let status = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(status) => status,
@@ -113,10 +129,15 @@ impl Root {
 /// The first part comes after [`WALK_FIRST_PART_ENTRIES`] entries, each later one may be twice as long as the one
 /// before; a tree smaller than that is one part. What stands before a directory of more than
 /// [`WALK_ANNOUNCE_ENTRIES`] entries is handed over while its names are read.
-pub fn walk(root: &Root, sink: &mut dyn FnMut(Part) -> ControlFlow<()>) -> Result<Walked, StoreError> {
+pub fn walk(
+    root: &Root,
+    kept: Kept,
+    sink: &mut dyn FnMut(Part) -> ControlFlow<()>,
+) -> Result<Walked, StoreError> {
     let mut walk = Walk {
         root,
         builder: Builder::new(),
+        keeper: Keeper::new(kept),
         sink,
         open: Vec::new(),
         part_entries: 0,
@@ -131,9 +152,9 @@ pub fn walk(root: &Root, sink: &mut dyn FnMut(Part) -> ControlFlow<()>) -> Resul
 }
 
 /// Lays out the whole tree at `root`.
-pub fn layout(root: &Root) -> Result<Layout, StoreError> {
+pub fn layout(root: &Root, kept: Kept) -> Result<Layout, StoreError> {
     let mut layout = Layout::new();
-    let walked = walk(root, &mut |part| {
+    let walked = walk(root, kept, &mut |part| {
         layout.push(part.into());
         ControlFlow::Continue(())
     })?;
@@ -156,7 +177,7 @@ pub fn open_file(root: &Root, path: &CStr) -> Result<OwnedFd, StoreError> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     match rustix::fs::openat2(&root.descriptor, path, flags, Mode::empty(), resolve) {
         // Seccomp profiles older than the call answer with these two.
-        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {}
+        Err(Errno::NOSYS | Errno::PERM) => {}
         other => return other.map_err(|error| failed(error.into())),
     }
     let mut directory: Option<OwnedFd> = None;
@@ -172,7 +193,7 @@ pub fn open_file(root: &Root, path: &CStr) -> Result<OwnedFd, StoreError> {
 
 /// Hash and length in bytes of the NAR of the tree at `root`.
 pub fn hash(root: &Root) -> Result<(Sha256Digest, u64), StoreError> {
-    let layout = layout(root)?;
+    let layout = layout(root, Kept::Tiny)?;
     let len_bytes = layout.known_len_bytes();
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; HASH_BUFFER_LEN];
@@ -201,7 +222,7 @@ fn hash_file(file: &OwnedFd, size: u64, buffer: &mut [u8], hasher: &mut Sha256) 
                 hasher.update(&buffer[..len]);
                 offset += len as u64;
             }
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -212,6 +233,7 @@ fn hash_file(file: &OwnedFd, size: u64, buffer: &mut [u8], hasher: &mut Sha256) 
 struct Walk<'a> {
     root: &'a Root,
     builder: Builder,
+    keeper: Keeper,
     sink: &'a mut dyn FnMut(Part) -> ControlFlow<()>,
     /// The directories from the root down to where the walk stands.
     open: Vec<OpenDirectory>,
@@ -246,7 +268,8 @@ impl Walk<'_> {
     fn run(&mut self) -> Result<ControlFlow<()>, StoreError> {
         match self.root.kind {
             RootKind::Regular { executable, size } => {
-                self.build(|builder| builder.regular(executable, size))?;
+                let is_read = self.keeper.wants(size) && self.keeper.read(self.root.descriptor.as_fd(), size);
+                self.regular(executable, size, is_read)?;
             }
             RootKind::Symlink => {
                 let target = rustix::fs::readlinkat(&self.root.descriptor, c"", Vec::new())
@@ -288,15 +311,25 @@ impl Walk<'_> {
             FileType::Directory => open_directory(parent, name).map(Found::Directory),
             FileType::Symlink => rustix::fs::readlinkat(parent, name, Vec::new())
                 .map(|target| Found::Symlink(target.into_bytes())),
-            _ => examine(parent, name),
+            _ => examine(parent, name, &mut self.keeper),
         };
         match found.map_err(|error| self.failed("examine", error))? {
             Found::Directory(descriptor) => return self.enter(descriptor),
             Found::Symlink(target) => self.build(|builder| builder.symlink(&target))?,
-            Found::Regular { executable, size } => self.build(|builder| builder.regular(executable, size))?,
+            Found::Regular { executable, size, is_read } => self.regular(executable, size, is_read)?,
             Found::Other(kind) => return Err(not_archivable(&self.here_path(), kind)),
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Adds a regular file, with the contents that the keeper has read of it.
+    fn regular(&mut self, executable: bool, size: u64, is_read: bool) -> Result<(), StoreError> {
+        let Self { builder, keeper, .. } = self;
+        let added = match keeper.contents(size).filter(|_| is_read) {
+            Some(contents) => builder.contents(executable, contents),
+            None => builder.regular(executable, size),
+        };
+        added.map_err(|error| StoreError::damaged(self.here(), error))
     }
 
     /// Starts a directory: reads and sorts its names.
@@ -333,7 +366,7 @@ impl Walk<'_> {
         add(&mut self.builder).map_err(|error| StoreError::damaged(self.here(), error))
     }
 
-    fn failed(&self, operation: &'static str, error: rustix::io::Errno) -> StoreError {
+    fn failed(&self, operation: &'static str, error: Errno) -> StoreError {
         StoreError::io(operation, self.here_path(), error)
     }
 
@@ -359,20 +392,123 @@ impl Walk<'_> {
 enum Found {
     Directory(OwnedFd),
     Symlink(Vec<u8>),
-    Regular { executable: bool, size: u64 },
+    Regular { executable: bool, size: u64, is_read: bool },
     Other(FileType),
 }
 
-fn examine(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Found> {
+/// Finds out what an entry is that the directory calls neither a directory nor a link.
+fn examine(parent: BorrowedFd<'_>, name: &CStr, keeper: &mut Keeper) -> rustix::io::Result<Found> {
+    if let Some(found) = keeper.open_first(parent, name) {
+        return Ok(found);
+    }
     let status = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(match FileType::from_raw_mode(status.st_mode) {
         FileType::RegularFile => {
-            Found::Regular { executable: is_executable(&status), size: size_of_file(&status) }
+            let size = size_of_file(&status);
+            // Whoever sends a file that cannot be opened will say so.
+            let is_read = keeper.wants(size)
+                && open_regular(parent, name).is_ok_and(|file| keeper.read(file.as_fd(), size));
+            Found::Regular { executable: is_executable(&status), size, is_read }
         }
         FileType::Directory => Found::Directory(open_directory(parent, name)?),
         FileType::Symlink => Found::Symlink(rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes()),
         other => Found::Other(other),
     })
+}
+
+/// Reads tiny files that are in memory.
+///
+/// A tiny file is opened, read and closed; for any other its status is enough. Which of the two it will be is guessed from
+/// the file before it, because of a file that is opened anyway the status costs a third of what it costs by name, and
+/// opening and closing one for its status alone costs twice as much.
+struct Keeper {
+    buffer: Box<[u8]>,
+    /// The contents that may still be kept of this tree. Bytes.
+    left_len: u64,
+    /// Whether the file before was tiny.
+    is_tiny_expected: bool,
+    /// Files to be passed over because one was not in memory: those after it may not be either.
+    pause_files: usize,
+    /// Says that a file is not to be waited for.
+    flags: ReadWriteFlags,
+}
+
+impl Keeper {
+    fn new(kept: Kept) -> Self {
+        let (file_len_max, left_len) = match kept {
+            Kept::Tiny => (KEPT_FILE_LEN_MAX, KEPT_CONTENTS_LEN_MAX),
+            Kept::Nothing => (0, 0),
+        };
+        Self {
+            // One byte more than a file may have, so that one that has grown shows.
+            buffer: vec![0; file_len_max + 1].into(),
+            left_len,
+            is_tiny_expected: false,
+            pause_files: 0,
+            flags: ReadWriteFlags::NOWAIT,
+        }
+    }
+
+    /// What was read of a file of `size` bytes.
+    fn contents(&self, size: u64) -> Option<&[u8]> {
+        usize::try_from(size).ok().and_then(|size| self.buffer.get(..size))
+    }
+
+    /// An entry that is probably a tiny file: opens it, then asks for its status. None when that was not done or nothing can be
+    /// said.
+    fn open_first(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Option<Found> {
+        if !self.is_tiny_expected || self.pause_files > 0 {
+            return None;
+        }
+        let file = open_regular(parent, name).ok()?;
+        let status = rustix::fs::fstat(&file).ok()?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+            return None;
+        }
+        let size = size_of_file(&status);
+        let is_read = self.wants(size) && self.read(file.as_fd(), size);
+        Some(Found::Regular { executable: is_executable(&status), size, is_read })
+    }
+
+    /// Whether a file of `size` bytes is to be read. Asked once for each file.
+    fn wants(&mut self, size: u64) -> bool {
+        self.is_tiny_expected = size > 0 && size < self.buffer.len() as u64 && size <= self.left_len;
+        let is_paused = self.pause_files > 0;
+        self.pause_files = self.pause_files.saturating_sub(1);
+        self.is_tiny_expected && !is_paused
+    }
+
+    /// Reads a file of `size` bytes if it is in memory; says whether it was.
+    fn read(&mut self, file: BorrowedFd<'_>, size: u64) -> bool {
+        match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut self.buffer)], 0, self.flags) {
+            Ok(len) if len as u64 == size => {
+                self.left_len -= size;
+                true
+            }
+            // It changes under our eyes.
+            Ok(_) => false,
+            Err(Errno::OPNOTSUPP) if is_in_memory_always(file) => {
+                self.flags = ReadWriteFlags::empty();
+                self.read(file, size)
+            }
+            Err(_) => {
+                self.pause_files = WALK_COLD_PAUSE_FILES;
+                false
+            }
+        }
+    }
+}
+
+/// Opens what is probably a regular file. Opening a pipe must not wait.
+fn open_regular(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, name, flags, Mode::empty())
+}
+
+/// Whether the file system is a tmpfs, which has everything in memory and refuses to promise it.
+fn is_in_memory_always(file: BorrowedFd<'_>) -> bool {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|status| status.f_type == TMPFS_MAGIC)
 }
 
 pub(super) fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -445,6 +581,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::codec::nar::listing::from_layout;
 
     /// The NAR of a path, by plain recursion over `std::fs`: the oracle.
     fn naive_nar(path: &Path) -> Vec<u8> {
@@ -491,8 +628,8 @@ mod tests {
     }
 
     /// The NAR that the layout describes, with the files read the way it says.
-    fn nar(root: &Root) -> Vec<u8> {
-        let layout = layout(root).unwrap();
+    fn nar(root: &Root, kept: Kept) -> Vec<u8> {
+        let layout = layout(root, kept).unwrap();
         let mut out = Vec::new();
         for piece in layout.pieces(0..layout.len_bytes().unwrap()) {
             match piece {
@@ -514,7 +651,11 @@ mod tests {
     fn assert_like_naive(path: &Path) {
         let root = open(path);
         let expected = naive_nar(path);
-        assert!(nar(&root) == expected, "the NAR of {} differs", path.display());
+        for kept in [Kept::Nothing, Kept::Tiny] {
+            assert!(nar(&open(path), kept) == expected, "the NAR of {} differs ({kept:?})", path.display());
+        }
+        let listings = [Kept::Nothing, Kept::Tiny].map(|kept| from_layout(&layout(&root, kept).unwrap()));
+        assert_eq!(listings[0], listings[1]);
         assert_eq!(hash(&root).unwrap(), (Sha256::digest(&expected), expected.len() as u64));
         match Command::new("nix-store").arg("--dump").arg(path).output() {
             Ok(output) => assert!(output.stdout == expected, "nix-store --dump {} differs", path.display()),
@@ -538,6 +679,9 @@ mod tests {
         // "foo-x" sorts before "foo/…" in a sorted list of paths, and after "foo" in a NAR.
         std::fs::create_dir_all(name(b"foo/bar")).unwrap();
         std::fs::write(name(b"foo-x"), vec![7; 100_000]).unwrap();
+        for len in [KEPT_FILE_LEN_MAX - 1, KEPT_FILE_LEN_MAX, KEPT_FILE_LEN_MAX + 1] {
+            std::fs::write(name(format!("of-{len}").as_bytes()), vec![8; len]).unwrap();
+        }
         std::fs::write(name(b"foo/bar/deep"), "deep").unwrap();
         std::fs::create_dir(name(b"empty-directory")).unwrap();
     }
@@ -564,7 +708,7 @@ mod tests {
         assert_like_naive(folder.path());
         std::fs::create_dir_all(deepest.join("d/d")).unwrap();
         std::fs::write(deepest.join("d/d/file"), "x").unwrap();
-        let error = layout(&open(folder.path())).unwrap_err();
+        let error = layout(&open(folder.path()), Kept::Tiny).unwrap_err();
         assert!(matches!(&error, StoreError::Damaged { .. }), "{error}");
     }
 
@@ -576,7 +720,7 @@ mod tests {
         }
         let root = open(folder.path());
         let mut parts = Vec::new();
-        let walked = walk(&root, &mut |part| {
+        let walked = walk(&root, Kept::Tiny, &mut |part| {
             parts.push(part);
             ControlFlow::Continue(())
         });
@@ -609,7 +753,7 @@ mod tests {
         }
         let root = open(folder.path());
         let mut lens = Vec::new();
-        let walked = walk(&root, &mut |part| {
+        let walked = walk(&root, Kept::Tiny, &mut |part| {
             lens.push(part.end() - part.start());
             ControlFlow::Continue(())
         });
@@ -618,7 +762,7 @@ mod tests {
         assert_eq!(lens.iter().sum::<u64>(), last_part.start());
         assert!(lens[0] < 512, "only the directory's own start");
         assert_like_naive(folder.path());
-        assert!(matches!(walk(&root, &mut |_| ControlFlow::Break(())), Ok(Walked::Stopped)));
+        assert!(matches!(walk(&root, Kept::Tiny, &mut |_| ControlFlow::Break(())), Ok(Walked::Stopped)));
     }
 
     #[test]
@@ -628,7 +772,7 @@ mod tests {
             std::fs::write(folder.path().join(format!("file-{number}")), "").unwrap();
         }
         let mut calls = 0;
-        let walked = walk(&open(folder.path()), &mut |_| {
+        let walked = walk(&open(folder.path()), Kept::Tiny, &mut |_| {
             calls += 1;
             ControlFlow::Break(())
         });
@@ -636,11 +780,75 @@ mod tests {
         assert_eq!(calls, 1);
     }
 
+    /// The files of a tree that its layout with tiny contents has not kept.
+    fn ranges(folder: &Path) -> Vec<u64> {
+        let layout = layout(&open(folder), Kept::Tiny).unwrap();
+        let pieces = layout.pieces(0..layout.known_len_bytes());
+        pieces
+            .filter_map(|piece| if let Piece::File(range) = piece { Some(range.len) } else { None })
+            .collect()
+    }
+
+    #[test]
+    fn tiny_files_are_kept_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let (longest, longer) = (KEPT_FILE_LEN_MAX, KEPT_FILE_LEN_MAX + 1);
+        for (name, len) in [("a", 1), ("b", longest), ("c", longer), ("d", 0), ("e", longest), ("f", longer)]
+        {
+            std::fs::write(folder.path().join(name), vec![1; len]).unwrap();
+        }
+        std::fs::set_permissions(folder.path().join("e"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        if !layout(&open(&folder.path().join("a")), Kept::Tiny).unwrap().is_whole() {
+            return eprintln!("SKIPPED: this file system does not say what is in memory");
+        }
+        assert_eq!(ranges(folder.path()), [longer as u64; 2]);
+        assert!(!layout(&open(&folder.path().join("a")), Kept::Nothing).unwrap().is_whole());
+        assert_like_naive(folder.path());
+    }
+
+    #[test]
+    fn what_is_kept_of_one_tree_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let fitting = usize::try_from(KEPT_CONTENTS_LEN_MAX).unwrap() / KEPT_FILE_LEN_MAX;
+        for number in 0..fitting + 3 {
+            std::fs::write(folder.path().join(format!("{number:05}")), vec![1; KEPT_FILE_LEN_MAX]).unwrap();
+        }
+        std::fs::write(folder.path().join("last"), "1").unwrap();
+        assert!(ranges(folder.path()).len() >= 4);
+        assert_like_naive(folder.path());
+    }
+
+    #[test]
+    fn what_is_not_in_memory_is_left_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..3 * WALK_COLD_PAUSE_FILES {
+            let path = folder.path().join(number.to_string());
+            let mut file = std::fs::File::create(path).unwrap();
+            io::Write::write_all(&mut file, b"contents").unwrap();
+            file.sync_all().unwrap();
+            if number % 7 == 0 {
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            }
+        }
+        assert_like_naive(folder.path());
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_looked_at_is_left_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "contents").unwrap();
+        let file = std::fs::File::open(folder.path().join("file")).unwrap();
+        let mut keeper = Keeper::new(Kept::Tiny);
+        assert!(!keeper.read(file.as_fd(), 7));
+        assert!(!keeper.read(file.as_fd(), 9));
+        assert_eq!(keeper.left_len, KEPT_CONTENTS_LEN_MAX);
+    }
+
     #[test]
     fn pipes_and_sockets_are_damage() {
         let folder = tempfile::tempdir().unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
-        let error = layout(&open(folder.path())).unwrap_err();
+        let error = layout(&open(folder.path()), Kept::Tiny).unwrap_err();
         assert!(
             matches!(&error, StoreError::Damaged { subject, .. } if subject.ends_with("/socket")),
             "{error}"
@@ -683,7 +891,7 @@ mod tests {
         let expected = naive_nar(folder.path()).len() as u64;
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| assert_eq!(layout(&root).unwrap().len_bytes(), Some(expected)));
+                scope.spawn(|| assert_eq!(layout(&root, Kept::Tiny).unwrap().len_bytes(), Some(expected)));
             }
         });
     }

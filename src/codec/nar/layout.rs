@@ -536,7 +536,7 @@ mod check {
     /// The layout of a tree with the contents of files of at most `kept_len_max` bytes, compared with the naive writer.
     pub fn agreed(tree: &Tree, kept_len_max: usize, draw: &mut impl FnMut() -> usize) -> Layout {
         let expected = nar(tree);
-        let (parts, len_bytes) = lay_out(tree, kept_len_max, || draw() % 3 == 0);
+        let (parts, len_bytes) = lay_out(tree, kept_len_max, || draw().is_multiple_of(3));
         assert_eq!(len_bytes, expected.len() as u64);
         let mut layout = Layout::new();
         let mut sequential = Cursor::default();
