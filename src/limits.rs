@@ -150,6 +150,9 @@ pub const PLANE_QUEUE_LEN_MAX: usize = 1024;
 pub const LOOKUP_THREADS: usize = 4;
 /// Threads that walk directories and read logs; a slow disk keeps them all waiting, and nobody else.
 pub const WALK_THREADS: usize = 8;
+/// How far these stand back behind the workers: a worker that shares a core with a walk runs at once when the walk has found
+/// something, and not after the walk's slice of time, which is 3 ms.
+pub const WALK_NICE: i32 = 10;
 /// Memory for what is known of store paths: some 110,000 with a narinfo of 900 bytes (five references, two signatures), at
 /// about 1,200 bytes each. Who has more, and is asked for all of it, pays for the database again. Per worker. Bytes.
 pub const KNOWN_PATHS_LEN_MAX: u64 = 128 * 1024 * 1024;

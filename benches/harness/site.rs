@@ -36,10 +36,9 @@ create index IndexDerivationOutputs on DerivationOutputs(path);
 ";
 /// A database that nobody needs tomorrow is not waited for; its pages stay in memory while it is filled.
 const FILLING: &str = "pragma synchronous = off; pragma foreign_keys = off; pragma cache_size = -1000000;";
-/// Where sites are made: in the build directory, on a real disk, as stores are.
 /// Trees up to this length get their true hash. Bytes.
 const HASHED_LEN_MAX: u64 = 256 * 1024 * 1024;
-
+/// Where sites are made: in the build directory, on a real disk, as stores are.
 const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
 
 /// Everything on disk, removed at the end.

@@ -470,7 +470,7 @@ mod tests {
             let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
             let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
             let planes =
-                Planes { lookups: Plane::start("l", 1).unwrap(), walks: Plane::start("w", 1).unwrap() };
+                Planes { lookups: Plane::start("l", 1, 0).unwrap(), walks: Plane::start("w", 1, 0).unwrap() };
             let (mailbox, inbox) = inbox().unwrap();
             let store = LiveStore::new(shared, Descriptor::from(directory), planes, mailbox);
             Self { demo, store, inbox }

@@ -23,6 +23,12 @@ pub fn pin(index: usize) {
     }
 }
 
+/// Lowers the priority of the calling thread by `nice`.
+pub fn be_nice(nice: i32) {
+    // Without it the thread only gets in the way of others.
+    let _ = rustix::process::setpriority_process(None, nice);
+}
+
 /// Raises the limit of open files as far as this process may, and says how many there can be: every connection and every
 /// file under way is one, and the usual limit is for programs that use select(2).
 pub fn raise_descriptor_limit() -> usize {

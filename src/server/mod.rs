@@ -44,7 +44,7 @@ use self::node::{CacheNode, Source, Texts};
 use self::plane::{Plane, Planes};
 use self::request::Message;
 use crate::codec::cache_info::CacheInfo;
-use crate::limits::{LOOKUP_THREADS, WALK_THREADS};
+use crate::limits::{LOOKUP_THREADS, WALK_NICE, WALK_THREADS};
 use crate::ring::capability::Capabilities;
 use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::{Inbox, Mailbox, inbox};
@@ -116,8 +116,8 @@ impl Server {
             stores: origins.iter().filter_map(Origin::store).collect(),
         });
         let planes = Planes {
-            lookups: Plane::start("lookup", LOOKUP_THREADS).context("cannot start threads")?,
-            walks: Plane::start("walk", WALK_THREADS).context("cannot start threads")?,
+            lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
+            walks: Plane::start("walk", WALK_THREADS, WALK_NICE).context("cannot start threads")?,
         };
         let (sender, events) = mpsc::channel();
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers)

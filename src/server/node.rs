@@ -326,7 +326,8 @@ mod tests {
         if !capabilities.has(Capability::BufferRing) {
             return None;
         }
-        let planes = Planes { lookups: Plane::start("l", 1).unwrap(), walks: Plane::start("w", 1).unwrap() };
+        let planes =
+            Planes { lookups: Plane::start("l", 1, 0).unwrap(), walks: Plane::start("w", 1, 0).unwrap() };
         let (mailbox, inbox) = inbox().unwrap();
         let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));

@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use super::machine::be_nice;
 use crate::limits::PLANE_QUEUE_LEN_MAX;
 use crate::store::db::Database;
 use crate::store::{LocalStore, StoreError};
@@ -43,13 +44,16 @@ pub struct Toolbox {
 }
 
 impl Plane {
-    /// Starts `threads` threads, named after `name`.
-    pub fn start(name: &str, threads: usize) -> io::Result<Self> {
+    /// Starts `threads` threads, named after `name`, that leave the machine to others as far as `nice` says.
+    pub fn start(name: &str, threads: usize, nice: i32) -> io::Result<Self> {
         let (queue, jobs) = mpsc::sync_channel(PLANE_QUEUE_LEN_MAX);
         let jobs = Arc::new(Mutex::new(jobs));
         for index in 0..threads {
             let jobs = Arc::clone(&jobs);
-            thread::Builder::new().name(format!("{name}-{index}")).spawn(move || work(&jobs))?;
+            thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {
+                be_nice(nice);
+                work(&jobs);
+            })?;
         }
         Ok(Self { queue })
     }
@@ -85,7 +89,7 @@ mod tests {
 
     #[test]
     fn jobs_are_done_and_a_full_queue_refuses() {
-        let plane = Plane::start("test", 1).unwrap();
+        let plane = Plane::start("test", 1, 0).unwrap();
         let (started, has_started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         plane
