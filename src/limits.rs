@@ -125,7 +125,8 @@ pub const WALK_ANNOUNCE_ENTRIES: usize = 4 * 1024;
 /// Files of at most this length are kept in a layout when they are in memory during the walk. Bytes. The first request then
 /// needs to open them once and not twice, later ones not at all, for what is often less memory than a record of them.
 pub const KEPT_FILE_LEN_MAX: usize = 4 * 1024;
-/// All contents that are kept in one layout; what is beyond is read when it is sent. Bytes.
+/// All contents that are kept in one layout; what is beyond is read when it is sent. A file may take what a thousandth or two
+/// of the rest is, so that in a large tree there is room for many of the tiniest instead of a few longer ones. Bytes.
 pub const KEPT_CONTENTS_LEN_MAX: u64 = 8 * 1024 * 1024;
 /// Files that a walk does not try to read after one that was not in memory: a cold tree costs it a hundredth more than when
 /// it kept nothing.

@@ -58,7 +58,8 @@ pub enum RootKind {
 /// Which contents a layout is to have among its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// Those of files that are tiny and in memory, up to [`KEPT_CONTENTS_LEN_MAX`] bytes.
+    /// Those of files that are tiny and in memory: at most [`KEPT_FILE_LEN_MAX`] bytes each and [`KEPT_CONTENTS_LEN_MAX`]
+    /// together. The less is left of these, the shorter a file must be.
     Tiny,
     /// None.
     Nothing,
@@ -149,6 +150,30 @@ pub fn walk(
     }
     let (last_part, len_bytes) = walk.builder.finish();
     Ok(Walked::Complete { last_part, len_bytes })
+}
+
+/// The hash of a NAR whose parts have all of its bytes.
+pub struct WholeHash(Option<Sha256>);
+
+impl Default for WholeHash {
+    fn default() -> Self {
+        Self(Some(Sha256::new()))
+    }
+}
+
+impl WholeHash {
+    /// Adds the next part.
+    pub fn add(&mut self, part: &Part) {
+        match (part.whole_bytes(), &mut self.0) {
+            (Some(bytes), Some(hasher)) => hasher.update(bytes),
+            _ => self.0 = None,
+        }
+    }
+
+    /// The hash after the last part; none when bytes are missing.
+    pub fn finish(self) -> Option<Sha256Digest> {
+        self.0.map(Sha256::finish)
+    }
 }
 
 /// Lays out the whole tree at `root`.
@@ -472,7 +497,7 @@ impl Keeper {
 
     /// Whether a file of `size` bytes is to be read. Asked once for each file.
     fn wants(&mut self, size: u64) -> bool {
-        self.is_tiny_expected = size > 0 && size < self.buffer.len() as u64 && size <= self.left_len;
+        self.is_tiny_expected = size > 0 && size <= self.left_len / KEPT_FILES_MIN;
         let is_paused = self.pause_files > 0;
         self.pause_files = self.pause_files.saturating_sub(1);
         self.is_tiny_expected && !is_paused
@@ -498,6 +523,9 @@ impl Keeper {
         }
     }
 }
+
+/// What is left for contents is enough for this many files at least.
+const KEPT_FILES_MIN: u64 = KEPT_CONTENTS_LEN_MAX / KEPT_FILE_LEN_MAX as u64;
 
 /// Opens what is probably a regular file. Opening a pipe must not wait.
 fn open_regular(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -793,8 +821,7 @@ mod tests {
     fn tiny_files_are_kept_and_no_others() {
         let folder = tempfile::tempdir().unwrap();
         let (longest, longer) = (KEPT_FILE_LEN_MAX, KEPT_FILE_LEN_MAX + 1);
-        for (name, len) in [("a", 1), ("b", longest), ("c", longer), ("d", 0), ("e", longest), ("f", longer)]
-        {
+        for (name, len) in [("a", longest), ("b", longer), ("c", 1), ("d", 0), ("e", 2000), ("f", longer)] {
             std::fs::write(folder.path().join(name), vec![1; len]).unwrap();
         }
         std::fs::set_permissions(folder.path().join("e"), std::fs::Permissions::from_mode(0o755)).unwrap();
