@@ -98,10 +98,17 @@ impl Default for Layouts {
 }
 
 impl Layouts {
-    /// What is known of a NAR, for `id`, while the database is in the state of `stamp`.
-    pub fn find(&mut self, key: &NarKey, id: ConnectionId, stamp: Stamp) -> Found {
+    /// The layout of a NAR that is here to its last byte, so that its root does not matter. It has the hash of the key.
+    pub fn whole(&self, key: &NarKey) -> Option<Rc<SharedLayout>> {
+        self.kept.get(key).filter(|layout| layout.is_whole()).map(Rc::clone)
+    }
+
+    /// What is known of a NAR with this root, for `id`, while the database is in the state of `stamp`.
+    pub fn find(&mut self, key: &NarKey, root_inode: Option<u64>, id: ConnectionId, stamp: Stamp) -> Found {
         match self.kept.get(key) {
-            Some(layout) if layout.is_sound() => return Found::Layout(Rc::clone(layout)),
+            Some(layout) if layout.is_sound() && layout.is_of(root_inode) => {
+                return Found::Layout(Rc::clone(layout));
+            }
             Some(_) | None => {}
         }
         if let Some(damage) = self.damaged.get(key)
@@ -122,13 +129,13 @@ impl Layouts {
     }
 
     /// Notes that a walk was begun for `id`.
-    pub fn begin(&mut self, path: Arc<KnownPath>, id: ConnectionId, stamp: Stamp) {
+    pub fn begin(&mut self, path: Arc<KnownPath>, root_inode: Option<u64>, id: ConnectionId, stamp: Stamp) {
         let key = key_of(&path);
         let was_damaged = self.damaged.remove(&key).is_some();
-        // A kept one that is still there was found damaged while it was sent.
+        // A kept one that is still there was found damaged while it was sent, or the path was repaired.
         let broke = self.kept.remove(&key).is_some();
         let walk = Walk {
-            layout: Rc::new(SharedLayout::new(path.nar_size)),
+            layout: Rc::new(SharedLayout::new(path.nar_size, root_inode)),
             path,
             stamp,
             is_suspect: was_damaged || broke,
@@ -267,14 +274,14 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes), Layouts::default());
         let key = key_of(&path);
-        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
-        layouts.begin(path, FIRST, clock.stamp());
-        assert!(matches!(layouts.find(&key, SECOND, clock.stamp()), Found::Joined));
+        assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
+        layouts.begin(path, None, FIRST, clock.stamp());
+        assert!(matches!(layouts.find(&key, None, SECOND, clock.stamp()), Found::Joined));
         let told = layouts.take(key, WalkNews::Complete(Some(part), len_bytes)).unwrap();
         assert_eq!((told.waiting, told.outcome.is_ok()), (vec![FIRST, SECOND], true));
         clock.commit();
         assert!(
-            matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Layout(_)),
+            matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Layout(_)),
             "contents do not change"
         );
     }
@@ -284,10 +291,10 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
         let key = key_of(&path);
-        layouts.begin(path, FIRST, clock.stamp());
+        layouts.begin(path, None, FIRST, clock.stamp());
         assert_eq!(layouts.take(key, WalkNews::Part(part)).unwrap().waiting, [FIRST]);
         for _ in 0..3 {
-            assert!(matches!(layouts.find(&key, SECOND, clock.stamp()), Found::Layout(_)));
+            assert!(matches!(layouts.find(&key, None, SECOND, clock.stamp()), Found::Layout(_)));
         }
         let told = layouts.take(key, WalkNews::Complete(None, len_bytes)).unwrap();
         assert_eq!((told.readers, told.waiting), (vec![FIRST, SECOND], vec![]));
@@ -299,12 +306,12 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
         let key = key_of(&path);
-        layouts.begin(Arc::clone(&path), FIRST, clock.stamp());
+        layouts.begin(Arc::clone(&path), None, FIRST, clock.stamp());
         layouts.take(key, WalkNews::Complete(Some(part.clone()), len_bytes)).unwrap();
-        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Damaged));
+        assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Damaged));
         clock.commit();
-        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
-        layouts.begin(path, FIRST, clock.stamp());
+        assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
+        layouts.begin(path, None, FIRST, clock.stamp());
         let told = layouts.take(key, WalkNews::Part(part)).unwrap();
         assert!(told.waiting.is_empty(), "nothing is sent before the whole is known");
     }
@@ -314,11 +321,43 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes), Layouts::default());
         let key = key_of(&path);
-        layouts.begin(Arc::clone(&path), FIRST, clock.stamp());
+        layouts.begin(Arc::clone(&path), None, FIRST, clock.stamp());
         layouts.take(key, WalkNews::Complete(Some(part.clone()), len_bytes)).unwrap().outcome.unwrap().fail();
-        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
-        layouts.begin(path, FIRST, clock.stamp());
+        assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
+        layouts.begin(path, None, FIRST, clock.stamp());
         assert!(layouts.take(key, WalkNews::Part(part)).unwrap().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_path_with_another_root_is_walked_again() {
+        let (clock, mut layouts) = (Clock::new(), Layouts::default());
+        let mut builder = Builder::new();
+        builder.regular(false, 8).unwrap();
+        let (part, len_bytes) = builder.finish();
+        let path = path(len_bytes);
+        let key = key_of(&path);
+        layouts.begin(path, Some(1), FIRST, clock.stamp());
+        layouts.take(key, WalkNews::Complete(part, len_bytes)).unwrap();
+        assert!(matches!(layouts.find(&key, Some(1), FIRST, clock.stamp()), Found::Layout(_)));
+        assert!(matches!(layouts.find(&key, Some(2), FIRST, clock.stamp()), Found::Unknown));
+        assert!(layouts.whole(&key).is_none());
+    }
+
+    #[test]
+    fn a_nar_that_is_here_needs_no_root() {
+        let (clock, mut layouts) = (Clock::new(), Layouts::default());
+        let (part, len_bytes) = link();
+        let path = path(len_bytes);
+        let key = key_of(&path);
+        layouts.begin(path, None, FIRST, clock.stamp());
+        assert!(layouts.whole(&key).is_none());
+        layouts.take(key, WalkNews::Complete(Some(part), len_bytes)).unwrap();
+        let whole = layouts.whole(&key).unwrap();
+        let len = usize::try_from(len_bytes).unwrap();
+        assert_eq!(whole.short(len).map(|nar| nar.len()), Some(len));
+        assert!(whole.short(len - 1).is_none());
+        whole.fail();
+        assert!(layouts.whole(&key).is_none());
     }
 
     #[test]
@@ -326,9 +365,9 @@ mod tests {
         let (clock, mut layouts) = (Clock::new(), Layouts::default());
         let path = path(8);
         let key = key_of(&path);
-        layouts.begin(path, FIRST, clock.stamp());
+        layouts.begin(path, None, FIRST, clock.stamp());
         let told = layouts.take(key, WalkNews::Failed(Failure::Busy)).unwrap();
         assert!(matches!(told.outcome, Err(Failure::Busy)));
-        assert!(matches!(layouts.find(&key, FIRST, clock.stamp()), Found::Unknown));
+        assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
     }
 }

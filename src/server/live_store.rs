@@ -32,7 +32,7 @@ use super::request::{Message, Stage, Step, Wish};
 use crate::codec::http::field::ETag;
 use crate::codec::http::route::{NarCompression, NarRequest, Route};
 use crate::codec::store_path::HashPart;
-use crate::limits::KNOWN_PATHS_LEN_MAX;
+use crate::limits::{INLINE_BODY_LEN_MAX, KNOWN_PATHS_LEN_MAX};
 use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, FileKind, OpenedFile};
@@ -40,7 +40,7 @@ use crate::ring::reactor;
 use crate::ring::service::Reply;
 use crate::store::StoreError;
 use crate::store::change::{ChangeCounter, Stamp};
-use crate::store::walk::{self, Kept, Walked};
+use crate::store::walk::{self, Kept, Walked, WholeHash};
 
 /// The store, seen by one worker.
 pub struct LiveStore {
@@ -115,7 +115,7 @@ impl LiveStore {
             Route::Nar(request) if request.compression == NarCompression::None => {
                 let hash_part = request.address.hash_part();
                 match self.known(hash_part) {
-                    Knowledge::Now(path) => self.open_root(request, path),
+                    Knowledge::Now(path) => self.find_nar(wish, request, path),
                     Knowledge::Outdated => self.look_up(id, hash_part, Awaited::Knowledge),
                 }
             }
@@ -174,7 +174,7 @@ impl LiveStore {
             (Route::Nar(_), Awaited::Validity(opened, root)) => {
                 self.opened_valid(id, wish, opened, root, path)
             }
-            (Route::Nar(request), _) => self.open_root(request, path),
+            (Route::Nar(request), _) => self.find_nar(wish, request, path),
             _ => Step::Absent,
         }
     }
@@ -189,18 +189,13 @@ impl LiveStore {
     ) -> Step {
         let name = path.base_name();
         let root = match result {
-            Ok(OpenedFile { file, status }) => match status.kind {
-                FileKind::Directory => Root::Directory(file),
-                FileKind::Regular => Root::File(file, status.len_bytes),
-                FileKind::Other => {
-                    error!(
-                        "{name} is valid and is neither a directory nor a file nor a link; it is not served"
-                    );
-                    return Step::Absent;
-                }
-            },
+            Ok(OpenedFile { status, .. }) if status.kind == FileKind::Other => {
+                error!("{name} is valid and is neither a directory nor a file nor a link; it is not served");
+                return Step::Absent;
+            }
+            Ok(opened) => Root::Open(opened),
             // It is not followed; the walk reads it.
-            Err(Errno::LOOP) => Root::Link,
+            Err(Errno::LOOP) => Root::Unneeded,
             Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
                 error!("cannot open {name}: {errno}");
                 return Step::Reply(overloaded());
@@ -305,8 +300,13 @@ impl LiveStore {
         path.filter(|path| request.address.nar_hash().is_none_or(|nar_hash| nar_hash == path.nar_hash))
     }
 
-    fn open_root(&self, request: &NarRequest, path: Option<Arc<KnownPath>>) -> Step {
+    /// Answers from memory, or has the root opened.
+    fn find_nar(&self, wish: &Wish, request: &NarRequest, path: Option<Arc<KnownPath>>) -> Step {
         let Some(path) = Self::wanted(request, path) else { return Step::Absent };
+        // No file will be read, so nothing has to be kept from the garbage collector.
+        if let Some(layout) = self.layouts.whole(&key_of(&path)) {
+            return Step::Reply(nar_reply(wish, &path, Root::Unneeded, layout));
+        }
         // A base name has no NUL.
         let Ok(name) = CString::new(path.base_name()) else { return Step::Absent };
         Step::Open { directory: self.directory.clone(), path: name, stage: Stage::Store(Awaited::Root(path)) }
@@ -314,7 +314,7 @@ impl LiveStore {
 
     fn lay_out(&mut self, id: ConnectionId, wish: &Wish, path: Arc<KnownPath>, root: Root) -> Step {
         let stamp = self.counter.stamp();
-        match self.layouts.find(&key_of(&path), id, stamp) {
+        match self.layouts.find(&key_of(&path), root.inode(), id, stamp) {
             Found::Layout(layout) => return Step::Reply(nar_reply(wish, &path, root, layout)),
             Found::Damaged => return Step::Absent,
             Found::Joined => {}
@@ -322,7 +322,7 @@ impl LiveStore {
                 if self.walk(&path, &root).is_err() {
                     return Step::Reply(overloaded());
                 }
-                self.layouts.begin(Arc::clone(&path), id, stamp);
+                self.layouts.begin(Arc::clone(&path), root.inode(), id, stamp);
             }
         }
         Step::Wait(Stage::Store(Awaited::Layout(path, root)))
@@ -338,9 +338,9 @@ impl LiveStore {
             if mailbox.send(message).is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let root = match root {
-            Root::Directory(descriptor) | Root::File(descriptor, _) => Some(descriptor.duplicate()),
+            Root::Open(opened) => Some(opened.file.duplicate()),
             // The ring does not open links.
-            Root::Link => None,
+            Root::Unneeded => None,
         };
         let work = move |_: &mut Toolbox| {
             let walked = match root {
@@ -360,11 +360,27 @@ impl LiveStore {
                     duplicated.and_then(|descriptor| walk::Root::new(descriptor, name))
                 }
             };
-            let walked =
-                walked.and_then(|root| walk::walk(&root, Kept::Tiny, &mut |part| tell(WalkNews::Part(part))));
+            let mut whole_hash = WholeHash::default();
+            let mut tell_part = |part| {
+                whole_hash.add(&part);
+                tell(WalkNews::Part(part))
+            };
+            let walked = walked.and_then(|root| walk::walk(&root, Kept::Tiny, &mut tell_part));
             let _ = match walked {
                 Ok(Walked::Complete { last_part, len_bytes }) => {
-                    tell(WalkNews::Complete(last_part, len_bytes))
+                    if let Some(part) = &last_part {
+                        whole_hash.add(part);
+                    }
+                    // What is answered from memory for as long as it is there has to be right. A length that is wrong is
+                    // found by whoever takes the news.
+                    let hash = whole_hash.finish().filter(|_| len_bytes == path.nar_size);
+                    if hash.is_some_and(|hash| hash != path.nar_hash) {
+                        let name = path.base_name();
+                        error!("{name} is damaged: its NAR has not the hash that the database says");
+                        tell(WalkNews::Failed(Failure::Damaged))
+                    } else {
+                        tell(WalkNews::Complete(last_part, len_bytes))
+                    }
                 }
                 Ok(Walked::Stopped) => ControlFlow::Break(()),
                 Err(error) => tell(WalkNews::Failed(Failure::log(&error))),
@@ -417,7 +433,12 @@ impl LiveStore {
 }
 
 fn nar_reply(wish: &Wish, path: &KnownPath, root: Root, layout: Rc<SharedLayout>) -> Reply {
-    let body = NarBody::new(path.store_path(), root, layout);
+    let content = if let Some(nar) = layout.short(INLINE_BODY_LEN_MAX) {
+        Content::Bytes(nar)
+    } else {
+        let body = NarBody::new(path.store_path(), root, layout);
+        Content::Body(Box::new(body), path.nar_size)
+    };
     Representation {
         content_type: NAR_TYPE,
         cache_control: match &wish.route {
@@ -426,7 +447,7 @@ fn nar_reply(wish: &Wish, path: &KnownPath, root: Root, layout: Rc<SharedLayout>
             _ => NARINFO_CACHE_CONTROL,
         },
         etag: ETag::new(path.nar_hash.to_nix32().as_bytes()),
-        content: Content::Body(Box::new(body), path.nar_size),
+        content,
     }
     .reply(&wish.conditions)
 }

@@ -4,13 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustix::io::Errno;
 use tracing::error;
 
 use crate::codec::nar::layout::{self, Cursor, Layout, Part};
 use crate::codec::store_path::StorePath;
 use crate::ring::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
-use crate::ring::descriptor::Descriptor;
+use crate::ring::op::{FileKind, OpenedFile};
 
 /// The layout of a NAR while it is walked and afterwards. Shared by all who send it from this worker.
 pub struct SharedLayout {
@@ -18,6 +19,8 @@ pub struct SharedLayout {
     growth: Cell<Growth>,
     /// The length that the database promises. Bytes.
     nar_size: u64,
+    /// The root that is walked. A path that Nix has repaired has another.
+    root_inode: Option<u64>,
 }
 
 /// How far the walk is.
@@ -32,10 +35,10 @@ enum Growth {
 }
 
 impl SharedLayout {
-    /// A layout that knows nothing yet, of a NAR of `nar_size` bytes.
-    pub fn new(nar_size: u64) -> Self {
+    /// A layout that knows nothing yet, of a NAR of `nar_size` bytes with this root.
+    pub fn new(nar_size: u64, root_inode: Option<u64>) -> Self {
         let layout = RefCell::new(Rc::new(Layout::new()));
-        Self { layout, growth: Cell::new(Growth::Walking), nar_size }
+        Self { layout, growth: Cell::new(Growth::Walking), nar_size, root_inode }
     }
 
     /// Adds what the walk has found.
@@ -79,6 +82,29 @@ impl SharedLayout {
         self.growth.get() != Growth::Failed
     }
 
+    /// Whether it describes the tree below this root.
+    pub fn is_of(&self, root_inode: Option<u64>) -> bool {
+        self.root_inode == root_inode
+    }
+
+    /// Whether the whole NAR is here, so that nothing has to be read.
+    pub fn is_whole(&self) -> bool {
+        self.is_sound() && self.layout.borrow().is_whole()
+    }
+
+    /// The whole NAR, if it is here and has at most `len_max` bytes.
+    pub fn short(&self, len_max: usize) -> Option<Bytes> {
+        let len = usize::try_from(self.nar_size).ok().filter(|&len| len <= len_max && self.is_whole())?;
+        let layout = self.layout.borrow();
+        let mut nar = Vec::with_capacity(len);
+        for piece in layout.pieces(0..self.nar_size) {
+            if let layout::Piece::Bytes(bytes) = piece {
+                nar.extend_from_slice(bytes);
+            }
+        }
+        Some(nar.into())
+    }
+
     /// Memory that it takes. Bytes.
     pub fn memory_len_bytes(&self) -> usize {
         self.layout.borrow().memory_len_bytes()
@@ -100,15 +126,23 @@ impl SharedLayout {
 
 struct Failed;
 
-/// The opened root of a store path. While it is open, Nix's garbage collector keeps the path.
+/// The root of a store path.
 #[derive(Clone, Debug)]
 pub enum Root {
-    /// A directory.
-    Directory(Descriptor),
-    /// A regular file and its length in bytes.
-    File(Descriptor, u64),
-    /// A symbolic link: its whole NAR is framing.
-    Link,
+    /// A directory or a regular file. While it is open, Nix's garbage collector keeps the path.
+    Open(OpenedFile),
+    /// None: the path is a symbolic link, or its whole NAR is known. No file will be read.
+    Unneeded,
+}
+
+impl Root {
+    /// Tells it from another root at the same place.
+    pub fn inode(&self) -> Option<u64> {
+        match self {
+            Self::Open(root) => Some(root.status.inode),
+            Self::Unneeded => None,
+        }
+    }
 }
 
 /// A NAR on its way to one client.
@@ -145,15 +179,16 @@ impl Body for NarBody {
             layout::Lookup::NotYet => return Lookup::NotYet,
             layout::Lookup::End => return Lookup::Broken,
         };
-        let source = match &self.root {
-            Root::Directory(directory) if !range.path.is_empty() => {
-                FileSource::Beneath { directory, path: range.path, len_bytes: range.file_size }
+        // Without one of the right kind, the root is something else than when it was walked.
+        let Root::Open(OpenedFile { file: root, status }) = &self.root else { return Lookup::Broken };
+        let source = match status.kind {
+            FileKind::Directory if !range.path.is_empty() => {
+                FileSource::Beneath { directory: root, path: range.path, len_bytes: range.file_size }
             }
-            Root::File(file, len_bytes) if range.path.is_empty() && *len_bytes == range.file_size => {
-                FileSource::Open(file)
+            FileKind::Regular if range.path.is_empty() && status.len_bytes == range.file_size => {
+                FileSource::Open(root)
             }
-            // The root is something else than when it was walked.
-            Root::Directory(_) | Root::File(..) | Root::Link => return Lookup::Broken,
+            _ => return Lookup::Broken,
         };
         Lookup::Piece(Piece::File(FilePiece { source, offset: range.offset, len: range.len }))
     }
@@ -192,8 +227,8 @@ mod tests {
     #[test]
     fn the_end_is_held_back_until_the_walk_is_over() {
         let (part, len_bytes) = link();
-        let shared = Rc::new(SharedLayout::new(len_bytes));
-        let mut body = NarBody::new(path(), Root::Link, Rc::clone(&shared));
+        let shared = Rc::new(SharedLayout::new(len_bytes, None));
+        let mut body = NarBody::new(path(), Root::Unneeded, Rc::clone(&shared));
         assert!(matches!(body.piece_at(0), Lookup::NotYet));
         shared.push(part);
         assert!(matches!(body.piece_at(0), Lookup::NotYet));
@@ -207,8 +242,8 @@ mod tests {
     fn another_length_than_the_databases_breaks_every_reader() {
         let (part, len_bytes) = link();
         for promised in [len_bytes - 8, len_bytes + 8] {
-            let shared = Rc::new(SharedLayout::new(promised));
-            let mut body = NarBody::new(path(), Root::Link, Rc::clone(&shared));
+            let shared = Rc::new(SharedLayout::new(promised, None));
+            let mut body = NarBody::new(path(), Root::Unneeded, Rc::clone(&shared));
             shared.push(part.clone());
             assert!(!shared.complete(len_bytes));
             assert!(matches!(body.piece_at(0), Lookup::Broken));

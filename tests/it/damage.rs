@@ -8,13 +8,18 @@ use std::path::{Path, PathBuf};
 use crate::support::nix::hash_part;
 use crate::support::{Narwire, Nix, Store, fixture};
 
+/// The server may keep the contents of files of this length in memory. Bytes.
+const TINY: usize = 3000;
+/// Files of this length it has to read each time. Bytes.
+const NOT_TINY: usize = 6000;
+
 /// Damages a path of some files, once before the server has read it and once after. From then on a NAR that comes to its
 /// end is the one that Nix once registered; whatever else comes is refused or cut off.
 #[track_caller]
 fn never_complete_and_wrong(damage: impl Fn(&Path)) {
-    for read_before in [false, true] {
+    for (read_before, file_len) in [(false, TINY), (true, TINY), (false, NOT_TINY), (true, NOT_TINY)] {
         let store = Store::new(Nix::installed());
-        let path = store.add_folder("damaged", 50, 3000);
+        let path = store.add_folder("damaged", 50, file_len);
         let registered = store.dump(&path);
         let healthy = store.add_bytes("healthy", b"next door");
         let server = store.serve();
@@ -121,13 +126,46 @@ fn the_whole_path_replaced_by_a_link() {
 #[test]
 fn a_file_of_the_same_size_and_other_contents_is_refused_by_the_client() {
     let (fixture, store) = (fixture(), Store::new(Nix::installed()));
-    let path = store.add_folder("damaged", 50, 3000);
+    let path = store.add_folder("damaged", 50, NOT_TINY);
     let server = store.serve_signed(&fixture.key);
-    fs::write(victim(&store.real(&path)), [0; 3000]).unwrap();
+    fs::write(victim(&store.real(&path)), [0; NOT_TINY]).unwrap();
     for nix in Nix::both() {
         let complaint = Store::new(nix).copy_from_failing(&server.url(), &fixture.key, &[&path]);
         assert!(complaint.contains("hash mismatch") || complaint.contains("does not exist"), "{complaint}");
     }
+}
+
+#[test]
+fn a_tiny_file_of_the_same_size_and_other_contents_is_found_before_anything_is_sent() {
+    let store = Store::new(Nix::installed());
+    let path = store.add_folder("damaged", 50, TINY);
+    let server = store.serve();
+    let target = server.nar_target(hash_part(&path));
+    let registered = store.dump(&path);
+    fs::write(victim(&store.real(&path)), [0; TINY]).unwrap();
+    // On a file system that does not say what is in memory nothing is kept, and the client has to find out.
+    let reply = server.get(&target);
+    assert!(reply.status == 404 || reply.body != registered);
+    store.delete(&path);
+    assert_eq!(store.add_folder("damaged", 50, TINY), path);
+    assert_eq!(server.get(&target).expect(200).body, registered);
+}
+
+/// What is kept in memory has the registered hash: it is as good as the path on disk, as long as that is valid.
+#[test]
+fn a_nar_that_is_in_memory_outlives_damage_and_ends_with_its_path() {
+    let store = Store::new(Nix::installed());
+    let path = store.add_folder("damaged", 50, TINY);
+    let registered = store.dump(&path);
+    let server = Narwire::start([store.flags(), vec!["--workers".into(), "1".into()]].concat());
+    let target = server.nar_target(hash_part(&path));
+    server.get(&target).expect(200);
+    fs::write(victim(&store.real(&path)), [0; TINY]).unwrap();
+    if server.get(&target).body != registered {
+        return eprintln!("SKIPPED: this file system does not say what is in memory");
+    }
+    store.delete(&path);
+    server.get(&target).expect_absent();
 }
 
 /// More files than the first part of a walk holds: the answer begins before the damage is known.
@@ -138,7 +176,7 @@ const FILES_OF_A_LARGE_TREE: usize = 2_000;
 fn remembered(damage: impl Fn(&Path)) {
     for read_before in [false, true] {
         let store = Store::new(Nix::installed());
-        let path = store.add_folder("damaged", FILES_OF_A_LARGE_TREE, 100);
+        let path = store.add_folder("damaged", FILES_OF_A_LARGE_TREE, NOT_TINY);
         let registered = store.dump(&path);
         // Each worker finds out for itself.
         let server = Narwire::start([store.flags(), vec!["--workers".into(), "1".into()]].concat());
@@ -158,7 +196,7 @@ fn remembered(damage: impl Fn(&Path)) {
         assert!(broken_off <= 1, "{broken_off} of 20 downloads were broken off (read before: {read_before})");
         server.get(&target).expect_absent();
         store.delete(&path);
-        assert_eq!(store.add_folder("damaged", FILES_OF_A_LARGE_TREE, 100), path);
+        assert_eq!(store.add_folder("damaged", FILES_OF_A_LARGE_TREE, NOT_TINY), path);
         assert_eq!(server.get(&target).expect(200).body, registered);
     }
 }
