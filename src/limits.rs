@@ -48,6 +48,8 @@ pub const SUBMISSION_ENTRIES: u32 = 1024;
 pub const COMPLETION_ENTRIES: u32 = 8 * 1024;
 /// Kernel threads for what cannot be done without waiting (cold opens, mostly). Per kind.
 pub const IO_WORKERS_MAX: u32 = 8;
+/// Small files that are open in the ring's own table at once; more are ordinary descriptors. Eight buffers' worth, 4 KiB.
+pub const DIRECT_FILES: u32 = 512;
 /// Buffers that received bytes lie in until they are looked at, which is at once. A power of two.
 pub const RECEIVE_BUFFERS: u16 = 256;
 /// Length of one of them. Bytes; a Nix client's request is about 200.

@@ -7,7 +7,8 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use io_uring::types::Fd;
+use io_uring::squeue::Flags;
+use io_uring::types::{DestinationSlot, Fd, Fixed, OpenHow};
 use io_uring::{Builder, IoUring, Probe, cqueue, opcode};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -36,13 +37,16 @@ pub enum Capability {
     MultishotReceive,
     /// One submission accepts for the life of a listener (Linux 5.19).
     MultishotAccept,
+    /// Small files are opened into the ring's own table and never become descriptors (direct descriptors, Linux 5.15, whose
+    /// closing is silent, Linux 5.17).
+    DirectFiles,
     /// Large ranges that are in memory are sent without copying: sendfile(2), and cachestat(2) to know (Linux 6.5).
     SendFile,
 }
 
 impl Capability {
     /// All of them, best first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DeferTaskrun,
         Self::CoopTaskrun,
         Self::NoSqarray,
@@ -51,6 +55,7 @@ impl Capability {
         Self::BufferRing,
         Self::MultishotReceive,
         Self::MultishotAccept,
+        Self::DirectFiles,
         Self::SendFile,
     ];
 
@@ -65,6 +70,7 @@ impl Capability {
             Self::BufferRing => "buffer-ring",
             Self::MultishotReceive => "multishot-receive",
             Self::MultishotAccept => "multishot-accept",
+            Self::DirectFiles => "direct-files",
             Self::SendFile => "sendfile",
         }
     }
@@ -171,6 +177,7 @@ impl Capabilities {
             Capability::MultishotReceive if !self.has(Capability::BufferRing) => Ok(false),
             Capability::MultishotReceive => try_receive(self, true),
             Capability::MultishotAccept => try_accept(self),
+            Capability::DirectFiles => try_direct_file(self),
             Capability::SendFile => try_send_file(),
         };
         works.unwrap_or(false)
@@ -242,7 +249,7 @@ fn try_receive(capabilities: Capabilities, multishot: bool) -> io::Result<bool> 
         opcode::Recv::new(fd, std::ptr::null_mut(), 1)
             .buf_group(BufferRing::GROUP)
             .build()
-            .flags(io_uring::squeue::Flags::BUFFER_SELECT)
+            .flags(Flags::BUFFER_SELECT)
     };
     writer.write_all(b"x")?;
     let cqe = submit_one(ring, &entry)?;
@@ -271,6 +278,25 @@ fn try_accept(capabilities: Capabilities) -> io::Result<bool> {
     Ok(cqe.result() >= 0 && cqueue::more(cqe.flags()))
 }
 
+/// Opens the root directory into a table of one, closes it, and looks each time whether it is there.
+fn try_direct_file(capabilities: Capabilities) -> io::Result<bool> {
+    let mut ring = capabilities.builder().build(8)?;
+    ring.submitter().register_files(&[-1])?;
+    let how = OpenHow::new().flags(libc::O_RDONLY as u64);
+    let slot = DestinationSlot::try_from_slot_target(0).ok();
+    let open =
+        opcode::OpenAt2::new(Fd(libc::AT_FDCWD), c"/".as_ptr(), &raw const how).file_index(slot).build();
+    let mut byte = 0_u8;
+    let read = opcode::Read::new(Fixed(0), &raw mut byte, 1).build();
+    let is_open = submit_one(&mut ring, &open)?.result() == 0
+        && submit_one(&mut ring, &read)?.result() == -libc::EISDIR;
+    let close = opcode::Close::new(Fixed(0)).build().flags(Flags::SKIP_SUCCESS);
+    // SAFETY: a close points to nothing.
+    unsafe { ring.submission().push(&close) }.map_err(|_| io::ErrorKind::WouldBlock)?;
+    // The next answer is the read's: the close says nothing.
+    Ok(is_open && submit_one(&mut ring, &read)?.result() == -libc::EBADF)
+}
+
 /// Asks whether a file of its own is in memory. That its file system cannot tell says nothing about the others.
 fn try_send_file() -> io::Result<bool> {
     let mut file = tempfile::tempfile()?;
@@ -280,7 +306,8 @@ fn try_send_file() -> io::Result<bool> {
 }
 
 fn submit_one(ring: &mut IoUring, entry: &io_uring::squeue::Entry) -> io::Result<cqueue::Entry> {
-    // SAFETY: the entries of this module point to nothing but the registered buffers, which outlive the call.
+    // SAFETY: the entries of this module point to nothing but the registered buffers and what their makers hold until
+    // their completion is here, which outlive the call.
     unsafe { ring.submission().push(entry) }.map_err(|_| io::ErrorKind::WouldBlock)?;
     ring.submit_and_wait(1)?;
     ring.completion().next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())

@@ -162,15 +162,15 @@ impl Connection {
                 self.progress_s = context.now_s;
                 self.transfer(context, |transfer, tools| transfer.writable(result, tools));
             }
-            (Outcome::Opened(result), Purpose::File(index)) => {
-                self.transfer(context, |transfer, tools| transfer.opened(index, result, tools));
+            (Outcome::Opened(result), Purpose::File(_)) => {
+                self.transfer(context, |transfer, tools| transfer.opened(result, tools));
             }
             (Outcome::Opened(result), _) => {
                 let answer = context.service.opened(self.id, result);
                 self.answer(answer, context);
             }
-            (Outcome::Read { result, file, buffer }, Purpose::File(index)) => {
-                self.transfer(context, |transfer, tools| transfer.read(index, result, file, buffer, tools));
+            (Outcome::Read { result, buffer }, Purpose::File(index)) => {
+                self.transfer(context, |transfer, tools| transfer.read(index, result, buffer, tools));
             }
             (Outcome::Read { .. } | Outcome::Accepted { .. } | Outcome::InboxRung, _) => {
                 debug_assert!(false, "not an operation of a connection");

@@ -12,6 +12,7 @@ use std::ops::Range;
 use bytes::BytesMut;
 use rustix::io::Errno;
 
+use super::body::Fault;
 use super::descriptor::Descriptor;
 
 /// Names a connection for as long as it lives, and for long after: its slot is used again, its name is not.
@@ -43,7 +44,7 @@ pub enum Purpose {
     Send,
     /// Opening what the service asked for.
     ServiceOpen,
-    /// Opening or reading the file with this index in the transfer's current batch.
+    /// Reading the file with this index in the transfer's current batch, or opening the only one.
     File(u16),
 }
 
@@ -97,7 +98,7 @@ pub enum Op {
         /// Relative to the directory.
         path: CString,
     },
-    /// Read from a file into `buffer[filled..]`, possibly less.
+    /// Fill `buffer` from a file.
     Read {
         /// A regular file.
         file: Descriptor,
@@ -105,8 +106,18 @@ pub enum Op {
         offset: u64,
         /// Comes back with the completion.
         buffer: BytesMut,
-        /// Bytes of the buffer that are there already.
-        filled: usize,
+    },
+    /// Read a file from `offset` to its end. It is opened beneath a directory for this, never through a link.
+    ReadFile {
+        /// The directory.
+        directory: Descriptor,
+        /// Relative to the directory.
+        path: CString,
+        /// Where in the file. Bytes.
+        offset: u64,
+        /// Has room for one byte more than the file should have there: a file that fills it has grown, and one that does
+        /// not come to that byte has shrunk. Comes back with the completion.
+        buffer: BytesMut,
     },
     /// Complete when another thread rang the worker's bell.
     AwaitInbox {
@@ -178,12 +189,10 @@ pub enum Outcome<'ring> {
     Writable(Result<(), Errno>),
     /// Of [`Op::Open`].
     Opened(Result<OpenedFile, Errno>),
-    /// Of [`Op::Read`].
+    /// Of [`Op::Read`] and [`Op::ReadFile`].
     Read {
-        /// Bytes read behind the ones that were there; 0 at the end of the file.
-        result: Result<usize, Errno>,
-        /// The submission's file.
-        file: Descriptor,
+        /// Whether everything is there that should be.
+        result: Result<(), Fault>,
         /// The submission's buffer.
         buffer: BytesMut,
     },

@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::Driver;
+use super::body::Fault;
 use super::descriptor::Descriptor;
 use super::op::{
     Completion, FileKind, FileStatus, Op, OpenedFile, Outcome, SendFileError, Submission, Token,
@@ -477,9 +478,28 @@ impl Sim {
                 assert_eq!(directory.raw(), DIRECTORY_NUMBER, "opened beneath the directory");
                 Attempt::Done(Outcome::Opened(self.open(&path)))
             }
-            Op::Read { file, offset, mut buffer, filled } => {
-                let result = self.read(&file, offset, &mut buffer[filled..]);
-                Attempt::Done(Outcome::Read { result, file, buffer })
+            Op::Read { file, offset, mut buffer } => {
+                let file = self.file_of(&file);
+                let result = match read(&file, offset, &mut buffer) {
+                    Ok(len) if len == buffer.len() => Ok(()),
+                    Ok(_) => Err(Fault::Changed),
+                    Err(errno) => Err(Fault::File(errno)),
+                };
+                Attempt::Done(Outcome::Read { result, buffer })
+            }
+            Op::ReadFile { directory, path, offset, mut buffer } => {
+                assert_eq!(directory.raw(), DIRECTORY_NUMBER, "read beneath the directory");
+                let result = match self.files.get(&path) {
+                    None => Err(Errno::NOENT),
+                    Some(file) if file.kind != FileKind::Regular => Err(Errno::ISDIR),
+                    Some(file) => read(file, offset, &mut buffer),
+                };
+                let result = match result {
+                    Ok(len) if len + 1 == buffer.len() => Ok(()),
+                    Ok(_) => Err(Fault::Changed),
+                    Err(errno) => Err(Fault::File(errno)),
+                };
+                Attempt::Done(Outcome::Read { result, buffer })
             }
             Op::Accept { listener } => match self.backlog.pop_front() {
                 _ if is_canceled => {
@@ -546,7 +566,8 @@ impl Sim {
         if state.peer_reset {
             return Some(Err(Errno::PIPE));
         }
-        if self.random.chance(self.faults.interrupted) {
+        // One that waits is not interrupted again and again: a peer that never reads would keep a world going.
+        if state.room() > 0 && self.random.chance(self.faults.interrupted) {
             return Some(Err(Errno::INTR));
         }
         if state.room() == 0 || !wait && self.random.chance(self.faults.spurious) {
@@ -613,20 +634,6 @@ impl Sim {
         Ok(OpenedFile { file: Descriptor::simulated(number, &self.open_count), status })
     }
 
-    fn read(&mut self, file: &Descriptor, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let file = self.file_of(file);
-        let rest = rest_of(&file, offset);
-        let mut len = buffer.len().min(rest.len());
-        if len == 0 {
-            return if file.is_damaged { Err(Errno::IO) } else { Ok(0) };
-        }
-        if self.random.chance(self.faults.short) {
-            len = 1 + self.random.below(len);
-        }
-        buffer[..len].copy_from_slice(&rest[..len]);
-        Ok(len)
-    }
-
     fn file_of(&self, file: &Descriptor) -> SimulatedFile {
         self.opened[index_of(file, FILE_NUMBER_MIN)]
     }
@@ -642,6 +649,14 @@ enum Attempt {
 
 fn index_of(descriptor: &Descriptor, number_min: RawFd) -> usize {
     usize::try_from(descriptor.raw() - number_min).expect("a descriptor of this kind")
+}
+
+/// What a file has, as far as the buffer goes; what is read of a damaged one fails.
+fn read(file: &SimulatedFile, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let rest = rest_of(file, offset);
+    let len = buffer.len().min(rest.len());
+    buffer[..len].copy_from_slice(&rest[..len]);
+    if len < buffer.len() && file.is_damaged { Err(Errno::IO) } else { Ok(len) }
 }
 
 fn rest_of(file: &SimulatedFile, offset: u64) -> &'static [u8] {
@@ -673,7 +688,7 @@ impl Driver for Sim {
                 return;
             }
             // Nothing that was there before may be taken for something that was read.
-            Op::Read { buffer, filled, .. } => buffer[*filled..].fill(0xee),
+            Op::Read { buffer, .. } | Op::ReadFile { buffer, .. } => buffer.fill(0xee),
             _ => {}
         }
         let is_new = self.in_flight.iter().all(|in_flight| in_flight.token != token);

@@ -67,22 +67,25 @@ enum State {
 
 /// One buffer that is filled.
 struct Pack {
-    /// The buffer in parts: even ones are bytes that are there, odd ones belong to the file of half their index and are
-    /// away while the kernel reads into them. The last one is what was not needed.
+    /// The buffer in parts: even ones are bytes that are there, odd ones are away while the kernel reads into them. The
+    /// last one is what was not needed.
     parts: Vec<Option<BytesMut>>,
-    files: Vec<PackedFile>,
+    /// What the last byte of each odd part is when the file does not come to it: the byte that follows the file.
+    spares: Vec<Option<u8>>,
     /// Files that are not complete.
     missing: usize,
     /// Bytes of the buffer that will be sent.
     filled: usize,
 }
 
-/// A file that is read into a part of the buffer.
-struct PackedFile {
-    offset: u64,
-    /// The length that the whole file must have, when it is opened for this.
-    expected_len: Option<u64>,
-    filled: usize,
+/// A file that will be read into `buffer[start..][..len]`.
+struct PlannedFile {
+    start: usize,
+    len: usize,
+    /// Whether the last of these bytes is one that the file should not have.
+    has_spare: bool,
+    /// How to read it; still without its buffer.
+    op: Op,
 }
 
 /// What a transfer came to.
@@ -157,7 +160,7 @@ impl Transfer {
             return self.pack(tools);
         }
         match self.piece_at(self.position) {
-            Lookup::Piece(Piece::File(piece)) if is_long(piece.len) => self.send_long(tools),
+            Lookup::Piece(Piece::File(piece)) if goes_alone(&piece) => self.send_long(tools),
             Lookup::Piece(_) => self.pack(tools),
             Lookup::NotYet => {
                 self.state = State::AwaitingBody;
@@ -266,43 +269,41 @@ impl Transfer {
         }
     }
 
-    /// Of [`Op::Open`], for the file of this index.
-    pub fn opened(
-        &mut self,
-        index: u16,
-        result: Result<OpenedFile, Errno>,
-        tools: &mut Tools<'_>,
-    ) -> Progress {
+    /// Of [`Op::Open`].
+    pub fn opened(&mut self, result: Result<OpenedFile, Errno>, tools: &mut Tools<'_>) -> Progress {
         let opened = match result {
             Ok(opened) if opened.status.kind == FileKind::Regular => opened,
             Ok(_) => return self.broke(Fault::Changed),
             Err(errno) => return self.broke(Fault::File(errno)),
         };
-        let outcome = match &mut self.state {
-            State::Opening => {
-                self.state = State::Ready;
-                self.opened_long(&opened, tools)
-            }
-            State::Packing(pack) => pack.opened(index, opened, tools).map(|()| Progress::Underway),
-            _ => return Progress::Broken,
-        };
-        outcome.unwrap_or_else(|fault| self.broke(fault))
+        self.state = State::Ready;
+        let position = self.position;
+        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Progress::Broken };
+        if let FileSource::Beneath { len_bytes, .. } = piece.source
+            && len_bytes != opened.status.len_bytes
+        {
+            return self.broke(Fault::Changed);
+        }
+        let positions = position..position + piece.len;
+        self.long = Some(LongFile { positions, file: opened.file, offset: piece.offset });
+        self.step(tools)
     }
 
-    /// Of [`Op::Read`], for the file of this index.
+    /// Of [`Op::Read`] and [`Op::ReadFile`], for the file of this index.
     pub fn read(
         &mut self,
         index: u16,
-        result: Result<usize, Errno>,
-        file: Descriptor,
+        result: Result<(), Fault>,
         buffer: BytesMut,
         tools: &mut Tools<'_>,
     ) -> Progress {
         let State::Packing(pack) = &mut self.state else { return Progress::Broken };
-        match pack.read(index, result, file, buffer, tools) {
-            Err(fault) => return self.broke(fault),
-            Ok(()) if pack.missing == 0 => self.send_pack(tools),
-            Ok(()) => {}
+        if let Err(fault) = result {
+            return self.broke(fault);
+        }
+        pack.take_back(index, buffer);
+        if pack.missing == 0 {
+            self.send_pack(tools);
         }
         Progress::Underway
     }
@@ -334,7 +335,7 @@ impl Transfer {
                 Lookup::Piece(Piece::File(FilePiece { len: piece.len.min(wanted), ..piece }))
             }
             Lookup::Piece(Piece::Bytes(bytes)) => {
-                let len = usize::try_from(wanted).map_or(bytes.len(), |wanted| bytes.len().min(wanted));
+                let len = bytes.len().min(to_usize(wanted));
                 Lookup::Piece(Piece::Bytes(&bytes[..len]))
             }
             other => other,
@@ -347,8 +348,7 @@ impl Transfer {
         let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Progress::Broken };
         match piece.source {
             FileSource::Open(file) => {
-                let len =
-                    usize::try_from(piece.len).map_or(SENDFILE_LEN_MAX, |len| len.min(SENDFILE_LEN_MAX));
+                let len = to_usize(piece.len).min(SENDFILE_LEN_MAX);
                 let op = Op::SendFile {
                     socket: tools.socket.clone(),
                     file: file.clone(),
@@ -367,19 +367,6 @@ impl Transfer {
         Progress::Underway
     }
 
-    fn opened_long(&mut self, opened: &OpenedFile, tools: &mut Tools<'_>) -> Result<Progress, Fault> {
-        let position = self.position;
-        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Ok(Progress::Broken) };
-        if let FileSource::Beneath { len_bytes, .. } = piece.source
-            && len_bytes != opened.status.len_bytes
-        {
-            return Err(Fault::Changed);
-        }
-        let positions = position..position + piece.len;
-        self.long = Some(LongFile { positions, file: opened.file.clone(), offset: piece.offset });
-        Ok(self.step(tools))
-    }
-
     /// Fills a buffer with the lead, framing and files, as far as there is room and the body knows.
     fn pack(&mut self, tools: &mut Tools<'_>) -> Progress {
         let Some(mut buffer) = tools.pool.take_pack(tools.id) else {
@@ -390,42 +377,34 @@ impl Transfer {
         buffer[..filled].copy_from_slice(&self.lead[..filled]);
         let mut at = self.position;
         let mut cold_until = self.cold_until;
-        let mut planned: Vec<(usize, usize, PackedFile)> = Vec::new();
-        let mut opens: Vec<Op> = Vec::new();
-        while at < self.end && filled < PACK_BUFFER_LEN_BYTES && planned.len() < PACK_FILES_MAX {
-            let room = PACK_BUFFER_LEN_BYTES - filled;
+        let mut planned: Vec<PlannedFile> = Vec::new();
+        // Whether the byte at `filled` is lent to the file before it: then it must be one that is known already.
+        let mut is_spare = false;
+        let mut filled_max = PACK_BUFFER_LEN_BYTES;
+        while at < self.end && filled < filled_max && planned.len() < PACK_FILES_MAX {
+            let room = filled_max - filled;
             let len = match self.piece_at(at) {
                 Lookup::Piece(Piece::Bytes(bytes)) if !bytes.is_empty() => {
                     let len = bytes.len().min(room);
                     buffer[filled..filled + len].copy_from_slice(&bytes[..len]);
+                    is_spare = false;
                     len
                 }
                 Lookup::Piece(Piece::File(piece)) => {
                     let is_cold = at < cold_until;
-                    let fits = piece.len <= room as u64;
-                    if !is_cold && (is_long(piece.len) || !fits) {
+                    if is_spare || goes_alone(&piece) && !is_cold {
                         break;
                     }
-                    let len = if fits { usize::try_from(piece.len).unwrap_or(room) } else { room };
-                    let (expected_len, op) = match piece.source {
-                        FileSource::Open(file) => (
-                            None,
-                            Op::Read {
-                                file: file.clone(),
-                                offset: piece.offset,
-                                buffer: BytesMut::new(),
-                                filled: 0,
-                            },
-                        ),
-                        FileSource::Beneath { directory, path, len_bytes } => (
-                            Some(len_bytes),
-                            Op::Open { directory: directory.clone(), path: path.to_owned() },
-                        ),
-                    };
-                    planned.push((filled, len, PackedFile { offset: piece.offset, expected_len, filled: 0 }));
-                    opens.push(op);
+                    let Some(file) = PlannedFile::new(&piece, filled, room, is_cold) else { break };
+                    is_spare = file.has_spare;
                     // Only the file that was found cold is cut at the buffer's end.
                     cold_until = 0;
+                    let len = to_usize(piece.len).min(room);
+                    if len + usize::from(is_spare) < file.len {
+                        // The end of the file is read and not wanted; nothing can follow it here.
+                        filled_max = filled + len;
+                    }
+                    planned.push(file);
                     len
                 }
                 Lookup::NotYet => break,
@@ -442,20 +421,17 @@ impl Transfer {
             self.state = State::AwaitingBody;
             return Progress::Underway;
         }
-        self.state = State::Packing(Pack::new(buffer, planned, filled));
-        if opens.is_empty() {
-            self.send_pack(tools);
-            return Progress::Underway;
+        let mut pack = Pack::new(buffer, &planned, filled);
+        for (index, mut planned) in (0u16..).zip(planned) {
+            if let Op::Read { buffer, .. } | Op::ReadFile { buffer, .. } = &mut planned.op {
+                *buffer = pack.lend(index, planned.has_spare);
+            }
+            tools.submit(Purpose::File(index), planned.op);
         }
-        let State::Packing(pack) = &mut self.state else { return Progress::Broken };
-        for (index, op) in (0u16..).zip(opens) {
-            let op = match op {
-                Op::Read { file, offset, .. } => {
-                    Op::Read { file, offset, buffer: pack.lend(index), filled: 0 }
-                }
-                open => open,
-            };
-            tools.submit(Purpose::File(index), op);
+        let is_complete = pack.missing == 0;
+        self.state = State::Packing(pack);
+        if is_complete {
+            self.send_pack(tools);
         }
         Progress::Underway
     }
@@ -479,20 +455,58 @@ impl Transfer {
     }
 }
 
+impl PlannedFile {
+    /// Reads a piece into a buffer that has `room` left from `start` on. None when it does not fit and is not to be cut.
+    fn new(piece: &FilePiece<'_>, start: usize, room: usize, may_be_cut: bool) -> Option<Self> {
+        let (buffer, offset) = (BytesMut::new(), piece.offset);
+        match piece.source {
+            FileSource::Open(file) => {
+                let len = to_usize(piece.len);
+                let op = Op::Read { file: file.clone(), offset, buffer };
+                (len <= room || may_be_cut).then(|| Self { start, len: len.min(room), has_spare: false, op })
+            }
+            FileSource::Beneath { directory, path, len_bytes } => {
+                // To its end, even if the last bytes are not wanted: that is how its length is checked.
+                let len = to_usize(len_bytes.saturating_sub(offset).max(piece.len)).saturating_add(1);
+                if len > room {
+                    return None;
+                }
+                let op = Op::ReadFile { directory: directory.clone(), path: path.to_owned(), offset, buffer };
+                Some(Self { start, len, has_spare: true, op })
+            }
+        }
+    }
+}
+
 impl Pack {
-    /// Cuts `buffer` into what is there and what the files (start, length) will bring.
-    fn new(mut buffer: BytesMut, planned: Vec<(usize, usize, PackedFile)>, filled: usize) -> Self {
+    /// Cuts `buffer` into what is there and what the files will bring.
+    fn new(mut buffer: BytesMut, planned: &[PlannedFile], filled: usize) -> Self {
         let mut parts = Vec::with_capacity(2 * planned.len() + 1);
-        let mut files = Vec::with_capacity(planned.len());
         let mut cut = 0;
-        for (start, len, file) in planned {
-            parts.push(Some(buffer.split_to(start - cut)));
-            parts.push(Some(buffer.split_to(len)));
-            cut = start + len;
-            files.push(file);
+        for file in planned {
+            parts.push(Some(buffer.split_to(file.start - cut)));
+            parts.push(Some(buffer.split_to(file.len)));
+            cut = file.start + file.len;
         }
         parts.push(Some(buffer));
-        Self { parts, missing: files.len(), files, filled }
+        Self { parts, spares: Vec::with_capacity(planned.len()), missing: planned.len(), filled }
+    }
+
+    /// The part of the next file, for the kernel to read into.
+    fn lend(&mut self, index: u16, has_spare: bool) -> BytesMut {
+        let part = self.parts[2 * usize::from(index) + 1].take().unwrap_or_default();
+        self.spares.push(part.last().copied().filter(|_| has_spare));
+        part
+    }
+
+    /// The part of a file that is there.
+    fn take_back(&mut self, index: u16, mut part: BytesMut) {
+        let index = usize::from(index);
+        if let (Some(spare), Some(last)) = (self.spares[index], part.last_mut()) {
+            *last = spare;
+        }
+        self.parts[2 * index + 1] = Some(part);
+        self.missing -= 1;
     }
 
     /// The whole buffer again.
@@ -503,46 +517,18 @@ impl Pack {
         }
         whole
     }
+}
 
-    /// The part of a file, for the kernel to read into.
-    fn lend(&mut self, index: u16) -> BytesMut {
-        self.parts[2 * usize::from(index) + 1].take().unwrap_or_default()
-    }
+/// Whether a piece is sent by itself, from a file that stays open meanwhile: it is long, or a part of something long.
+fn goes_alone(piece: &FilePiece<'_>) -> bool {
+    is_long(match piece.source {
+        FileSource::Open(_) => piece.len,
+        FileSource::Beneath { len_bytes, .. } => len_bytes.saturating_sub(piece.offset),
+    })
+}
 
-    fn opened(&mut self, index: u16, opened: OpenedFile, tools: &mut Tools<'_>) -> Result<(), Fault> {
-        let file = &self.files[usize::from(index)];
-        if file.expected_len.is_some_and(|expected_len| expected_len != opened.status.len_bytes) {
-            return Err(Fault::Changed);
-        }
-        let offset = file.offset;
-        let op = Op::Read { file: opened.file, offset, buffer: self.lend(index), filled: 0 };
-        tools.submit(Purpose::File(index), op);
-        Ok(())
-    }
-
-    fn read(
-        &mut self,
-        index: u16,
-        result: Result<usize, Errno>,
-        descriptor: Descriptor,
-        buffer: BytesMut,
-        tools: &mut Tools<'_>,
-    ) -> Result<(), Fault> {
-        let file = &mut self.files[usize::from(index)];
-        match result {
-            Ok(0) => return Err(Fault::Changed),
-            Err(errno) => return Err(Fault::File(errno)),
-            Ok(len) => file.filled += len,
-        }
-        if file.filled < buffer.len() {
-            let (offset, filled) = (file.offset + file.filled as u64, file.filled);
-            tools.submit(Purpose::File(index), Op::Read { file: descriptor, offset, buffer, filled });
-        } else {
-            self.parts[2 * usize::from(index) + 1] = Some(buffer);
-            self.missing -= 1;
-        }
-        Ok(())
-    }
+fn to_usize(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
 }
 
 fn is_long(len: u64) -> bool {

@@ -6,31 +6,40 @@
 //! only for a page that is evicted between the question and the call.
 #![expect(unsafe_code, reason = "the kernel is given pointers; each block says why they stay valid")]
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use io_uring::squeue::Flags;
-use io_uring::types::{Fd, OpenHow, SubmitArgs, Timespec};
+use io_uring::types::{DestinationSlot, Fd, Fixed, OpenHow, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
 
 use super::Driver;
+use super::body::Fault;
 use super::buffer_ring::{BufferRing, Lent};
 use super::capability::{Capabilities, Capability};
 use super::descriptor::Descriptor;
-use super::op::{Completion, Op, OpenedFile, Outcome, SendFileError, Submission, Token};
+use super::op::{Completion, FileKind, Op, OpenedFile, Outcome, SendFileError, Submission, Token};
 use super::sys;
 use crate::limits::{
-    COMPLETION_ENTRIES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_LEN_MAX, SUBMISSION_ENTRIES,
+    COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_LEN_MAX,
+    SUBMISSION_ENTRIES,
 };
 
 /// Never through links, never out of the directory (openat2(2)). `O_NONBLOCK` keeps a FIFO from holding a kernel thread.
-static OPEN_HOW: OpenHow = OpenHow::new()
-    .flags((libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY) as u64)
+static OPEN_HOW: OpenHow =
+    OPEN_DIRECT_HOW.flags((libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC) as u64);
+
+/// The same for a file in the ring's own table, which no other program inherits: the kernel refuses `O_CLOEXEC` there.
+static OPEN_DIRECT_HOW: OpenHow = OpenHow::new()
+    .flags((libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY) as u64)
     .resolve(libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS);
 
 /// User data of entries whose completion says nothing (cancellations).
@@ -48,6 +57,8 @@ pub struct Uring {
     local: VecDeque<(Token, LocalOutcome)>,
     /// Completions taken from the kernel and not yet given out.
     reaped: VecDeque<cqueue::Entry>,
+    /// Places for files in the ring's own table that are free, where the kernel can open into them.
+    free_slots: Vec<u32>,
     /// Where sockets are read into, where the kernel can choose buffers itself.
     buffers: Option<BufferRing>,
     /// What the last completion lent to its reader.
@@ -64,6 +75,19 @@ struct InFlight {
     receive_buffer: Option<Box<[u8]>>,
     /// Whether it was given to a kernel thread because it could not be done at once.
     is_retried: bool,
+    /// The place that is set aside for the file of an [`Op::ReadFile`].
+    slot: Option<u32>,
+    /// That file, once it is open.
+    file: Option<OwnFile>,
+    /// How much of a file was read. Bytes.
+    filled: usize,
+}
+
+/// A file that the ring opens and closes for itself.
+enum OwnFile {
+    /// In the ring's own table: no descriptor is made, looked up and locked, and closing it never waits.
+    Slot(u32),
+    Descriptor(OpenedFile),
 }
 
 /// What was carried out at once.
@@ -87,6 +111,9 @@ impl Uring {
         if capabilities.has(Capability::RegisteredRing) {
             ring.submitter().register_ring_fd()?;
         }
+        // The limit of open files holds for the table as well.
+        let has_slots = capabilities.has(Capability::DirectFiles)
+            && ring.submitter().register_files(&[-1; DIRECT_FILES as usize]).is_ok();
         let buffers = if capabilities.has(Capability::BufferRing) {
             Some(BufferRing::register(&ring.submitter())?)
         } else {
@@ -99,6 +126,7 @@ impl Uring {
             backlog: VecDeque::new(),
             local: VecDeque::new(),
             reaped: VecDeque::with_capacity(COMPLETION_ENTRIES as usize),
+            free_slots: if has_slots { (0..DIRECT_FILES).collect() } else { Vec::new() },
             buffers,
             lent: Lending::Nothing,
             bell: Box::new(0),
@@ -198,10 +226,31 @@ impl Uring {
             Op::Open { directory, path } => {
                 opcode::OpenAt2::new(Fd(directory.raw()), path.as_ptr(), &raw const OPEN_HOW).build()
             }
-            Op::Read { file, offset, buffer, filled } => {
-                let rest = &mut buffer[*filled..];
-                let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
-                opcode::Read::new(Fd(file.raw()), rest.as_mut_ptr(), len).offset(*offset).build()
+            Op::Read { file, offset, buffer } => {
+                let (rest, len) = rest_of(buffer, in_flight.filled);
+                opcode::Read::new(Fd(file.raw()), rest, len).offset(*offset + in_flight.filled as u64).build()
+            }
+            Op::ReadFile { directory, path, offset, buffer } => {
+                let (rest, len) = rest_of(buffer, in_flight.filled);
+                let offset = *offset + in_flight.filled as u64;
+                match (&in_flight.file, in_flight.slot) {
+                    (Some(OwnFile::Slot(slot)), _) => {
+                        let read = opcode::Read::new(Fixed(*slot), rest, len).offset(offset);
+                        read.rw_flags(libc::RWF_NOWAIT).build()
+                    }
+                    (Some(OwnFile::Descriptor(file)), _) => {
+                        opcode::Read::new(Fd(file.file.raw()), rest, len).offset(offset).build()
+                    }
+                    (None, slot) => {
+                        let how =
+                            if slot.is_some() { &raw const OPEN_DIRECT_HOW } else { &raw const OPEN_HOW };
+                        opcode::OpenAt2::new(Fd(directory.raw()), path.as_ptr(), how)
+                            .file_index(
+                                slot.and_then(|slot| DestinationSlot::try_from_slot_target(slot).ok()),
+                            )
+                            .build()
+                    }
+                }
             }
             Op::AwaitInbox { eventfd } => opcode::Read::new(Fd(eventfd.raw()), bell.cast(), 8).build(),
             Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
@@ -237,16 +286,12 @@ impl Uring {
         }
     }
 
-    /// Reads that a file system cannot do without waiting are done by a kernel thread instead.
-    fn resubmit_read(&mut self, key: u64) -> bool {
-        let Some(in_flight) = self.in_flight.get_mut(&key) else { return false };
-        if !matches!(in_flight.op, Op::Read { .. }) || in_flight.is_retried {
-            return false;
-        }
-        in_flight.is_retried = true;
-        let entry = Self::entry(in_flight, &raw mut *self.bell, self.capabilities);
-        self.push(entry.user_data(key).flags(Flags::ASYNC));
-        true
+    /// Empties a place in the ring's table. It is free at once: entries are carried out in their order, and this one waits
+    /// for nothing.
+    fn empty_slot(&mut self, slot: u32) {
+        let entry = opcode::Close::new(Fixed(slot)).build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(SILENT));
+        self.free_slots.push(slot);
     }
 
     /// Takes back what the reader of the last completion has seen.
@@ -275,6 +320,60 @@ impl Uring {
     }
 }
 
+impl InFlight {
+    /// Takes what came of an entry of a read: it is over, or goes on with another entry, which has these flags, and perhaps
+    /// without this place in the ring's table.
+    ///
+    /// A file in the table is read without waiting: one that the disk has to bring is opened again as a descriptor, whose
+    /// status can be asked for. So nothing but a regular file is ever waited for; a FIFO could take forever.
+    fn read_on(&mut self, cqe: &cqueue::Entry) -> ControlFlow<Result<(), Fault>, (Flags, Option<u32>)> {
+        let expected_len = match &self.op {
+            Op::ReadFile { .. } if self.file.is_none() => return self.opened(cqe),
+            Op::ReadFile { buffer, .. } => buffer.len() - 1,
+            Op::Read { buffer, .. } => buffer.len(),
+            _ => return ControlFlow::Break(Ok(())),
+        };
+        let len = match result_of(cqe) {
+            Ok(len) => len,
+            Err(Errno::AGAIN | Errno::OPNOTSUPP) if let Some(OwnFile::Slot(slot)) = self.file => {
+                self.file = None;
+                return ControlFlow::Continue((Flags::empty(), Some(slot)));
+            }
+            // A file system that cannot do it without waiting: then by a kernel thread.
+            Err(Errno::AGAIN) if !self.is_retried => {
+                self.is_retried = true;
+                return ControlFlow::Continue((Flags::ASYNC, None));
+            }
+            Err(errno) => return ControlFlow::Break(Err(Fault::File(errno))),
+        };
+        self.filled += len;
+        match self.filled.cmp(&expected_len) {
+            Ordering::Less if len > 0 => ControlFlow::Continue((Flags::empty(), None)),
+            Ordering::Equal => ControlFlow::Break(Ok(())),
+            Ordering::Less | Ordering::Greater => ControlFlow::Break(Err(Fault::Changed)),
+        }
+    }
+
+    /// Takes what came of opening the file of an [`Op::ReadFile`].
+    fn opened(&mut self, cqe: &cqueue::Entry) -> ControlFlow<Result<(), Fault>, (Flags, Option<u32>)> {
+        let file = match self.slot {
+            Some(slot) => result_of(cqe).map(|_| OwnFile::Slot(slot)),
+            None => opened(cqe).map(OwnFile::Descriptor),
+        };
+        match file {
+            Ok(OwnFile::Descriptor(file)) if file.status.kind != FileKind::Regular => {
+                ControlFlow::Break(Err(Fault::Changed))
+            }
+            Ok(file) => {
+                self.slot = None;
+                self.file = Some(file);
+                ControlFlow::Continue((Flags::empty(), None))
+            }
+            Err(errno) => ControlFlow::Break(Err(Fault::File(errno))),
+        }
+    }
+}
+
 impl Driver for Uring {
     fn submit(&mut self, submission: Submission) {
         let Submission { token, op } = submission;
@@ -293,7 +392,9 @@ impl Driver for Uring {
                 let receive_buffer = (matches!(op, Op::Receive { .. }) && self.buffers.is_none())
                     .then(|| vec![0; RECEIVE_BUFFER_LEN_BYTES as usize].into_boxed_slice());
                 let key = token.pack();
-                let in_flight = InFlight { token, op, receive_buffer, is_retried: false };
+                let slot = if matches!(op, Op::ReadFile { .. }) { self.free_slots.pop() } else { None };
+                let in_flight =
+                    InFlight { token, op, receive_buffer, is_retried: false, slot, file: None, filled: 0 };
                 let in_flight = match self.in_flight.entry(key) {
                     Entry::Vacant(vacant) => vacant.insert(in_flight),
                     Entry::Occupied(mut occupied) => {
@@ -331,12 +432,9 @@ impl Driver for Uring {
         loop {
             let cqe = self.reaped.pop_front()?;
             let key = cqe.user_data();
-            if cqe.result() == -libc::EAGAIN && self.resubmit_read(key) {
-                continue;
-            }
             let armed = cqueue::more(cqe.flags());
+            let Some(in_flight) = self.in_flight.get_mut(&key) else { continue };
             if armed {
-                let Some(in_flight) = self.in_flight.get(&key) else { continue };
                 let token = in_flight.token;
                 let outcome = match in_flight.op {
                     Op::Accept { .. } => Outcome::Accepted { result: accepted(&cqe), armed },
@@ -344,16 +442,37 @@ impl Driver for Uring {
                 };
                 return Some(Completion { token, outcome });
             }
-            let Some(InFlight { token, op, receive_buffer, .. }) = self.in_flight.remove(&key) else {
+            let mut read = Ok(());
+            if matches!(in_flight.op, Op::Read { .. } | Op::ReadFile { .. }) {
+                match in_flight.read_on(&cqe) {
+                    ControlFlow::Continue((flags, slot)) => {
+                        let entry = Self::entry(in_flight, &raw mut *self.bell, self.capabilities);
+                        self.push(entry.user_data(key).flags(flags));
+                        if let Some(slot) = slot {
+                            self.empty_slot(slot);
+                        }
+                        continue;
+                    }
+                    ControlFlow::Break(result) => read = result,
+                }
+            }
+            let Some(InFlight { token, op, receive_buffer, slot, file, .. }) = self.in_flight.remove(&key)
+            else {
                 continue;
             };
+            self.free_slots.extend(slot);
+            if let Some(OwnFile::Slot(slot)) = file {
+                self.empty_slot(slot);
+            }
             let outcome = match op {
                 Op::Accept { .. } => Outcome::Accepted { result: accepted(&cqe), armed },
                 Op::Receive { .. } => self.received(&cqe, receive_buffer, armed),
                 Op::Send { buffer, range, .. } => Outcome::Sent { result: result_of(&cqe), buffer, range },
                 Op::AwaitWritable { .. } => Outcome::Writable(result_of(&cqe).map(drop)),
                 Op::Open { .. } => Outcome::Opened(opened(&cqe)),
-                Op::Read { file, buffer, .. } => Outcome::Read { result: result_of(&cqe), file, buffer },
+                Op::Read { buffer, .. } | Op::ReadFile { buffer, .. } => {
+                    Outcome::Read { result: read, buffer }
+                }
                 Op::AwaitInbox { .. } => Outcome::InboxRung,
                 Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
                     continue;
@@ -377,6 +496,12 @@ impl Drop for Uring {
         }
         std::mem::forget(std::mem::take(&mut self.bell));
     }
+}
+
+/// Where what is missing of a buffer is to be read.
+fn rest_of(buffer: &mut BytesMut, filled: usize) -> (*mut u8, u32) {
+    let rest = &mut buffer[filled..];
+    (rest.as_mut_ptr(), u32::try_from(rest.len()).unwrap_or(u32::MAX))
 }
 
 fn result_of(cqe: &cqueue::Entry) -> Result<usize, Errno> {
@@ -421,5 +546,156 @@ impl Hasher for TokenHasher {
 
     fn write_u64(&mut self, value: u64) {
         self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::fs;
+    use std::io::Write as _;
+
+    use rustix::fs::{CWD, Mode, OFlags};
+
+    use super::*;
+    use crate::ring::op::{ConnectionId, Purpose};
+
+    /// Both ends of the ladder.
+    fn rings() -> [Uring; 2] {
+        let (none, all) = (Capabilities::default(), Capabilities::parse(["all"]).unwrap());
+        [none, all].map(|off| Uring::new(Capabilities::probe(off).unwrap()).unwrap())
+    }
+
+    fn token(number: usize) -> Token {
+        let id = ConnectionId { slot: u32::try_from(number).unwrap(), generation: 1 };
+        Token::Connection(id, Purpose::File(0))
+    }
+
+    /// Reads what follows `offset` of these files, each of which should be `len` bytes longer, side by side.
+    fn read_all(
+        ring: &mut Uring,
+        directory: &Descriptor,
+        files: &[(&str, u64, usize)],
+    ) -> Vec<Result<Vec<u8>, Fault>> {
+        for (number, &(path, offset, len)) in files.iter().enumerate() {
+            let (directory, path) = (directory.clone(), CString::new(path).unwrap());
+            let op = Op::ReadFile { directory, path, offset, buffer: BytesMut::zeroed(len + 1) };
+            ring.submit(Submission { token: token(number), op });
+        }
+        let mut results: Vec<_> = files.iter().map(|_| None).collect();
+        for _ in 0..1_000 {
+            if results.iter().all(Option::is_some) {
+                break;
+            }
+            ring.wait(Some(Duration::from_secs(1))).unwrap();
+            while let Some(Completion { token: of, outcome: Outcome::Read { result, mut buffer } }) =
+                ring.next_completion()
+            {
+                let number = (0..files.len()).find(|&number| token(number) == of).unwrap();
+                buffer.truncate(files[number].2);
+                assert!(
+                    results[number].replace(result.map(|()| buffer.to_vec())).is_none(),
+                    "one completion"
+                );
+            }
+        }
+        results.into_iter().map(Option::unwrap).collect()
+    }
+
+    #[test]
+    fn a_file_is_read_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("directory")).unwrap();
+        fs::write(folder.path().join("directory/file"), b"0123456789").unwrap();
+        fs::write(folder.path().join("long"), vec![7; 1 << 20]).unwrap();
+        std::os::unix::fs::symlink("directory/file", folder.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("directory", folder.path().join("way")).unwrap();
+        let fifo = folder.path().join("fifo");
+        rustix::fs::mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        let directory = Descriptor::from(OwnedFd::from(fs::File::open(folder.path()).unwrap()));
+        for mut ring in rings() {
+            let free_slots = ring.free_slots.len();
+            let read = read_all(
+                &mut ring,
+                &directory,
+                &[
+                    ("directory/file", 0, 10),
+                    ("directory/file", 4, 6),
+                    ("long", 0, 1 << 20),
+                    ("directory/file", 0, 9),
+                    ("directory/file", 0, 11),
+                    ("directory/file", 4, 0),
+                    ("missing", 0, 10),
+                    ("link", 0, 10),
+                    ("way/file", 0, 10),
+                    ("../etc/passwd", 0, 10),
+                    ("directory", 0, 10),
+                    ("fifo", 0, 10),
+                ],
+            );
+            assert_eq!(read[0].as_deref(), Ok(&b"0123456789"[..]));
+            assert_eq!(read[1].as_deref(), Ok(&b"456789"[..]));
+            assert_eq!(read[2].as_deref(), Ok(&vec![7; 1 << 20][..]));
+            assert_eq!(read[3], Err(Fault::Changed), "it is longer");
+            assert_eq!(read[4], Err(Fault::Changed), "it is shorter");
+            assert_eq!(read[5], Err(Fault::Changed), "it is longer");
+            assert_eq!(read[6], Err(Fault::File(Errno::NOENT)));
+            assert_eq!(read[7], Err(Fault::File(Errno::LOOP)));
+            assert_eq!(read[8], Err(Fault::File(Errno::LOOP)));
+            assert_eq!(read[9], Err(Fault::File(Errno::XDEV)));
+            assert!(read[10].is_err());
+            assert!(read[11].is_err());
+            // Somebody has opened it and says nothing, and then just as much as there should be.
+            let fifo = rustix::fs::open(&fifo, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).unwrap();
+            assert_eq!(read_all(&mut ring, &directory, &[("fifo", 0, 10)]), [Err(Fault::Changed)]);
+            rustix::io::write(&fifo, b"0123456789").unwrap();
+            assert_eq!(read_all(&mut ring, &directory, &[("fifo", 0, 10)]), [Err(Fault::Changed)]);
+            assert_eq!(ring.free_slots.len(), free_slots);
+            assert!(ring.in_flight.is_empty());
+        }
+    }
+
+    #[test]
+    fn more_files_than_the_table_has_places_are_read_side_by_side() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = DIRECT_FILES as usize + 100;
+        let names: Vec<_> = (0..count).map(|number| number.to_string()).collect();
+        for name in &names {
+            fs::write(folder.path().join(name), name).unwrap();
+        }
+        let files: Vec<_> = names.iter().map(|name| (&name[..], 0, name.len())).collect();
+        let directory = Descriptor::from(OwnedFd::from(fs::File::open(folder.path()).unwrap()));
+        for mut ring in rings() {
+            for _ in 0..3 {
+                let read = read_all(&mut ring, &directory, &files);
+                assert!(names.iter().zip(&read).all(|(name, read)| read.as_deref() == Ok(name.as_bytes())));
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_file_is_read_as_far_as_the_buffer_goes() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let file = Descriptor::from(OwnedFd::from(file));
+        for mut ring in rings() {
+            for (offset, len, expected) in [(2, 5, Ok(())), (0, 10, Ok(())), (0, 11, Err(Fault::Changed))] {
+                let op = Op::Read { file: file.clone(), offset, buffer: BytesMut::zeroed(len) };
+                ring.submit(Submission { token: token(0), op });
+                let (result, buffer) = loop {
+                    ring.wait(Some(Duration::from_secs(10))).unwrap();
+                    let completion = ring.next_completion();
+                    let Some(Completion { outcome: Outcome::Read { result, buffer }, .. }) = completion
+                    else {
+                        continue;
+                    };
+                    break (result, buffer);
+                };
+                assert_eq!(result, expected);
+                let rest = &b"0123456789"[usize::try_from(offset).unwrap()..];
+                let end = buffer.len().min(rest.len());
+                assert_eq!(buffer[..end], rest[..end]);
+            }
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::{End, Faults, Peer, Random, Sim, SimulatedFile, Socket};
 use crate::codec::http::request::{self, BodyLength, Parsed, Request};
 use crate::codec::http::response::Fields;
 use crate::codec::http::{Method, Status};
-use crate::limits::PACK_BUFFERS_MAX;
+use crate::limits::{PACK_BUFFERS_MAX, SENDFILE_LEN_MIN};
 use crate::ring::Driver as _;
 use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
 use crate::ring::connection::{Connection, Context, Parting};
@@ -96,7 +96,10 @@ impl File {
         match self.flaw {
             Flaw::Nothing => false,
             Flaw::Missing | Flaw::Longer | Flaw::Directory => true,
-            Flaw::Shrunk | Flaw::Damaged => range.end > self.len() / 2,
+            // Of what is not long, all is read that follows.
+            Flaw::Shrunk | Flaw::Damaged => {
+                range.end > self.len() / 2 || ((self.len() - range.start) as u64) < SENDFILE_LEN_MIN
+            }
         }
     }
 }
