@@ -29,8 +29,6 @@ pub enum Capability {
     NoSqarray,
     /// One bad submission does not hold up the others (`SUBMIT_ALL`, Linux 5.18).
     SubmitAll,
-    /// The ring's own descriptor is not looked up on every call (`IORING_REGISTER_RING_FDS`, Linux 5.18).
-    RegisteredRing,
     /// The kernel chooses the buffer when data arrives: idle connections hold none (buffer rings, Linux 5.19).
     BufferRing,
     /// One submission receives for the life of a connection (Linux 6.0).
@@ -46,12 +44,11 @@ pub enum Capability {
 
 impl Capability {
     /// All of them, best first.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::DeferTaskrun,
         Self::CoopTaskrun,
         Self::NoSqarray,
         Self::SubmitAll,
-        Self::RegisteredRing,
         Self::BufferRing,
         Self::MultishotReceive,
         Self::MultishotAccept,
@@ -66,7 +63,6 @@ impl Capability {
             Self::CoopTaskrun => "coop-taskrun",
             Self::NoSqarray => "no-sqarray",
             Self::SubmitAll => "submit-all",
-            Self::RegisteredRing => "registered-ring",
             Self::BufferRing => "buffer-ring",
             Self::MultishotReceive => "multishot-receive",
             Self::MultishotAccept => "multishot-accept",
@@ -169,9 +165,6 @@ impl Capabilities {
             Capability::CoopTaskrun => Self::default().with(capability).builder().build(8).map(|_| true),
             Capability::DeferTaskrun | Capability::NoSqarray | Capability::SubmitAll => {
                 self.with(capability).builder().build(8).map(|_| true)
-            }
-            Capability::RegisteredRing => {
-                self.builder().build(8).and_then(|ring| ring.submitter().register_ring_fd()).map(|()| true)
             }
             Capability::BufferRing => try_receive(self, false),
             Capability::MultishotReceive if !self.has(Capability::BufferRing) => Ok(false),

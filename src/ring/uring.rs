@@ -108,9 +108,6 @@ impl Uring {
         let ring = capabilities.builder().build(SUBMISSION_ENTRIES)?;
         // A disk that is slow must not make hundreds of kernel threads; both numbers are per ring.
         let _ = ring.submitter().register_iowq_max_workers(&mut [IO_WORKERS_MAX, IO_WORKERS_MAX]);
-        if capabilities.has(Capability::RegisteredRing) {
-            ring.submitter().register_ring_fd()?;
-        }
         // The limit of open files holds for the table as well.
         let has_slots = capabilities.has(Capability::DirectFiles)
             && ring.submitter().register_files(&[-1; DIRECT_FILES as usize]).is_ok();
