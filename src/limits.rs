@@ -142,6 +142,8 @@ pub const SECRET_KEY_FILE_LEN_MAX: usize = 4 * 1024;
 /// Paths read from the database at a time while looking for debug symbols.
 pub const DEBUG_INFO_BATCH: u32 = 1024;
 
+const _: () =
+    assert!(LAYOUTS_LEN_MAX < LAYOUTS_ALIVE_LEN_MAX as u64, "those that are kept leave room for others");
 const _: () = assert!(KEPT_CONTENTS_LEN_MAX < LAYOUTS_LEN_MAX, "a layout with contents can be kept");
 const _: () = assert!(WALK_FIRST_PART_ENTRIES <= WALK_PART_ENTRIES_MAX, "parts only grow");
 
@@ -163,6 +165,9 @@ pub const WALK_NICE: i32 = 10;
 pub const KNOWN_PATHS_LEN_MAX: u64 = 128 * 1024 * 1024;
 /// Memory for layouts of NARs that were sent. Per worker. Bytes.
 pub const LAYOUTS_LEN_MAX: u64 = 32 * 1024 * 1024;
+/// Memory for all layouts, those that are walked or being sent included: no walk begins above it, and the answer is 503. A walk
+/// that has begun goes on, and takes about 240 bytes an entry. Per worker. Bytes.
+pub const LAYOUTS_ALIVE_LEN_MAX: usize = 512 * 1024 * 1024;
 /// How long a damaged path is absent before its tree is looked at again.
 pub const DAMAGE_REMEMBERED: Duration = Duration::from_secs(10);
 /// Damaged paths that are remembered. Per worker.

@@ -13,12 +13,12 @@ use quick_cache::unsync::Cache;
 use tracing::error;
 
 use super::known_path::KnownPath;
-use super::nar_body::SharedLayout;
+use super::nar_body::{Footprint, SharedLayout};
 use super::refusal::Failure;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::nar::layout::Part;
 use crate::codec::store_path::HashPart;
-use crate::limits::{DAMAGE_REMEMBERED, DAMAGED_PATHS_MAX, LAYOUTS_LEN_MAX};
+use crate::limits::{DAMAGE_REMEMBERED, DAMAGED_PATHS_MAX, LAYOUTS_ALIVE_LEN_MAX, LAYOUTS_LEN_MAX};
 use crate::ring::op::ConnectionId;
 use crate::store::change::Stamp;
 
@@ -54,6 +54,7 @@ pub struct Layouts {
     kept: Cache<NarKey, Rc<SharedLayout>, LayoutWeighter>,
     walks: HashMap<NarKey, Walk>,
     damaged: HashMap<NarKey, Damage>,
+    footprint: Footprint,
 }
 
 /// A walk under way.
@@ -93,6 +94,7 @@ impl Default for Layouts {
             kept: Cache::with_weighter(128, LAYOUTS_LEN_MAX, LayoutWeighter),
             walks: HashMap::new(),
             damaged: HashMap::new(),
+            footprint: Footprint::default(),
         }
     }
 }
@@ -128,6 +130,11 @@ impl Layouts {
         Found::Layout(Rc::clone(&walk.layout))
     }
 
+    /// Whether another layout may be made. The ones that are being sent cannot be given up, however slow their readers are.
+    pub fn has_room(&self) -> bool {
+        self.footprint.get() < LAYOUTS_ALIVE_LEN_MAX
+    }
+
     /// Notes that a walk was begun for `id`.
     pub fn begin(&mut self, path: Arc<KnownPath>, root_inode: Option<u64>, id: ConnectionId, stamp: Stamp) {
         let key = key_of(&path);
@@ -135,7 +142,7 @@ impl Layouts {
         // A kept one that is still there was found damaged while it was sent, or the path was repaired.
         let broke = self.kept.remove(&key).is_some();
         let walk = Walk {
-            layout: Rc::new(SharedLayout::new(path.nar_size, root_inode)),
+            layout: Rc::new(SharedLayout::new(path.nar_size, root_inode, Rc::clone(&self.footprint))),
             path,
             stamp,
             is_suspect: was_damaged || broke,
@@ -369,5 +376,22 @@ mod tests {
         let told = layouts.take(key, WalkNews::Failed(Failure::Busy)).unwrap();
         assert!(matches!(told.outcome, Err(Failure::Busy)));
         assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
+    }
+
+    #[test]
+    fn what_is_sent_counts_until_it_was_sent() {
+        let (clock, (part, len_bytes)) = (Clock::new(), link());
+        let (path, mut layouts) = (path(len_bytes), Layouts::default());
+        let (key, part_len) = (key_of(&path), part.memory_len_bytes());
+        layouts.begin(path, None, FIRST, clock.stamp());
+        let told = layouts.take(key, WalkNews::Complete(Some(part), len_bytes)).unwrap();
+        assert_eq!(layouts.footprint.get(), part_len);
+        layouts.kept.clear();
+        assert_eq!(layouts.footprint.get(), part_len, "a reader has it");
+        drop(told);
+        assert_eq!(layouts.footprint.get(), 0);
+        assert!(layouts.has_room());
+        layouts.footprint.set(LAYOUTS_ALIVE_LEN_MAX);
+        assert!(!layouts.has_room());
     }
 }

@@ -319,7 +319,7 @@ impl LiveStore {
             Found::Damaged => return Step::Absent,
             Found::Joined => {}
             Found::Unknown => {
-                if self.walk(&path, &root).is_err() {
+                if !self.layouts.has_room() || self.walk(&path, &root).is_err() {
                     return Step::Reply(overloaded());
                 }
                 self.layouts.begin(Arc::clone(&path), root.inode(), id, stamp);

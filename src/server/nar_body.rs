@@ -21,7 +21,11 @@ pub struct SharedLayout {
     nar_size: u64,
     /// The root that is walked. A path that Nix has repaired has another.
     root_inode: Option<u64>,
+    footprint: Footprint,
 }
+
+/// Memory of all layouts of one worker that are kept, walked, or being sent. Bytes.
+pub type Footprint = Rc<Cell<usize>>;
 
 /// How far the walk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +39,11 @@ enum Growth {
 }
 
 impl SharedLayout {
-    /// A layout that knows nothing yet, of a NAR of `nar_size` bytes with this root.
-    pub fn new(nar_size: u64, root_inode: Option<u64>) -> Self {
+    /// A layout that knows nothing yet, of a NAR of `nar_size` bytes with this root. What it takes is part of `footprint` for as
+    /// long as it lives.
+    pub fn new(nar_size: u64, root_inode: Option<u64>, footprint: Footprint) -> Self {
         let layout = RefCell::new(Rc::new(Layout::new()));
-        Self { layout, growth: Cell::new(Growth::Walking), nar_size, root_inode }
+        Self { layout, growth: Cell::new(Growth::Walking), nar_size, root_inode, footprint }
     }
 
     /// Adds what the walk has found.
@@ -47,6 +52,7 @@ impl SharedLayout {
             return;
         }
         let known_len = {
+            self.footprint.update(|len| len + part.memory_len_bytes());
             let mut layout = self.layout.borrow_mut();
             Rc::make_mut(&mut layout).push(Arc::new(part));
             layout.known_len_bytes()
@@ -121,6 +127,13 @@ impl SharedLayout {
             Growth::Walking if layout.known_len_bytes() >= self.nar_size => Ok(None),
             Growth::Walking | Growth::Complete => Ok(Some(Rc::clone(&layout))),
         }
+    }
+}
+
+impl Drop for SharedLayout {
+    fn drop(&mut self) {
+        let parts_len = self.layout.get_mut().parts_memory_len_bytes();
+        self.footprint.update(|len| len - parts_len);
     }
 }
 
@@ -227,7 +240,7 @@ mod tests {
     #[test]
     fn the_end_is_held_back_until_the_walk_is_over() {
         let (part, len_bytes) = link();
-        let shared = Rc::new(SharedLayout::new(len_bytes, None));
+        let shared = Rc::new(SharedLayout::new(len_bytes, None, Footprint::default()));
         let mut body = NarBody::new(path(), Root::Unneeded, Rc::clone(&shared));
         assert!(matches!(body.piece_at(0), Lookup::NotYet));
         shared.push(part);
@@ -242,7 +255,7 @@ mod tests {
     fn another_length_than_the_databases_breaks_every_reader() {
         let (part, len_bytes) = link();
         for promised in [len_bytes - 8, len_bytes + 8] {
-            let shared = Rc::new(SharedLayout::new(promised, None));
+            let shared = Rc::new(SharedLayout::new(promised, None, Footprint::default()));
             let mut body = NarBody::new(path(), Root::Unneeded, Rc::clone(&shared));
             shared.push(part.clone());
             assert!(!shared.complete(len_bytes));

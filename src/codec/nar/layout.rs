@@ -432,8 +432,12 @@ impl Layout {
 
     /// Memory this layout and its parts hold. Bytes.
     pub fn memory_len_bytes(&self) -> usize {
-        let parts: usize = self.parts.iter().map(|part| part.memory_len_bytes()).sum();
-        size_of::<Self>() + self.parts.capacity() * size_of::<Arc<Part>>() + parts
+        size_of::<Self>() + self.parts.capacity() * size_of::<Arc<Part>>() + self.parts_memory_len_bytes()
+    }
+
+    /// Memory the parts hold, which clones of this layout share. Bytes.
+    pub fn parts_memory_len_bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.memory_len_bytes()).sum()
     }
 
     /// The piece that covers `offset`, clipped to start there.
