@@ -132,9 +132,9 @@ pub const KEPT_FILE_LEN_MAX: usize = 4 * 1024;
 /// All contents that are kept in one layout; what is beyond is read when it is sent. A file may take what a thousandth or two
 /// of the rest is, so that in a large tree there is room for many of the tiniest instead of a few longer ones. Bytes.
 pub const KEPT_CONTENTS_LEN_MAX: u64 = 8 * 1024 * 1024;
-/// Files that a walk does not try to read after one that was not in memory: a cold tree costs it a hundredth more than when
-/// it kept nothing.
-pub const WALK_COLD_PAUSE_FILES: usize = 32;
+/// Most files that a walk does not try to read after several that were not in memory, so that of a cold tree few are opened in vain.
+/// A single one is followed by no pause: it happens among thousands that are there.
+pub const WALK_COLD_PAUSE_FILES: usize = 31;
 /// A build log longer than this once decompressed is refused. Bytes.
 pub const LOG_LEN_MAX: u64 = 64 * 1024 * 1024;
 /// A secret key file longer than this is none. Bytes.

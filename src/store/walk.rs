@@ -454,6 +454,8 @@ struct Keeper {
     is_tiny_expected: bool,
     /// Files to be passed over because one was not in memory: those after it may not be either.
     pause_files: usize,
+    /// What the next pause will be: twice as long after each that was for nothing.
+    next_pause_files: usize,
     /// Says that a file is not to be waited for.
     flags: ReadWriteFlags,
 }
@@ -470,6 +472,7 @@ impl Keeper {
             left_len,
             is_tiny_expected: false,
             pause_files: 0,
+            next_pause_files: 0,
             flags: ReadWriteFlags::NOWAIT,
         }
     }
@@ -507,6 +510,7 @@ impl Keeper {
     fn read(&mut self, file: BorrowedFd<'_>, size: u64) -> bool {
         match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut self.buffer)], 0, self.flags) {
             Ok(len) if len as u64 == size => {
+                self.next_pause_files = 0;
                 self.left_len -= size;
                 true
             }
@@ -517,7 +521,8 @@ impl Keeper {
                 self.read(file, size)
             }
             Err(_) => {
-                self.pause_files = WALK_COLD_PAUSE_FILES;
+                self.pause_files = self.next_pause_files;
+                self.next_pause_files = (2 * self.pause_files + 1).min(WALK_COLD_PAUSE_FILES);
                 false
             }
         }
