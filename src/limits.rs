@@ -64,8 +64,9 @@ const _: () = assert!(CONNECTIONS_MAX < 1 << 24, "a packed token has 24 bits for
 
 /// Files whose rest is at least this long are sent without copying when they are in memory. Bytes.
 pub const SENDFILE_LEN_MIN: u64 = 128 * 1024;
-/// Most that one sendfile call is asked for, so that one connection cannot hold up the others. Bytes.
-pub const SENDFILE_LEN_MAX: usize = 512 * 1024;
+/// Most that one sendfile call is asked for: the budget of one connection in one turn of the loop. With more, a short answer waits
+/// longer behind long ones, and a local client reads what is no longer in the CPU's cache (PERF.md has both). Bytes.
+pub const SENDFILE_LEN_MAX: usize = 256 * 1024;
 /// A buffer that small files and framing are packed into. Bytes.
 pub const PACK_BUFFER_LEN_BYTES: usize = 256 * 1024;
 /// Pack buffers that are in use at once; further connections wait for one. Per worker: 16 MiB.
