@@ -73,8 +73,6 @@ pub const PACK_BUFFER_LEN_BYTES: usize = 256 * 1024;
 pub const PACK_BUFFERS_MAX: usize = 64;
 /// Files that are opened and read side by side for one buffer. Look-ahead that keeps a disk busy.
 pub const PACK_FILES_MAX: usize = 64;
-/// What the disk is asked for ahead of the position in a long file that is not in memory. Per connection. Bytes.
-pub const READ_AHEAD_LEN_MAX: u32 = 8 * 1024 * 1024;
 /// Answers up to about this length are collected in a buffer that is used again. Bytes.
 pub const ANSWER_BUFFER_LEN_BYTES: usize = 16 * 1024;
 /// Answer buffers that are kept for use again. Per worker: 4 MiB.

@@ -172,9 +172,6 @@ impl Connection {
             (Outcome::Read { result, buffer }, Purpose::File(index)) => {
                 self.transfer(context, |transfer, tools| transfer.read(index, result, buffer, tools));
             }
-            (Outcome::ReadAhead, _) => {
-                self.transfer(context, Transfer::asked_ahead);
-            }
             (Outcome::Read { .. } | Outcome::Accepted { .. } | Outcome::InboxRung, _) => {
                 debug_assert!(false, "not an operation of a connection");
             }

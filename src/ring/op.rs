@@ -44,8 +44,6 @@ pub enum Purpose {
     Send,
     /// Opening what the service asked for.
     ServiceOpen,
-    /// Asking the disk for what comes next.
-    ReadAhead,
     /// Reading the file with this index in the transfer's current batch, or opening the only one.
     File(u16),
 }
@@ -120,15 +118,6 @@ pub enum Op {
         /// Has room for one byte more than the file should have there: a file that fills it has grown, and one that does
         /// not come to that byte has shrunk. Comes back with the completion.
         buffer: BytesMut,
-    },
-    /// Ask the disk for what will be read soon. Completes when it was asked, which is before the bytes are there.
-    ReadAhead {
-        /// A regular file.
-        file: Descriptor,
-        /// Where in the file. Bytes.
-        offset: u64,
-        /// Bytes.
-        len: u32,
     },
     /// Complete when another thread rang the worker's bell.
     AwaitInbox {
@@ -207,8 +196,6 @@ pub enum Outcome<'ring> {
         /// The submission's buffer.
         buffer: BytesMut,
     },
-    /// Of [`Op::ReadAhead`]. Whether it was of use is seen when the bytes are read.
-    ReadAhead,
     /// Of [`Op::AwaitInbox`].
     InboxRung,
 }
@@ -272,7 +259,6 @@ impl Token {
                     Purpose::Receive => (Kind::Receive, 0),
                     Purpose::Send => (Kind::Send, 0),
                     Purpose::ServiceOpen => (Kind::ServiceOpen, 0),
-                    Purpose::ReadAhead => (Kind::ReadAhead, 0),
                     Purpose::File(index) => (Kind::File, u64::from(index)),
                 };
                 debug_assert!(index < 1 << 8 && id.slot < 1 << 24, "bounded by the limits");
@@ -294,6 +280,5 @@ enum Kind {
     Receive,
     Send,
     ServiceOpen,
-    ReadAhead,
     File,
 }

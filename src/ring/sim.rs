@@ -511,11 +511,6 @@ impl Sim {
                 }
                 None => Attempt::Waits(InFlight { token, op: Op::Accept { listener }, is_canceled }),
             },
-            Op::ReadAhead { file, offset, len } => {
-                let is_within = offset + u64::from(len) <= self.file_of(&file).len_bytes;
-                assert!(len > 0 && is_within, "read ahead within the file");
-                Attempt::Done(Outcome::ReadAhead)
-            }
             // The bell is the kernel's own, so it is guessed: to look into the inbox too often does no harm.
             Op::AwaitInbox { .. } => Attempt::Done(Outcome::InboxRung),
             Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {

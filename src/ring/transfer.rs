@@ -20,9 +20,7 @@ use super::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
 use super::descriptor::Descriptor;
 use super::op::{ConnectionId, FileKind, Op, OpenedFile, Purpose, SendFileError, Submission, Token};
 use super::pool::Pool;
-use crate::limits::{
-    PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, READ_AHEAD_LEN_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN,
-};
+use crate::limits::{PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN};
 
 /// A body on its way to a peer.
 pub struct Transfer {
@@ -36,10 +34,6 @@ pub struct Transfer {
     long: Option<LongFile>,
     /// Up to here a long file's bytes are to be read instead of sent without copying. `0` when not.
     cold_until: u64,
-    /// Up to here the disk was asked for them.
-    ahead_until: u64,
-    /// Whether it is being asked just now.
-    is_asking_ahead: bool,
     state: State,
 }
 
@@ -143,8 +137,6 @@ impl Transfer {
             end: range.end,
             long: None,
             cold_until: 0,
-            ahead_until: 0,
-            is_asking_ahead: false,
             state: State::Ready,
         }
     }
@@ -162,11 +154,9 @@ impl Transfer {
             return self.pack(tools);
         }
         if self.position == self.end {
-            // The next transfer may ask as well, and two questions would have one name.
-            return if self.is_asking_ahead { Progress::Underway } else { Progress::Done };
+            return Progress::Done;
         }
         if self.position < self.cold_until {
-            self.read_ahead(tools);
             return self.pack(tools);
         }
         match self.piece_at(self.position) {
@@ -299,13 +289,6 @@ impl Transfer {
         self.step(tools)
     }
 
-    /// Of [`Op::ReadAhead`].
-    pub fn asked_ahead(&mut self, tools: &mut Tools<'_>) -> Progress {
-        self.is_asking_ahead = false;
-        // Everything was sent meanwhile.
-        if matches!(self.state, State::Ready) { self.step(tools) } else { Progress::Underway }
-    }
-
     /// Of [`Op::Read`] and [`Op::ReadFile`], for the file of this index.
     pub fn read(
         &mut self,
@@ -382,27 +365,6 @@ impl Transfer {
             }
         }
         Progress::Underway
-    }
-
-    /// Keeps the disk busy with what follows in a file that is not in memory, while a part of it is read and sent.
-    fn read_ahead(&mut self, tools: &mut Tools<'_>) {
-        let from = self.ahead_until.max(self.position);
-        let until = self.cold_until.min(self.end).min(self.position + u64::from(READ_AHEAD_LEN_MAX));
-        // Not in small steps, for each costs a hand-over to a kernel thread.
-        let is_due = from - self.position <= u64::from(READ_AHEAD_LEN_MAX / 2);
-        if self.is_asking_ahead || from >= until || !is_due {
-            return;
-        }
-        let Lookup::Piece(Piece::File(FilePiece { source: FileSource::Open(file), offset, len })) =
-            self.piece_at(from)
-        else {
-            return;
-        };
-        let len = u32::try_from(len.min(until - from)).unwrap_or(READ_AHEAD_LEN_MAX);
-        let op = Op::ReadAhead { file: file.clone(), offset, len };
-        tools.submit(Purpose::ReadAhead, op);
-        self.is_asking_ahead = true;
-        self.ahead_until = from + u64::from(len);
     }
 
     /// Fills a buffer with the lead, framing and files, as far as there is room and the body knows.

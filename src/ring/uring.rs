@@ -249,11 +249,6 @@ impl Uring {
                     }
                 }
             }
-            Op::ReadAhead { file, offset, len } => {
-                opcode::Fadvise::new(Fd(file.raw()), i64::from(*len), libc::POSIX_FADV_WILLNEED)
-                    .offset(*offset)
-                    .build()
-            }
             Op::AwaitInbox { eventfd } => opcode::Read::new(Fd(eventfd.raw()), bell.cast(), 8).build(),
             Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
                 unreachable!("handled in `submit`")
@@ -475,7 +470,6 @@ impl Driver for Uring {
                 Op::Read { buffer, .. } | Op::ReadFile { buffer, .. } => {
                     Outcome::Read { result: read, buffer }
                 }
-                Op::ReadAhead { .. } => Outcome::ReadAhead,
                 Op::AwaitInbox { .. } => Outcome::InboxRung,
                 Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
                     continue;
