@@ -57,7 +57,9 @@ pub struct Uring {
     local: VecDeque<(Token, LocalOutcome)>,
     /// Completions taken from the kernel and not yet given out.
     reaped: VecDeque<cqueue::Entry>,
-    /// Places for files in the ring's own table that are free, where the kernel can open into them.
+    /// Whether small files are opened into the ring's own table.
+    is_table_used: bool,
+    /// Places in it that are free.
     free_slots: Vec<u32>,
     /// Where sockets are read into, where the kernel can choose buffers itself.
     buffers: Option<BufferRing>,
@@ -77,6 +79,8 @@ struct InFlight {
     is_retried: bool,
     /// The place that is set aside for the file of an [`Op::ReadFile`].
     slot: Option<u32>,
+    /// Whether it was opened again because its file system cannot read without waiting.
+    is_table_refused: bool,
     /// That file, once it is open.
     file: Option<OwnFile>,
     /// How much of a file was read. Bytes.
@@ -123,6 +127,7 @@ impl Uring {
             backlog: VecDeque::new(),
             local: VecDeque::new(),
             reaped: VecDeque::with_capacity(COMPLETION_ENTRIES as usize),
+            is_table_used: has_slots,
             free_slots: if has_slots { (0..DIRECT_FILES).collect() } else { Vec::new() },
             buffers,
             lent: Lending::Nothing,
@@ -332,8 +337,11 @@ impl InFlight {
         };
         let len = match result_of(cqe) {
             Ok(len) => len,
-            Err(Errno::AGAIN | Errno::OPNOTSUPP) if let Some(OwnFile::Slot(slot)) = self.file => {
+            Err(refusal @ (Errno::AGAIN | Errno::OPNOTSUPP)) if let Some(OwnFile::Slot(slot)) = self.file => {
+                self.is_table_refused = refusal == Errno::OPNOTSUPP;
                 self.file = None;
+                // It is opened by its name, which may be another file's by now.
+                self.filled = 0;
                 return ControlFlow::Continue((Flags::empty(), Some(slot)));
             }
             // A file system that cannot do it without waiting: then by a kernel thread.
@@ -345,7 +353,10 @@ impl InFlight {
         };
         self.filled += len;
         match self.filled.cmp(&expected_len) {
-            Ordering::Less if len > 0 => ControlFlow::Continue((Flags::empty(), None)),
+            Ordering::Less if len > 0 => {
+                let flags = if self.is_retried { Flags::ASYNC } else { Flags::empty() };
+                ControlFlow::Continue((flags, None))
+            }
             Ordering::Equal => ControlFlow::Break(Ok(())),
             Ordering::Less | Ordering::Greater => ControlFlow::Break(Err(Fault::Changed)),
         }
@@ -389,9 +400,18 @@ impl Driver for Uring {
                 let receive_buffer = (matches!(op, Op::Receive { .. }) && self.buffers.is_none())
                     .then(|| vec![0; RECEIVE_BUFFER_LEN_BYTES as usize].into_boxed_slice());
                 let key = token.pack();
-                let slot = if matches!(op, Op::ReadFile { .. }) { self.free_slots.pop() } else { None };
-                let in_flight =
-                    InFlight { token, op, receive_buffer, is_retried: false, slot, file: None, filled: 0 };
+                let is_direct = self.is_table_used && matches!(op, Op::ReadFile { .. });
+                let slot = if is_direct { self.free_slots.pop() } else { None };
+                let in_flight = InFlight {
+                    token,
+                    op,
+                    receive_buffer,
+                    is_retried: false,
+                    slot,
+                    is_table_refused: false,
+                    file: None,
+                    filled: 0,
+                };
                 let in_flight = match self.in_flight.entry(key) {
                     Entry::Vacant(vacant) => vacant.insert(in_flight),
                     Entry::Occupied(mut occupied) => {
@@ -453,11 +473,14 @@ impl Driver for Uring {
                     ControlFlow::Break(result) => read = result,
                 }
             }
-            let Some(InFlight { token, op, receive_buffer, slot, file, .. }) = self.in_flight.remove(&key)
+            let Some(InFlight { token, op, receive_buffer, slot, file, is_table_refused, .. }) =
+                self.in_flight.remove(&key)
             else {
                 continue;
             };
             self.free_slots.extend(slot);
+            // A FIFO refuses as well, but is never read. This was a file, and those beside it will be like it.
+            self.is_table_used &= !(is_table_refused && read.is_ok());
             if let Some(OwnFile::Slot(slot)) = file {
                 self.empty_slot(slot);
             }
