@@ -130,7 +130,10 @@ pub const WALK_ANNOUNCE_ENTRIES: usize = 4 * 1024;
 pub const KEPT_FILE_LEN_MAX: usize = 4 * 1024;
 /// All contents that are kept in one layout; what is beyond is read when it is sent. A file may take what a thousandth or two
 /// of the rest is, so that in a large tree there is room for many of the tiniest instead of a few longer ones. Bytes.
-pub const KEPT_CONTENTS_LEN_MAX: u64 = 8 * 1024 * 1024;
+pub const KEPT_CONTENTS_LEN_MAX: usize = 8 * 1024 * 1024;
+/// How long contents that could not be compared with a NAR hash, because the rest of their NAR is not in memory, are taken for
+/// what is on disk.
+pub const UNCOMPARED_CONTENTS_KEPT: Duration = Duration::from_mins(10);
 /// Most files that a walk does not try to read after several that were not in memory, so that of a cold tree few are opened in vain.
 /// A single one is followed by no pause: it happens among thousands that are there.
 pub const WALK_COLD_PAUSE_FILES: usize = 31;
@@ -143,7 +146,10 @@ pub const DEBUG_INFO_BATCH: u32 = 1024;
 
 const _: () =
     assert!(LAYOUTS_LEN_MAX < LAYOUTS_ALIVE_LEN_MAX as u64, "those that are kept leave room for others");
-const _: () = assert!(KEPT_CONTENTS_LEN_MAX < LAYOUTS_LEN_MAX, "a layout with contents can be kept");
+const _: () = assert!(
+    (4 * KEPT_CONTENTS_LEN_MAX as u64) < LAYOUTS_LEN_MAX,
+    "several layouts with contents can be kept"
+);
 const _: () = assert!(WALK_FIRST_PART_ENTRIES <= WALK_PART_ENTRIES_MAX, "parts only grow");
 
 const _: () = assert!(LOG_LEN_MAX < MADE_LEN_MAX as u64, "the longest log can be sent");
@@ -163,9 +169,9 @@ pub const WALK_NICE: i32 = 10;
 /// about 1,200 bytes each. Who has more, and is asked for all of it, pays for the database again. Per worker. Bytes.
 pub const KNOWN_PATHS_LEN_MAX: u64 = 128 * 1024 * 1024;
 /// Memory for layouts of NARs that were sent. Per worker. Bytes.
-pub const LAYOUTS_LEN_MAX: u64 = 32 * 1024 * 1024;
+pub const LAYOUTS_LEN_MAX: u64 = 64 * 1024 * 1024;
 /// Memory for all layouts, those that are walked or being sent included: no walk begins above it, and the answer is 503. A walk
-/// that has begun goes on, and takes about 240 bytes an entry. Per worker. Bytes.
+/// that has begun goes on, and takes 250 to 300 bytes an entry and the contents that it keeps. Per worker. Bytes.
 pub const LAYOUTS_ALIVE_LEN_MAX: usize = 512 * 1024 * 1024;
 /// How long a damaged path is absent before its tree is looked at again.
 pub const DAMAGE_REMEMBERED: Duration = Duration::from_secs(10);

@@ -115,8 +115,8 @@ pub enum Op {
         path: CString,
         /// Where in the file. Bytes.
         offset: u64,
-        /// Has room for one byte more than the file should have there: a file that fills it has grown, and one that does
-        /// not come to that byte has shrunk. Comes back with the completion.
+        /// Has room for one byte more than the file should have there: a file that fills it has grown, and one that leaves more
+        /// than that byte has shrunk. Comes back with the completion.
         buffer: BytesMut,
     },
     /// Complete when another thread rang the worker's bell.
@@ -235,6 +235,10 @@ pub struct FileStatus {
     pub modified_s: i64,
     /// Nanoseconds to add to `modified_s`.
     pub modified_ns: u32,
+    /// Last change of the contents or of what is said of them, which nobody can set: seconds since 1970.
+    pub changed_s: i64,
+    /// Nanoseconds to add to `changed_s`.
+    pub changed_ns: u32,
 }
 
 /// What kind of thing was opened.

@@ -81,7 +81,7 @@ impl Random {
 pub struct Faults {
     /// An operation is looked at in a later turn.
     pub late: usize,
-    /// Less is sent or read than could be.
+    /// Less is sent than could be.
     pub short: usize,
     /// A socket that has room says that it has none; one that has none is called writable.
     pub spurious: usize,
@@ -630,6 +630,8 @@ impl Sim {
             inode: 1,
             modified_s: 0,
             modified_ns: 0,
+            changed_s: 0,
+            changed_ns: 0,
         };
         Ok(OpenedFile { file: Descriptor::simulated(number, &self.open_count), status })
     }

@@ -76,6 +76,8 @@ pub fn status(file: BorrowedFd<'_>) -> Result<FileStatus, Errno> {
         inode: stat.st_ino,
         modified_s: stat.st_mtime,
         modified_ns: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        changed_s: stat.st_ctime,
+        changed_ns: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
     })
 }
 

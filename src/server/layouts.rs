@@ -18,8 +18,10 @@ use super::refusal::Failure;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::nar::layout::Part;
 use crate::codec::store_path::HashPart;
-use crate::limits::{DAMAGE_REMEMBERED, DAMAGED_PATHS_MAX, LAYOUTS_ALIVE_LEN_MAX, LAYOUTS_LEN_MAX};
-use crate::ring::op::ConnectionId;
+use crate::limits::{
+    DAMAGE_REMEMBERED, DAMAGED_PATHS_MAX, KEPT_CONTENTS_LEN_MAX, LAYOUTS_ALIVE_LEN_MAX, LAYOUTS_LEN_MAX,
+};
+use crate::ring::op::{ConnectionId, FileStatus};
 use crate::store::change::Stamp;
 
 /// One NAR: a path, and the contents that it had.
@@ -45,6 +47,8 @@ pub enum Found {
     Damaged,
     /// A walk is under way, and will answer the one who has asked.
     Joined,
+    /// Another tree is being walked that had this place a moment ago.
+    Busy,
     /// Nothing: it has to be walked.
     Unknown,
 }
@@ -106,12 +110,21 @@ impl Layouts {
     }
 
     /// What is known of a NAR with this root, for `id`, while the database is in the state of `stamp`.
-    pub fn find(&mut self, key: &NarKey, root_inode: Option<u64>, id: ConnectionId, stamp: Stamp) -> Found {
-        match self.kept.get(key) {
-            Some(layout) if layout.is_sound() && layout.is_of(root_inode) => {
+    pub fn find(
+        &mut self,
+        key: &NarKey,
+        root_status: Option<FileStatus>,
+        id: ConnectionId,
+        stamp: Stamp,
+    ) -> Found {
+        if let Some(layout) = self.kept.get(key)
+            && layout.is_sound()
+            && (layout.is_whole() || layout.is_of(root_status))
+        {
+            if !layout.is_outdated() {
                 return Found::Layout(Rc::clone(layout));
             }
-            Some(_) | None => {}
+            self.kept.remove(key);
         }
         if let Some(damage) = self.damaged.get(key)
             && damage.stamp == stamp
@@ -120,6 +133,9 @@ impl Layouts {
             return Found::Damaged;
         }
         let Some(walk) = self.walks.get_mut(key) else { return Found::Unknown };
+        if !walk.layout.is_of(root_status) {
+            return Found::Busy;
+        }
         if walk.is_suspect || !walk.layout.has_begun() || !walk.layout.is_sound() {
             walk.waiting.push(id);
             return Found::Joined;
@@ -130,19 +146,26 @@ impl Layouts {
         Found::Layout(Rc::clone(&walk.layout))
     }
 
-    /// Whether another layout may be made. The ones that are being sent cannot be given up, however slow their readers are.
+    /// Whether another layout may be made. The ones that are being sent cannot be given up, however slow their readers are; and
+    /// each walk under way may bring a good deal more.
     pub fn has_room(&self) -> bool {
-        self.footprint.get() < LAYOUTS_ALIVE_LEN_MAX
+        self.footprint.get() + self.walks.len() * KEPT_CONTENTS_LEN_MAX < LAYOUTS_ALIVE_LEN_MAX
     }
 
     /// Notes that a walk was begun for `id`.
-    pub fn begin(&mut self, path: Arc<KnownPath>, root_inode: Option<u64>, id: ConnectionId, stamp: Stamp) {
+    pub fn begin(
+        &mut self,
+        path: Arc<KnownPath>,
+        root_status: Option<FileStatus>,
+        id: ConnectionId,
+        stamp: Stamp,
+    ) {
         let key = key_of(&path);
         let was_damaged = self.damaged.remove(&key).is_some();
-        // A kept one that is still there was found damaged while it was sent, or the path was repaired.
+        // A kept one that is still there was found damaged while it was sent, or the path has changed.
         let broke = self.kept.remove(&key).is_some();
         let walk = Walk {
-            layout: Rc::new(SharedLayout::new(path.nar_size, root_inode, Rc::clone(&self.footprint))),
+            layout: Rc::new(SharedLayout::new(path.nar_size, root_status, Rc::clone(&self.footprint))),
             path,
             stamp,
             is_suspect: was_damaged || broke,
@@ -225,6 +248,7 @@ mod tests {
     use crate::codec::nar::layout::Builder;
     use crate::codec::narinfo::PathInfo;
     use crate::codec::store_path::{StoreDir, StorePath};
+    use crate::ring::op::FileKind;
     use crate::server::known_path::Renderer;
     use crate::store::change::ChangeCounter;
     use crate::store::demo::DemoStore;
@@ -343,10 +367,16 @@ mod tests {
         let (part, len_bytes) = builder.finish();
         let path = path(len_bytes);
         let key = key_of(&path);
-        layouts.begin(path, Some(1), FIRST, clock.stamp());
+        let root = |changed_s| {
+            let kind = FileKind::Regular;
+            let (modified_s, modified_ns, changed_ns) = (1, 0, 0);
+            Some(FileStatus { kind, len_bytes: 8, inode: 1, modified_s, modified_ns, changed_s, changed_ns })
+        };
+        layouts.begin(path, root(1), FIRST, clock.stamp());
+        assert!(matches!(layouts.find(&key, root(2), SECOND, clock.stamp()), Found::Busy));
         layouts.take(key, WalkNews::Complete(part, len_bytes)).unwrap();
-        assert!(matches!(layouts.find(&key, Some(1), FIRST, clock.stamp()), Found::Layout(_)));
-        assert!(matches!(layouts.find(&key, Some(2), FIRST, clock.stamp()), Found::Unknown));
+        assert!(matches!(layouts.find(&key, root(1), FIRST, clock.stamp()), Found::Layout(_)));
+        assert!(matches!(layouts.find(&key, root(2), FIRST, clock.stamp()), Found::Unknown));
         assert!(layouts.whole(&key).is_none());
     }
 

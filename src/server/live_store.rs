@@ -314,15 +314,16 @@ impl LiveStore {
 
     fn lay_out(&mut self, id: ConnectionId, wish: &Wish, path: Arc<KnownPath>, root: Root) -> Step {
         let stamp = self.counter.stamp();
-        match self.layouts.find(&key_of(&path), root.inode(), id, stamp) {
+        match self.layouts.find(&key_of(&path), root.status(), id, stamp) {
             Found::Layout(layout) => return Step::Reply(nar_reply(wish, &path, root, layout)),
             Found::Damaged => return Step::Absent,
             Found::Joined => {}
+            Found::Busy => return Step::Reply(overloaded()),
             Found::Unknown => {
                 if !self.layouts.has_room() || self.walk(&path, &root).is_err() {
                     return Step::Reply(overloaded());
                 }
-                self.layouts.begin(Arc::clone(&path), root.inode(), id, stamp);
+                self.layouts.begin(Arc::clone(&path), root.status(), id, stamp);
             }
         }
         Step::Wait(Stage::Store(Awaited::Layout(path, root)))

@@ -23,10 +23,10 @@ pub fn pin(index: usize) {
     }
 }
 
-/// Lowers the priority of the calling thread by `nice`.
+/// Lowers the priority of the calling thread by `nice`, of which Linux has one for each thread (nice(2)).
 pub fn be_nice(nice: i32) {
     // Without it the thread only gets in the way of others.
-    let _ = rustix::process::setpriority_process(None, nice);
+    let _ = rustix::process::nice(nice);
 }
 
 /// Raises the limit of open files as far as this process may, and says how many there can be: every connection and every

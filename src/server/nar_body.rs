@@ -1,8 +1,9 @@
-//! The NAR of a live store path as a body: framing from its layout, files from disk.
+//! The NAR of a live store path as a body: framing and tiny files from its layout, the others from disk.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -10,8 +11,9 @@ use tracing::error;
 
 use crate::codec::nar::layout::{self, Cursor, Layout, Part};
 use crate::codec::store_path::StorePath;
+use crate::limits::UNCOMPARED_CONTENTS_KEPT;
 use crate::ring::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
-use crate::ring::op::{FileKind, OpenedFile};
+use crate::ring::op::{FileKind, FileStatus, OpenedFile};
 
 /// The layout of a NAR while it is walked and afterwards. Shared by all who send it from this worker.
 pub struct SharedLayout {
@@ -20,7 +22,8 @@ pub struct SharedLayout {
     /// The length that the database promises. Bytes.
     nar_size: u64,
     /// The root that is walked. A path that Nix has repaired has another.
-    root_inode: Option<u64>,
+    root_status: Option<FileStatus>,
+    since: Instant,
     footprint: Footprint,
 }
 
@@ -41,9 +44,10 @@ enum Growth {
 impl SharedLayout {
     /// A layout that knows nothing yet, of a NAR of `nar_size` bytes with this root. What it takes is part of `footprint` for as
     /// long as it lives.
-    pub fn new(nar_size: u64, root_inode: Option<u64>, footprint: Footprint) -> Self {
+    pub fn new(nar_size: u64, root_status: Option<FileStatus>, footprint: Footprint) -> Self {
         let layout = RefCell::new(Rc::new(Layout::new()));
-        Self { layout, growth: Cell::new(Growth::Walking), nar_size, root_inode, footprint }
+        let (growth, since) = (Cell::new(Growth::Walking), Instant::now());
+        Self { layout, growth, nar_size, root_status, since, footprint }
     }
 
     /// Adds what the walk has found.
@@ -88,9 +92,15 @@ impl SharedLayout {
         self.growth.get() != Growth::Failed
     }
 
-    /// Whether it describes the tree below this root.
-    pub fn is_of(&self, root_inode: Option<u64>) -> bool {
-        self.root_inode == root_inode
+    /// Whether it describes the tree below this root, which has not changed since.
+    pub fn is_of(&self, root_status: Option<FileStatus>) -> bool {
+        self.root_status == root_status
+    }
+
+    /// Whether its contents were read too long ago to be sent, because they were mended since perhaps. Those of a whole NAR were
+    /// compared with its hash; of one that has file ranges as well they could not be.
+    pub fn is_outdated(&self) -> bool {
+        !self.is_whole() && self.since.elapsed() >= UNCOMPARED_CONTENTS_KEPT
     }
 
     /// Whether the whole NAR is here, so that nothing has to be read.
@@ -150,9 +160,9 @@ pub enum Root {
 
 impl Root {
     /// Tells it from another root at the same place.
-    pub fn inode(&self) -> Option<u64> {
+    pub fn status(&self) -> Option<FileStatus> {
         match self {
-            Self::Open(root) => Some(root.status.inode),
+            Self::Open(root) => Some(root.status),
             Self::Unneeded => None,
         }
     }

@@ -463,7 +463,7 @@ struct Keeper {
 impl Keeper {
     fn new(kept: Kept) -> Self {
         let (file_len_max, left_len) = match kept {
-            Kept::Tiny => (KEPT_FILE_LEN_MAX, KEPT_CONTENTS_LEN_MAX),
+            Kept::Tiny => (KEPT_FILE_LEN_MAX, KEPT_CONTENTS_LEN_MAX as u64),
             Kept::Nothing => (0, 0),
         };
         Self {
@@ -530,7 +530,7 @@ impl Keeper {
 }
 
 /// What is left for contents is enough for this many files at least.
-const KEPT_FILES_MIN: u64 = KEPT_CONTENTS_LEN_MAX / KEPT_FILE_LEN_MAX as u64;
+const KEPT_FILES_MIN: u64 = (KEPT_CONTENTS_LEN_MAX / KEPT_FILE_LEN_MAX) as u64;
 
 /// Opens what is probably a regular file. Opening a pipe must not wait.
 fn open_regular(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -841,7 +841,7 @@ mod tests {
     #[test]
     fn what_is_kept_of_one_tree_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
-        let fitting = usize::try_from(KEPT_CONTENTS_LEN_MAX).unwrap() / KEPT_FILE_LEN_MAX;
+        let fitting = KEPT_CONTENTS_LEN_MAX / KEPT_FILE_LEN_MAX;
         for number in 0..fitting + 3 {
             std::fs::write(folder.path().join(format!("{number:05}")), vec![1; KEPT_FILE_LEN_MAX]).unwrap();
         }
@@ -866,6 +866,27 @@ mod tests {
     }
 
     #[test]
+    fn pauses_grow_with_each_miss_and_end_with_a_hit() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "1").unwrap();
+        // What cannot be read at all is not there either.
+        let nothing = std::fs::File::open(folder.path()).unwrap();
+        let mut keeper = Keeper::new(Kept::Tiny);
+        let mut pause_after = |file: &std::fs::File| {
+            keeper.read(file.as_fd(), 1);
+            (0..100).take_while(|_| !keeper.wants(1)).count()
+        };
+        let misses: Vec<_> = (0..7).map(|_| pause_after(&nothing)).collect();
+        assert_eq!(misses, [0, 1, 3, 7, 15, 31, 31]);
+        let file = std::fs::File::open(folder.path().join("file")).unwrap();
+        assert_eq!(pause_after(&file), 0);
+        if keeper.left_len < KEPT_CONTENTS_LEN_MAX as u64 {
+            keeper.read(nothing.as_fd(), 1);
+            assert!(keeper.wants(1), "a single miss is followed by no pause");
+        }
+    }
+
+    #[test]
     fn a_file_that_changes_while_it_is_looked_at_is_left_where_it_is() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("file"), "contents").unwrap();
@@ -873,7 +894,7 @@ mod tests {
         let mut keeper = Keeper::new(Kept::Tiny);
         assert!(!keeper.read(file.as_fd(), 7));
         assert!(!keeper.read(file.as_fd(), 9));
-        assert_eq!(keeper.left_len, KEPT_CONTENTS_LEN_MAX);
+        assert_eq!(keeper.left_len, KEPT_CONTENTS_LEN_MAX as u64);
     }
 
     #[test]
