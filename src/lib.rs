@@ -3,16 +3,18 @@
 //! Layers, arrows only downward (`tests/tidy.rs` checks them, ARCHITECTURE.md explains them):
 //!
 //! ```text
-//!            main → cli → server → { store, ring } → codec
+//!            main → cli → server → { background → store, ring } → codec
 //! ```
 //!
 //! - [`codec`] is pure: bytes and values in, bytes and values out. No file, socket, clock, ring or log.
 //! - [`store`] is state on disk: the Nix database, directory walks, keys. Blocking; its callers choose the thread.
 //! - [`ring`] is the kernel: operations, buffers, connections, sending. It knows HTTP framing and no Nix.
+//! - [`background`] makes and keeps the NAR cache, behind everything else.
 //! - [`server`] is policy: workers, routes, handlers, configuration.
 //! - [`cli`] is what a person types.
 //! - [`limits`] names every bound; all layers may read it.
 
+pub mod background;
 pub mod cli;
 pub mod codec;
 pub mod limits;

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 
 use crate::codec::store_path::StoreDir;
 
+pub mod catalog;
 pub mod change;
 pub mod db;
 pub mod debuginfo;
 pub mod demo;
 pub mod keys;
 pub mod log;
+pub mod nar_cache;
 pub mod walk;
 
 /// The set of places that make one local Nix store. Plain values, decided by the configuration.
