@@ -75,6 +75,8 @@ pub struct Part {
     paths: Vec<u8>,
     /// The files whose contents are not among the bytes, in order; none is empty. A part ends with bytes, never with a file.
     files: Vec<File>,
+    /// All regular files, those whose contents are among the bytes included.
+    regular_files: u64,
 }
 
 /// What the framing does not say about a file. That it is executable and how long it is stands right before
@@ -241,6 +243,7 @@ impl Builder {
     /// All of a regular file that stands before its contents.
     fn open_file(&mut self, executable: bool, size: u64) -> Result<(), BuildError> {
         self.expect(Expects::Node);
+        self.part.regular_files += 1;
         self.append(if executable { token::EXECUTABLE } else { token::REGULAR })?;
         self.append(&size.to_le_bytes())
     }
@@ -314,7 +317,7 @@ impl Part {
     }
 
     fn starting_at(start: u64) -> Self {
-        Self { start, end: start, bytes: Vec::new(), paths: Vec::new(), files: Vec::new() }
+        Self { start, end: start, bytes: Vec::new(), paths: Vec::new(), files: Vec::new(), regular_files: 0 }
     }
 
     fn grow(&mut self, len_bytes: u64) -> Result<(), BuildError> {
@@ -428,6 +431,13 @@ impl Layout {
     /// Whether the whole NAR is here: it is complete and has no file ranges.
     pub fn is_whole(&self) -> bool {
         self.complete && self.parts.iter().all(|part| part.files.is_empty())
+    }
+
+    /// What one regular file is of the NAR on average, as far as it is known: the shorter, the more it costs to make again. Bytes;
+    /// none when there is no file.
+    pub fn mean_file_len_bytes(&self) -> Option<u64> {
+        let files = self.parts.iter().map(|part| part.regular_files).sum();
+        self.known_len_bytes().checked_div(files)
     }
 
     /// Memory this layout and its parts hold. Bytes.
@@ -839,6 +849,26 @@ mod tests {
         let entry_bytes = layout.memory_len_bytes() / entries;
         // 176 of framing, 16 of name, 3 of padding, 16 of record, 23 of path, and a little for the parts.
         assert!((234..=236).contains(&entry_bytes), "{entry_bytes} bytes an entry");
+    }
+
+    #[test]
+    fn files_are_counted_wherever_their_contents_are() {
+        let mut builder = Builder::new();
+        builder.directory().unwrap();
+        builder.entry(b"a").unwrap();
+        builder.regular(false, 1000).unwrap();
+        let mut layout = Layout::new();
+        layout.push(Arc::new(builder.take_part().unwrap()));
+        assert_eq!(layout.mean_file_len_bytes(), Some(layout.known_len_bytes()));
+        builder.entry(b"b").unwrap();
+        builder.contents(false, b"contents").unwrap();
+        builder.entry(b"c").unwrap();
+        builder.symlink(b"a").unwrap();
+        builder.end_directory().unwrap();
+        let (part, len_bytes) = builder.finish();
+        layout.push(Arc::new(part.unwrap()));
+        assert_eq!(layout.mean_file_len_bytes(), Some(len_bytes / 2));
+        assert_eq!(Layout::new().mean_file_len_bytes(), None);
     }
 
     #[test]
