@@ -141,6 +141,15 @@ pub const WALK_COLD_PAUSE_FILES: usize = 31;
 pub const LOG_LEN_MAX: u64 = 64 * 1024 * 1024;
 /// A secret key file longer than this is none. Bytes.
 pub const SECRET_KEY_FILE_LEN_MAX: usize = 4 * 1024;
+/// NARs that the catalog of the NAR cache has room for, in each coding, and damaged paths. Its file is sparse, 128 MiB at most.
+pub const CATALOG_RECORDS: usize = 1 << 20;
+/// Records of the catalog among which one has its place: what a lookup looks at, at most. The buckets of a catalog that is half full
+/// hold eight on average, and one in a hundred of them is full.
+pub const CATALOG_BUCKET_RECORDS: usize = 16;
+/// A narinfo of the NAR cache longer than this is none of ours. Bytes; 10,000 references take 600 KiB.
+pub const CACHED_NARINFO_LEN_MAX: usize = 4 * 1024 * 1024;
+/// Damaged files of the NAR cache that are kept for somebody to look at; what is found beyond is deleted.
+pub const QUARANTINED_FILES_MAX: usize = 16;
 /// Paths read from the database at a time while looking for debug symbols.
 pub const DEBUG_INFO_BATCH: u32 = 1024;
 
@@ -152,6 +161,8 @@ const _: () = assert!(
 );
 const _: () = assert!(WALK_FIRST_PART_ENTRIES <= WALK_PART_ENTRIES_MAX, "parts only grow");
 
+const _: () =
+    assert!(CATALOG_RECORDS.is_multiple_of(CATALOG_BUCKET_RECORDS), "the catalog has whole buckets");
 const _: () = assert!(LOG_LEN_MAX < MADE_LEN_MAX as u64, "the longest log can be sent");
 
 // The server.

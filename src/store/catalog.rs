@@ -1,8 +1,56 @@
 //! What the NAR cache has, in one mapped file that every worker reads without asking anybody.
+//!
+//! A file of fixed length: a page of header, then buckets of sixteen records of 128 bytes ([`record`]). A key belongs to one
+//! bucket, and a lookup looks at all of it, so removing leaves nothing behind that lookups must step over. The file is sparse:
+//! what no record was ever in takes no room.
+//!
+//! **One writer, many readers.** The writer writes with pwrite(2), a mapping for reading shows it ([`map`]). A store to mapped
+//! memory cannot fail with an error: on a full disk, or one that has become read-only, the process would get a signal. A reader
+//! copies a record and believes it if its CRC is right; one that is just being written, that a crash has torn, or that is
+//! damaged, counts as absent. The catalog is never the only one that knows: the files and their narinfos can fill it again.
+//!
+//! **What only this process knows** lies beside it in memory: which buckets have ever had a record (a lookup in another one does
+//! not touch the file), when each record was used last ([`Catalog::keep_uses`] writes that to the file), and a word per
+//! record that counts its readers.
+//!
+//! **Leases.** Nothing is taken away that somebody is about to open. A slot's word holds the count of its readers, and a bit
+//! that says that the slot is closed:
+//!
+//! - a reader adds one; if the word was closed, it takes that back and the record is absent. Else it reads the record again.
+//! - the writer exchanges zero for *closed*; if that fails, there are readers, and the record stays. Else it clears the record,
+//!   and then takes the bit away.
+//!
+//! Proof that no record with a lease is taken. All changes of one word happen in one order. If the reader's addition comes
+//! before the exchange, the exchange finds no zero and fails, as long as the lease lasts. If it comes while the word is
+//! closed, the reader sees that. If it comes after the bit was taken away, it reads (acquire) what that wrote (release), so
+//! the cleared record is what the reader then reads, or a record that was put there later, whose key it compares.
+//!
+//! The file must not be truncated by others while it is mapped: a load behind its end is a signal as well. Other narwires are
+//! kept away by the folder's lock, and it lies in a hidden directory that belongs to narwire alone. narwire itself never
+//! truncates it: a damaged catalog is replaced by another file.
 
+mod map;
+mod record;
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use self::map::{FileWords, ProcessWords};
+use self::record::{
+    EMPTY, KEY_LEN_BYTES, KEY_OFFSET, KIND_OFFSET, LAST_USED_OFFSET, RECORD_LEN_BYTES, RecordBytes,
+};
 use super::nar_cache::Coding;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::store_path::HashPart;
+use crate::limits::{CATALOG_BUCKET_RECORDS, CATALOG_RECORDS};
+use crate::store::StoreError;
 
 /// One NAR: a path, and the contents that it had.
 pub type NarKey = (HashPart, Sha256Digest);
@@ -31,4 +79,578 @@ pub struct RootMark {
     pub changed_s: i64,
     /// The rest of that. Nanoseconds.
     pub changed_ns: u32,
+}
+
+/// What the catalog says of a NAR. There can be one of each [`Kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// It is in a file.
+    Stored(Stored),
+    /// The tree that it would be made of is damaged.
+    Damaged(RootMark),
+}
+
+/// What tells the entries of one NAR apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// [`Entry::Stored`] in this coding.
+    Stored(Coding),
+    /// [`Entry::Damaged`].
+    Damaged,
+}
+
+/// An entry, and what it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The NAR.
+    pub nar: NarKey,
+    /// What is known of it.
+    pub entry: Entry,
+    /// When a reader asked for it, or else when it was made. Seconds since 1970.
+    pub last_used_s: u64,
+}
+
+/// How the catalog was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Soundness {
+    /// As it was left.
+    Sound,
+    /// It was not there, and is empty now.
+    New,
+    /// Its header was damaged or of another version. Another file has taken its place, and is empty.
+    Rebuilt,
+}
+
+/// Whether a record could be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is gone.
+    Taken,
+    /// A reader holds it.
+    Leased,
+    /// There was none.
+    Absent,
+}
+
+/// The catalog. One for the process, shared by all threads.
+pub struct Catalog {
+    file: OwnedFd,
+    /// For messages.
+    path: PathBuf,
+    words: FileWords,
+    /// Two words for each record: its readers, and when it was used last as far as this process has seen.
+    slots: ProcessWords,
+    /// One bit for each bucket that has had a record.
+    touched: Box<[AtomicU64]>,
+    buckets: usize,
+    generation: AtomicU64,
+    /// Length of all files that are stored. Bytes.
+    stored_len_bytes: AtomicU64,
+    /// Held by the writer. There is one by design; two would have to wait.
+    writing: Mutex<()>,
+}
+
+/// A promise that a record, and so its file, is not taken away. Given back when it is dropped.
+pub struct Lease {
+    catalog: Arc<Catalog>,
+    slot: usize,
+}
+
+/// The bit of a slot's word that is set while no reader may have its record; beneath it are the readers.
+const CLOSED: u32 = 1 << 31;
+
+/// The name of the catalog in its directory, and of the one that will take its place.
+const NAME: &str = "catalog";
+const NEW_NAME: &str = "catalog.new";
+
+/// Length of the header. Bytes: a page, so that the buckets begin with one.
+const HEADER_LEN_BYTES: usize = 4096;
+/// What it begins with: name, version, records, records in a bucket. A CRC-32 of that follows, and zeros.
+const MAGIC: &[u8; 16] = b"narwire catalog\n";
+const VERSION: u32 = 1;
+
+const WORD_LEN_BYTES: usize = size_of::<u32>();
+const BUCKET_LEN_BYTES: usize = CATALOG_BUCKET_RECORDS * RECORD_LEN_BYTES;
+
+impl Entry {
+    /// What tells it from other entries of the same NAR.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Stored(stored) => Kind::Stored(stored.coding),
+            Self::Damaged(_) => Kind::Damaged,
+        }
+    }
+
+    /// Length of its file. Bytes.
+    pub fn file_size(&self) -> u64 {
+        match self {
+            Self::Stored(stored) => stored.file_size,
+            Self::Damaged(_) => 0,
+        }
+    }
+}
+
+impl Catalog {
+    /// Opens the file `catalog` of the directory, or makes it. `directory_path` is for messages.
+    ///
+    /// Reads all of what is there once, so that a disk that cannot be read is an error here and no signal later.
+    pub fn open(directory: BorrowedFd<'_>, directory_path: &Path) -> Result<(Self, Soundness), StoreError> {
+        Self::open_sized(directory, directory_path, CATALOG_RECORDS)
+    }
+
+    fn open_sized(
+        directory: BorrowedFd<'_>,
+        directory_path: &Path,
+        records: usize,
+    ) -> Result<(Self, Soundness), StoreError> {
+        let path = directory_path.join(NAME);
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = match rustix::fs::openat(directory, NAME, flags, Mode::empty()) {
+            Ok(file) => Some(file),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(StoreError::io("open", path, error)),
+        };
+        let soundness = if found.is_some() { Soundness::Rebuilt } else { Soundness::New };
+        if let Some(file) = found
+            && has_header(&file, records).map_err(|error| StoreError::io("read", &path, error))?
+        {
+            return Ok((Self::over(file, path, records)?, Soundness::Sound));
+        }
+        let file = create(directory, records).map_err(|error| StoreError::io("create", &path, error))?;
+        Ok((Self::over(file, path, records)?, soundness))
+    }
+
+    /// Opens the catalog of another process, which goes on writing it. Of records that are put into a bucket that was empty when
+    /// this was called it knows nothing, and nobody knows of its leases.
+    pub fn open_beside(directory: BorrowedFd<'_>, directory_path: &Path) -> Result<Self, StoreError> {
+        let path = directory_path.join(NAME);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(directory, NAME, flags, Mode::empty())
+            .map_err(|error| StoreError::io("open", &path, error))?;
+        if !has_header(&file, CATALOG_RECORDS).map_err(|error| StoreError::io("read", &path, error))? {
+            return Err(StoreError::damaged(path.display().to_string(), "it has no header of this version"));
+        }
+        Self::over(file, path, CATALOG_RECORDS)
+    }
+
+    /// The catalog in a file of the right length.
+    fn over(file: OwnedFd, path: PathBuf, records: usize) -> Result<Self, StoreError> {
+        let failed = |operation, error| StoreError::io(operation, &path, error);
+        let words = FileWords::map(&file, file_len_bytes(records)).map_err(|error| failed("map", error))?;
+        let slots = ProcessWords::zeroed(2 * records).map_err(|error| failed("map", error))?;
+        let buckets = records / CATALOG_BUCKET_RECORDS;
+        let touched: Box<[AtomicU64]> = (0..buckets.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        survey(&file, records, &touched).map_err(|error| failed("read", error))?;
+        let (generation, stored_len_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        let writing = Mutex::new(());
+        let catalog =
+            Self { file, path, words, slots, touched, buckets, generation, stored_len_bytes, writing };
+        catalog.records().for_each(|record| catalog.count(&record));
+        Ok(catalog)
+    }
+
+    /// Rises with each insertion and removal. Who remembers an answer reads it *before* asking; an answer is then newer than its
+    /// label at worst.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The NAR in that coding.
+    pub fn stored(&self, nar: &NarKey, coding: Coding) -> Option<Stored> {
+        match self.find(nar, Kind::Stored(coding))?.1.entry {
+            Entry::Stored(stored) => Some(stored),
+            Entry::Damaged(_) => None,
+        }
+    }
+
+    /// The root whose tree is damaged.
+    pub fn damaged(&self, nar: &NarKey) -> Option<RootMark> {
+        match self.find(nar, Kind::Damaged)?.1.entry {
+            Entry::Stored(_) => None,
+            Entry::Damaged(mark) => Some(mark),
+        }
+    }
+
+    /// The NAR in that coding, which stays until the lease is dropped. It counts as used at `now_s`, seconds since 1970.
+    pub fn lease(self: &Arc<Self>, nar: &NarKey, coding: Coding, now_s: u64) -> Option<(Stored, Lease)> {
+        let (slot, _) = self.find(nar, Kind::Stored(coding))?;
+        let before = self.readers(slot).fetch_add(1, Ordering::Acquire);
+        let lease = Lease { catalog: Arc::clone(self), slot };
+        if before & CLOSED != 0 {
+            return None;
+        }
+        let record = self.read(slot).filter(|record| record.nar == *nar)?;
+        match record.entry {
+            Entry::Stored(stored) if stored.coding == coding => {
+                self.used(slot).store(clamp_seconds(now_s), Ordering::Relaxed);
+                Some((stored, lease))
+            }
+            Entry::Stored(_) | Entry::Damaged(_) => None,
+        }
+    }
+
+    /// All records, in no order that means anything. What is inserted or removed meanwhile may be among them or not.
+    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let buckets = (0..self.buckets).filter(|&bucket| self.is_touched(bucket));
+        let slots = buckets.flat_map(slots_of).filter(|&slot| !self.is_closed(slot));
+        // One that lies in a bucket that is not its own cannot be found by its key: it is damage.
+        slots.filter_map(|slot| {
+            let record = self.read(slot)?;
+            (self.bucket_of(&record.nar) == slot / CATALOG_BUCKET_RECORDS).then_some(record)
+        })
+    }
+
+    /// Length of all files that are stored. Bytes.
+    pub fn stored_len_bytes(&self) -> u64 {
+        self.stored_len_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Puts an entry in, in the place of one of the same NAR and kind. If its bucket is full, the record that was used
+    /// least recently goes and is returned; its file is the caller's to remove.
+    ///
+    /// Fails as [`io::ErrorKind::ResourceBusy`] when all records of the bucket are leased, and as the disk does. Then all is as before.
+    pub fn insert(&self, nar: &NarKey, entry: Entry, now_s: u64) -> Result<Option<Record>, StoreError> {
+        let failed = |error| StoreError::io("write", &self.path, error);
+        let _writing = self.begin_writing();
+        let place = self.place_for(nar, entry.kind()).ok_or_else(|| failed(Errno::BUSY.into()))?;
+        let (slot, previous) = match place {
+            Place::Free(slot) => (slot, None),
+            Place::Same(slot, record) | Place::Taken(slot, record) => (slot, Some(record)),
+        };
+        self.touch(slot / CATALOG_BUCKET_RECORDS);
+        let now_s = clamp_seconds(now_s);
+        let written = self.write(slot, &record::encode(nar, &entry, now_s));
+        if written.is_ok() {
+            previous.iter().for_each(|record| self.discount(record));
+            self.count(&Record { nar: *nar, entry, last_used_s: 0 });
+            self.used(slot).store(now_s, Ordering::Relaxed);
+        }
+        if written.is_ok() || matches!(place, Place::Taken(..)) {
+            self.open_slot(slot);
+        }
+        self.generation.fetch_add(1, Ordering::Release);
+        written.map_err(failed)?;
+        Ok(match place {
+            Place::Taken(_, record) => Some(record),
+            Place::Free(_) | Place::Same(..) => None,
+        })
+    }
+
+    /// Takes an entry away, whoever reads it. From now on it is absent to this process, even if the disk could not be written;
+    /// that is an error, and another process would find the entry again. False when there was none.
+    pub fn remove(&self, nar: &NarKey, kind: Kind) -> Result<bool, StoreError> {
+        let _writing = self.begin_writing();
+        let mut was_there = false;
+        let mut written = Ok(());
+        for slot in self.all_of(nar, kind) {
+            if self.readers(slot).fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0 {
+                was_there = true;
+                self.read(slot).iter().for_each(|record| self.discount(record));
+            }
+            written = written.and(self.clear_closed(slot));
+        }
+        written.map_err(|error| StoreError::io("write", &self.path, error))?;
+        Ok(was_there)
+    }
+
+    /// Takes an entry away unless a reader holds it. On an error it stays, unless the disk is full: then it is absent to this process,
+    /// for it is taken away to make room.
+    pub fn take_unless_leased(&self, nar: &NarKey, kind: Kind) -> Result<Taken, StoreError> {
+        let _writing = self.begin_writing();
+        let mut taken = Taken::Absent;
+        for slot in self.all_of(nar, kind) {
+            if !self.is_closed(slot) {
+                if !self.try_close(slot) {
+                    return Ok(Taken::Leased);
+                }
+                self.read(slot).iter().for_each(|record| self.discount(record));
+                taken = Taken::Taken;
+            }
+            match self.clear_closed(slot) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) => {
+                    self.read(slot).iter().for_each(|record| self.count(record));
+                    self.open_slot(slot);
+                    self.generation.fetch_add(1, Ordering::Release);
+                    return Err(StoreError::io("write", &self.path, error));
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Writes to the file when records were used; until then only this process knows it. What is lost by a crash is the order of
+    /// eviction.
+    pub fn keep_uses(&self) -> Result<(), StoreError> {
+        let _writing = self.begin_writing();
+        for slot in (0..self.buckets).filter(|&bucket| self.is_touched(bucket)).flat_map(slots_of) {
+            let used_s = self.used(slot).load(Ordering::Relaxed);
+            if used_s > self.words.load(word_of(slot, LAST_USED_OFFSET)) && self.read(slot).is_some() {
+                let offset = (offset_of(slot) + LAST_USED_OFFSET) as u64;
+                write_all(&self.file, &used_s.to_le_bytes(), offset)
+                    .map_err(|error| StoreError::io("write", &self.path, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was written is on the disk.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        rustix::fs::fdatasync(&self.file).map_err(|error| StoreError::io("write", &self.path, error))
+    }
+
+    // Readers.
+
+    fn find(&self, nar: &NarKey, kind: Kind) -> Option<(usize, Record)> {
+        let slot = self.all_of(nar, kind).find(|&slot| !self.is_closed(slot))?;
+        let record = self.read(slot).filter(|record| record.nar == *nar && record.entry.kind() == kind)?;
+        Some((slot, record))
+    }
+
+    /// Every slot that has this record, closed ones too. More than one only after damage.
+    fn all_of<'a>(&'a self, nar: &'a NarKey, kind: Kind) -> impl Iterator<Item = usize> + 'a {
+        let bucket = self.bucket_of(nar);
+        let slots = if self.is_touched(bucket) { slots_of(bucket) } else { 0..0 };
+        let number = record::kind_number(kind);
+        let key = record::key_bytes(nar);
+        let first_word = u32::from_le_bytes([key[0], key[1], key[2], key[3]]);
+        slots.filter(move |&slot| {
+            // Two words tell most others apart before anything is copied.
+            u32::from_le(self.words.load(word_of(slot, KIND_OFFSET))) == number
+                && u32::from_le(self.words.load(word_of(slot, KEY_OFFSET))) == first_word
+                && self.read(slot).is_some_and(|record| record.nar == *nar && record.entry.kind() == kind)
+        })
+    }
+
+    /// The record of a slot, closed or not.
+    fn read(&self, slot: usize) -> Option<Record> {
+        let mut bytes = EMPTY;
+        let first_word = word_of(slot, 0);
+        for (index, word) in bytes.as_chunks_mut::<WORD_LEN_BYTES>().0.iter_mut().enumerate() {
+            *word = self.words.load(first_word + index).to_ne_bytes();
+        }
+        let mut record = record::decode(&bytes)?;
+        record.last_used_s = record.last_used_s.max(u64::from(self.used(slot).load(Ordering::Relaxed)));
+        Some(record)
+    }
+
+    fn bucket_of(&self, nar: &NarKey) -> usize {
+        // Both halves count: many paths can have the same contents.
+        const _: () = assert!(KEY_LEN_BYTES == 64);
+        crc32fast::hash(&record::key_bytes(nar)) as usize % self.buckets
+    }
+
+    fn readers(&self, slot: usize) -> &AtomicU32 {
+        self.slots.get(2 * slot)
+    }
+
+    fn used(&self, slot: usize) -> &AtomicU32 {
+        self.slots.get(2 * slot + 1)
+    }
+
+    fn is_closed(&self, slot: usize) -> bool {
+        self.readers(slot).load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    fn is_touched(&self, bucket: usize) -> bool {
+        self.touched[bucket / 64].load(Ordering::Relaxed) >> (bucket % 64) & 1 == 1
+    }
+
+    // The writer. All of these are called by the one who holds `writing`.
+
+    fn begin_writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where an entry goes: over the one of its kind, else where no record is, else over the one that was used least recently.
+    fn place_for(&self, nar: &NarKey, kind: Kind) -> Option<Place> {
+        // A closed slot's record is still in the file if the disk was full: two of a kind must never be there.
+        if let Some(slot) = self.all_of(nar, kind).next() {
+            let record = self.read(slot).filter(|_| !self.is_closed(slot));
+            return Some(record.map_or(Place::Free(slot), |record| Place::Same(slot, record)));
+        }
+        let mut records = Vec::with_capacity(CATALOG_BUCKET_RECORDS);
+        for slot in slots_of(self.bucket_of(nar)) {
+            match self.read(slot).filter(|_| !self.is_closed(slot)) {
+                Some(record) => records.push((slot, record)),
+                None => return Some(Place::Free(slot)),
+            }
+        }
+        records.sort_by_key(|(_, record)| record.last_used_s);
+        let (slot, record) = records.into_iter().find(|(slot, _)| self.try_close(*slot))?;
+        Some(Place::Taken(slot, record))
+    }
+
+    fn touch(&self, bucket: usize) {
+        self.touched[bucket / 64].fetch_or(1 << (bucket % 64), Ordering::Relaxed);
+    }
+
+    /// Closes a slot that has no readers.
+    fn try_close(&self, slot: usize) -> bool {
+        self.readers(slot).compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    fn open_slot(&self, slot: usize) {
+        self.readers(slot).fetch_and(!CLOSED, Ordering::Release);
+    }
+
+    /// Clears the record of a closed slot, and opens the slot if that succeeds.
+    fn clear_closed(&self, slot: usize) -> io::Result<()> {
+        let written = self.write(slot, &EMPTY);
+        if written.is_ok() {
+            self.used(slot).store(0, Ordering::Relaxed);
+            self.open_slot(slot);
+        }
+        self.generation.fetch_add(1, Ordering::Release);
+        written
+    }
+
+    fn count(&self, record: &Record) {
+        let len_bytes = self.stored_len_bytes().saturating_add(record.entry.file_size());
+        self.stored_len_bytes.store(len_bytes, Ordering::Relaxed);
+    }
+
+    fn discount(&self, record: &Record) {
+        let len_bytes = self.stored_len_bytes().saturating_sub(record.entry.file_size());
+        self.stored_len_bytes.store(len_bytes, Ordering::Relaxed);
+    }
+
+    fn write(&self, slot: usize, bytes: &RecordBytes) -> io::Result<()> {
+        write_all(&self.file, bytes, offset_of(slot) as u64)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.catalog.readers(self.slot).fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Where an entry goes.
+#[derive(Clone, Copy)]
+enum Place {
+    /// No record is there that anybody can read.
+    Free(usize),
+    /// Over the entry of the same NAR and kind.
+    Same(usize, Record),
+    /// Over another record; its slot is closed.
+    Taken(usize, Record),
+}
+
+fn slots_of(bucket: usize) -> Range<usize> {
+    bucket * CATALOG_BUCKET_RECORDS..(bucket + 1) * CATALOG_BUCKET_RECORDS
+}
+
+fn offset_of(slot: usize) -> usize {
+    HEADER_LEN_BYTES + slot * RECORD_LEN_BYTES
+}
+
+fn word_of(slot: usize, offset_in_record: usize) -> usize {
+    (offset_of(slot) + offset_in_record) / WORD_LEN_BYTES
+}
+
+fn file_len_bytes(records: usize) -> usize {
+    HEADER_LEN_BYTES + records * RECORD_LEN_BYTES
+}
+
+/// Records have room for times until 2106.
+fn clamp_seconds(seconds: u64) -> u32 {
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
+fn header(records: usize) -> [u8; 32] {
+    let mut header = [0; 32];
+    header[..16].copy_from_slice(MAGIC);
+    header[16..20].copy_from_slice(&VERSION.to_le_bytes());
+    header[20..24].copy_from_slice(&u32::try_from(records).unwrap_or(u32::MAX).to_le_bytes());
+    header[24..28].copy_from_slice(&u32::try_from(CATALOG_BUCKET_RECORDS).unwrap_or(u32::MAX).to_le_bytes());
+    let sum = crc32fast::hash(&header[..28]);
+    header[28..].copy_from_slice(&sum.to_le_bytes());
+    header
+}
+
+/// Whether a file is a catalog of so many records: its header says so, and it is as long as that.
+fn has_header(file: &OwnedFd, records: usize) -> io::Result<bool> {
+    let status = rustix::fs::fstat(file)?;
+    let is_file = rustix::fs::FileType::from_raw_mode(status.st_mode).is_file();
+    if !is_file || u64::try_from(status.st_size).ok() != Some(file_len_bytes(records) as u64) {
+        return Ok(false);
+    }
+    let mut found = [0; 32];
+    Ok(read_up_to(file, &mut found, 0)? == found.len() && found == header(records))
+}
+
+/// Makes an empty catalog. It gets its name when it is whole.
+fn create(directory: BorrowedFd<'_>, records: usize) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::unlinkat(directory, NEW_NAME, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let file = rustix::fs::openat(directory, NEW_NAME, flags, Mode::from_raw_mode(0o644))?;
+    rustix::fs::ftruncate(&file, file_len_bytes(records) as u64)?;
+    write_all(&file, &header(records), 0)?;
+    rustix::fs::fsync(&file)?;
+    rustix::fs::renameat(directory, NEW_NAME, directory, NAME)?;
+    rustix::fs::fsync(directory)?;
+    Ok(file)
+}
+
+/// Reads what the file has, passing over what is only length, and marks the buckets that are not empty.
+fn survey(file: &OwnedFd, records: usize, touched: &[AtomicU64]) -> io::Result<()> {
+    let len_bytes = file_len_bytes(records) as u64;
+    let mut bucket_bytes = vec![0; BUCKET_LEN_BYTES];
+    let mut offset = HEADER_LEN_BYTES as u64;
+    while offset < len_bytes {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let bucket = (data.max(offset) - HEADER_LEN_BYTES as u64) / BUCKET_LEN_BYTES as u64;
+        offset = HEADER_LEN_BYTES as u64 + bucket * BUCKET_LEN_BYTES as u64;
+        // From here on bucket by bucket, as long as there is something in them.
+        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?;
+        while offset < hole.min(len_bytes) {
+            if read_up_to(file, &mut bucket_bytes, offset)? < BUCKET_LEN_BYTES {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if bucket_bytes.iter().any(|&byte| byte != 0) {
+                let index = (offset as usize - HEADER_LEN_BYTES) / BUCKET_LEN_BYTES;
+                touched[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+            }
+            offset += BUCKET_LEN_BYTES as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Reads until the buffer is full or the file ends; returns how much that is.
+fn read_up_to(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match rustix::io::pread(file, &mut buffer[len..], offset + len as u64) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(len)
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(file, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }

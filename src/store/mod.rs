@@ -13,6 +13,7 @@ pub mod change;
 pub mod db;
 pub mod debuginfo;
 pub mod demo;
+pub mod fault;
 pub mod keys;
 pub mod log;
 pub mod nar_cache;

@@ -1,0 +1,129 @@
+//! Fault points: places between two steps on disk where a test can end the process, or let the disk fail.
+//!
+//! What is on disk must be right whenever the process ends, and no test can be quick enough to end it between two system
+//! calls. So the code names these places, and a plan says what happens there. Without one a point is one load.
+
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Signal, getpid, kill_process};
+
+static PLAN: OnceLock<Vec<Fault>> = OnceLock::new();
+
+/// What happens, and where.
+#[derive(Debug)]
+enum Fault {
+    /// The process ends at the last of these points, counted over all names.
+    Kill { points_left: AtomicU64 },
+    /// The point of this name fails as if the system had, so many times.
+    Fail { error: Errno, name: Box<str>, times_left: AtomicU64 },
+}
+
+/// Sets the plan of this process, once. Faults between commas: `kill@N` ends the process at the N-th point it passes,
+/// `ENOSPC@NAME`, `EIO@NAME` and `EROFS@NAME` let the point of that name fail with this error, `ENOSPC@NAME:K` the first K times.
+///
+/// The error is a sentence about the text, or says that there is a plan.
+pub fn plan(spec: &str) -> Result<(), String> {
+    let faults = spec.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+    PLAN.set(faults).map_err(|_| "the faults of a process are planned once".to_owned())
+}
+
+/// Passes the point of that name; it fails where a plan says so.
+pub fn point(name: &str) -> io::Result<()> {
+    PLAN.get().map_or(Ok(()), |faults| pass(faults, name))
+}
+
+fn pass(faults: &[Fault], name: &str) -> io::Result<()> {
+    for fault in faults {
+        match fault {
+            Fault::Kill { points_left } => {
+                if points_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    end_process();
+                }
+            }
+            Fault::Fail { error, name: failing, times_left } if **failing == *name => {
+                let counted = times_left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |times| times.checked_sub(1));
+                if counted.is_ok() {
+                    return Err((*error).into());
+                }
+            }
+            Fault::Fail { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// As a power cut would: nothing is dropped, flushed or said.
+fn end_process() -> ! {
+    let _ = kill_process(getpid(), Signal::KILL);
+    loop {
+        // The signal may take another thread first, and then ends this one.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn parse(text: &str) -> Result<Fault, String> {
+    let unclear = || format!("fault {text:?}: expected kill@N, ENOSPC@NAME, EIO@NAME or EROFS@NAME");
+    let (what, place) = text.split_once('@').ok_or_else(unclear)?;
+    let error = match what {
+        "kill" => {
+            let points = place.parse::<u64>().ok().filter(|points| *points > 0).ok_or_else(unclear)?;
+            return Ok(Fault::Kill { points_left: AtomicU64::new(points) });
+        }
+        "ENOSPC" => Errno::NOSPC,
+        "EIO" => Errno::IO,
+        "EROFS" => Errno::ROFS,
+        _ => return Err(unclear()),
+    };
+    // Names have colons themselves; only a number behind one is a count.
+    let counted = place.rsplit_once(':').and_then(|(name, times)| Some((name, times.parse::<u64>().ok()?)));
+    let (name, times) = counted.unwrap_or((place, u64::MAX));
+    if name.is_empty() {
+        return Err(unclear());
+    }
+    Ok(Fault::Fail { error, name: name.into(), times_left: AtomicU64::new(times) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(spec: &str) -> Vec<Fault> {
+        spec.split(',').map(|text| parse(text).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_point_fails_as_often_as_it_was_planned() {
+        let faults = faults("ENOSPC@publish: file renamed:2,EIO@evict: record out");
+        for _ in 0..2 {
+            let error = pass(&faults, "publish: file renamed").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        }
+        pass(&faults, "publish: file renamed").unwrap();
+        for _ in 0..10 {
+            let error = pass(&faults, "evict: record out").unwrap_err();
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::IO));
+        }
+        pass(&faults, "publish").unwrap();
+    }
+
+    #[test]
+    fn a_kill_waits_for_its_point() {
+        let faults = faults("kill@3");
+        pass(&faults, "one").unwrap();
+        pass(&faults, "two").unwrap();
+        let [Fault::Kill { points_left }] = &faults[..] else { panic!("{faults:?}") };
+        assert_eq!(points_left.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_is_no_fault_is_refused() {
+        for text in ["", "kill", "kill@", "kill@0", "kill@x", "EIO", "EIO@", "EIO@:3", "ENOENT@evict"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}
