@@ -15,17 +15,13 @@ use tracing::error;
 use super::known_path::KnownPath;
 use super::nar_body::{Footprint, SharedLayout};
 use super::refusal::Failure;
-use crate::codec::hash::Sha256Digest;
 use crate::codec::nar::layout::Part;
-use crate::codec::store_path::HashPart;
 use crate::limits::{
     DAMAGE_REMEMBERED, DAMAGED_PATHS_MAX, KEPT_CONTENTS_LEN_MAX, LAYOUTS_ALIVE_LEN_MAX, LAYOUTS_LEN_MAX,
 };
 use crate::ring::op::{ConnectionId, FileStatus};
+use crate::store::catalog::NarKey;
 use crate::store::change::Stamp;
-
-/// One NAR: a path, and the contents that it had.
-pub type NarKey = (HashPart, Sha256Digest);
 
 /// What a walk has to say.
 #[derive(Debug)]
@@ -245,6 +241,7 @@ impl Weighter<NarKey, Rc<SharedLayout>> for LayoutWeighter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::hash::Sha256Digest;
     use crate::codec::nar::layout::Builder;
     use crate::codec::narinfo::PathInfo;
     use crate::codec::store_path::{StoreDir, StorePath};

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use tracing::error;
 
 use super::known_path::KnownPath;
-use super::layouts::{Found, Layouts, NarKey, Told, WalkNews, key_of};
+use super::layouts::{Found, Layouts, Told, WalkNews, key_of};
 use super::lookup::{Known, SharedStore};
 use super::nar_body::{NarBody, Root, SharedLayout};
 use super::plane::{Full, Plane, Planes, Toolbox};
@@ -39,6 +39,7 @@ use crate::ring::op::{ConnectionId, FileKind, OpenedFile};
 use crate::ring::reactor;
 use crate::ring::service::Reply;
 use crate::store::StoreError;
+use crate::store::catalog::NarKey;
 use crate::store::change::{ChangeCounter, Stamp};
 use crate::store::walk::{self, Kept, Walked, WholeHash};
 

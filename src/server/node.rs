@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::directory::{CacheInfoReader, Directory};
-use super::layouts::{NarKey, WalkNews};
+use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
 use super::plane::{Planes, Toolbox};
@@ -27,6 +27,7 @@ use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, OpenedFile};
 use crate::ring::reactor;
 use crate::ring::service::{Answer, Effects, Node, Reply, Service};
+use crate::store::catalog::NarKey;
 
 /// One worker's answers.
 pub struct CacheNode {

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use super::layouts::{NarKey, WalkNews};
+use super::layouts::WalkNews;
 use super::live_store::Awaited;
 use super::lookup::Known;
 use super::refusal::Failure;
@@ -12,6 +12,7 @@ use crate::codec::store_path::HashPart;
 use crate::ring::descriptor::Descriptor;
 use crate::ring::op::ConnectionId;
 use crate::ring::service::Reply;
+use crate::store::catalog::NarKey;
 
 /// What a request wants.
 pub struct Wish {

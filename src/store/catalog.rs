@@ -240,7 +240,7 @@ impl Catalog {
         let slots = ProcessWords::zeroed(2 * records).map_err(|error| failed("map", error))?;
         let buckets = records / CATALOG_BUCKET_RECORDS;
         let touched: Box<[AtomicU64]> = (0..buckets.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        survey(&file, records, &touched).map_err(|error| failed("read", error))?;
+        survey(&file, buckets, &touched).map_err(|error| failed("read", error))?;
         let (generation, stored_len_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let writing = Mutex::new(());
         let catalog =
@@ -321,7 +321,9 @@ impl Catalog {
         let now_s = clamp_seconds(now_s);
         let written = self.write(slot, &record::encode(nar, &entry, now_s));
         if written.is_ok() {
-            previous.iter().for_each(|record| self.discount(record));
+            if let Some(previous) = &previous {
+                self.discount(previous);
+            }
             self.count(&Record { nar: *nar, entry, last_used_s: 0 });
             self.used(slot).store(now_s, Ordering::Relaxed);
         }
@@ -345,7 +347,9 @@ impl Catalog {
         for slot in self.all_of(nar, kind) {
             if self.readers(slot).fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0 {
                 was_there = true;
-                self.read(slot).iter().for_each(|record| self.discount(record));
+                if let Some(record) = self.read(slot) {
+                    self.discount(&record);
+                }
             }
             written = written.and(self.clear_closed(slot));
         }
@@ -363,14 +367,18 @@ impl Catalog {
                 if !self.try_close(slot) {
                     return Ok(Taken::Leased);
                 }
-                self.read(slot).iter().for_each(|record| self.discount(record));
+                if let Some(record) = self.read(slot) {
+                    self.discount(&record);
+                }
                 taken = Taken::Taken;
             }
             match self.clear_closed(slot) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
                 Err(error) => {
-                    self.read(slot).iter().for_each(|record| self.count(record));
+                    if let Some(record) = self.read(slot) {
+                        self.count(&record);
+                    }
                     self.open_slot(slot);
                     self.generation.fetch_add(1, Ordering::Release);
                     return Err(StoreError::io("write", &self.path, error));
@@ -598,32 +606,34 @@ fn create(directory: BorrowedFd<'_>, records: usize) -> io::Result<OwnedFd> {
 }
 
 /// Reads what the file has, passing over what is only length, and marks the buckets that are not empty.
-fn survey(file: &OwnedFd, records: usize, touched: &[AtomicU64]) -> io::Result<()> {
-    let len_bytes = file_len_bytes(records) as u64;
-    let mut bucket_bytes = vec![0; BUCKET_LEN_BYTES];
-    let mut offset = HEADER_LEN_BYTES as u64;
-    while offset < len_bytes {
-        let data = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+fn survey(file: &OwnedFd, buckets: usize, touched: &[AtomicU64]) -> io::Result<()> {
+    let mut bytes = vec![0; BUCKET_LEN_BYTES];
+    let mut bucket = 0;
+    while bucket < buckets {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(offset_of_bucket(bucket))) {
             Ok(data) => data,
             Err(Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
-        let bucket = (data.max(offset) - HEADER_LEN_BYTES as u64) / BUCKET_LEN_BYTES as u64;
-        offset = HEADER_LEN_BYTES as u64 + bucket * BUCKET_LEN_BYTES as u64;
-        // From here on bucket by bucket, as long as there is something in them.
         let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?;
-        while offset < hole.min(len_bytes) {
-            if read_up_to(file, &mut bucket_bytes, offset)? < BUCKET_LEN_BYTES {
+        let first = data.saturating_sub(HEADER_LEN_BYTES as u64) / BUCKET_LEN_BYTES as u64;
+        bucket = usize::try_from(first).map_or(buckets, |first| first.max(bucket));
+        // From here on bucket by bucket, as long as there is something in them.
+        while bucket < buckets && offset_of_bucket(bucket) < hole {
+            if read_up_to(file, &mut bytes, offset_of_bucket(bucket))? < BUCKET_LEN_BYTES {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if bucket_bytes.iter().any(|&byte| byte != 0) {
-                let index = (offset as usize - HEADER_LEN_BYTES) / BUCKET_LEN_BYTES;
-                touched[index / 64].fetch_or(1 << (index % 64), Ordering::Relaxed);
+            if bytes.iter().any(|&byte| byte != 0) {
+                touched[bucket / 64].fetch_or(1 << (bucket % 64), Ordering::Relaxed);
             }
-            offset += BUCKET_LEN_BYTES as u64;
+            bucket += 1;
         }
     }
     Ok(())
+}
+
+fn offset_of_bucket(bucket: usize) -> u64 {
+    offset_of(bucket * CATALOG_BUCKET_RECORDS) as u64
 }
 
 /// Reads until the buffer is full or the file ends; returns how much that is.

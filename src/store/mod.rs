@@ -111,6 +111,19 @@ impl std::fmt::Display for DatabaseFault {
 }
 
 impl StoreError {
+    /// What the operating system said, if it was asked.
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Database { .. } | Self::Schema { .. } | Self::Damaged { .. } => None,
+        }
+    }
+
+    /// The kind of that.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.io_error().map(io::Error::kind)
+    }
+
     fn damaged(subject: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Damaged { subject: subject.into(), reason: reason.to_string() }
     }

@@ -1,6 +1,44 @@
 //! The NAR cache on disk: a binary cache in the layout of `nix copy --to file://…`, and beside it what narwire keeps for itself.
+//!
+//! ```text
+//! nix-cache-info
+//! <hash part>.narinfo                     names the compressed file if there is one, else the flat one
+//! nar/<hash part>-<NAR hash>.nar.zst
+//! nar/<hash part>-<NAR hash>.nar
+//! .narwire/lock, catalog, tmp/, quarantine/
+//! ```
+//!
+//! **Whenever the process ends**, every file that has its name here is whole. A NAR comes into being as: file in `tmp/`, to the disk,
+//! renamed, the name to the disk; its narinfo in the same way; only then its record. It goes in the opposite order: record,
+//! narinfo, file. So a narinfo names a file that is there, and a record stands for both. What a crash can leave is a file
+//! without a record, and after a power cut a record that had been taken away: [`CacheFolder::reconcile`] mends both.
+//!
+//! Nothing is ever deleted but files whose names are made as ours are, narinfos that name such a file and nothing else, and what is
+//! in `.narwire`.
 
-use crate::codec::narinfo::Compression;
+mod directory;
+mod reconcile;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+
+use self::directory::Directory;
+pub use self::reconcile::{Finding, Reconciled, Repair};
+use super::catalog::{Catalog, Entry, Kind, NarKey, Record, Soundness, Stored, Taken};
+use super::fault;
+use crate::codec::cache_info::CacheInfo;
+use crate::codec::hash::Sha256Digest;
+use crate::codec::narinfo::{Compression, NarInfo};
+use crate::codec::store_path::{HashPart, StoreDir};
+use crate::limits::{CACHE_INFO_LEN_MAX, CACHED_NARINFO_LEN_MAX, QUARANTINED_FILES_MAX};
+use crate::store::StoreError;
 
 /// How a NAR is encoded in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,6 +49,92 @@ pub enum Coding {
     Zstd,
 }
 
+/// The cache's directory, open. There is one in the process, and [`CacheFolder::open`] makes sure that no other process has one.
+///
+/// All changes wait for each other, so that any thread may make them.
+pub struct CacheFolder {
+    role: Role,
+    root: Directory,
+    nar: Directory,
+    own: Directory,
+    temporary: Arc<Directory>,
+    quarantine: Directory,
+    catalog: Arc<Catalog>,
+    soundness: Soundness,
+    store_dir: StoreDir,
+    /// Makes the names of temporary files differ.
+    temporary_files: AtomicU64,
+    changing: Mutex<()>,
+}
+
+/// A file that is being written, and has no name that anybody looks for. Removed when it is dropped.
+///
+/// Its descriptor is open for reading and writing.
+pub struct Draft {
+    file: OwnedFd,
+    directory: Arc<Directory>,
+    name: String,
+}
+
+/// Whether a NAR could be evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evicted {
+    /// It is gone.
+    Removed,
+    /// A reader holds it.
+    Held,
+}
+
+/// Room. Bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What all encoded NARs take together.
+    pub used: u64,
+    /// What is left on the file system for this process's user.
+    pub free: u64,
+    /// What the file system has.
+    pub total: u64,
+}
+
+/// Why a directory cannot be the NAR cache.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheFolderError {
+    /// It has files, and was not made by narwire.
+    #[error("{} is not empty and is no NAR cache of narwire (it has no .narwire in it): choose an empty one", .0.display())]
+    Foreign(PathBuf),
+    /// Another process has it.
+    #[error("another narwire uses the NAR cache {}", .0.display())]
+    InUse(PathBuf),
+    /// It was filled from a store with another store directory.
+    #[error("the NAR cache {} is one of the store {found}, not of {wanted}", path.display())]
+    OtherStore {
+        /// The cache.
+        path: PathBuf,
+        /// The store directory of its paths.
+        found: StoreDir,
+        /// The one that is served.
+        wanted: StoreDir,
+    },
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] StoreError),
+}
+
+/// What this process may do to the folder.
+enum Role {
+    /// Everything: it holds the lock, for as long as the descriptor is open.
+    Owner { _lock: OwnedFd },
+    /// Read, and move damaged files away.
+    Beside,
+}
+
+const CACHE_INFO_NAME: &str = "nix-cache-info";
+const NAR_NAME: &str = "nar";
+const OWN_NAME: &str = ".narwire";
+const LOCK_NAME: &str = "lock";
+const TEMPORARY_NAME: &str = "tmp";
+const QUARANTINE_NAME: &str = "quarantine";
+
 impl Coding {
     /// What a narinfo calls it.
     pub fn compression(self) -> Compression {
@@ -19,4 +143,440 @@ impl Coding {
             Self::Zstd => Compression::Zstd,
         }
     }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Flat => ".nar",
+            Self::Zstd => ".nar.zst",
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Flat => Self::Zstd,
+            Self::Zstd => Self::Flat,
+        }
+    }
 }
+
+impl CacheFolder {
+    /// Opens the cache at `path`, and makes what of it is missing. What an earlier process has left half done is removed.
+    ///
+    /// The catalog may not agree with the files: call [`CacheFolder::reconcile`] before anything is published.
+    pub fn open(path: &Path, store_dir: &StoreDir, priority: u32) -> Result<Self, CacheFolderError> {
+        std::fs::create_dir_all(path).map_err(|error| StoreError::io("create", path, error))?;
+        let root = Directory::open(path)?;
+        if !is_ours(&root)? {
+            return Err(CacheFolderError::Foreign(path.to_path_buf()));
+        }
+        let own = root.beneath_or_new(OWN_NAME)?;
+        let lock = own.open_file(LOCK_NAME, OFlags::CREATE)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(CacheFolderError::InUse(path.to_path_buf())),
+            Err(error) => return Err(StoreError::io("lock", own.path().join(LOCK_NAME), error).into()),
+        }
+        let temporary = own.beneath_or_new(TEMPORARY_NAME)?;
+        for name in temporary.names()? {
+            temporary.remove(&name?)?;
+        }
+        let nar = root.beneath_or_new(NAR_NAME)?;
+        let quarantine = own.beneath_or_new(QUARANTINE_NAME)?;
+        let (catalog, soundness) = Catalog::open(own.as_fd(), own.path())?;
+        let folder = Self {
+            role: Role::Owner { _lock: lock },
+            root,
+            nar,
+            own,
+            temporary: Arc::new(temporary),
+            quarantine,
+            catalog: Arc::new(catalog),
+            soundness,
+            store_dir: store_dir.clone(),
+            temporary_files: AtomicU64::new(0),
+            changing: Mutex::new(()),
+        };
+        folder.keep_cache_info(priority)?;
+        Ok(folder)
+    }
+
+    /// Opens the cache at `path` while another process may have it. Of all changes only [`CacheFolder::quarantine`] is then possible,
+    /// and it only moves the file away: the process that has the cache finds it missing.
+    pub fn open_beside(path: &Path, store_dir: &StoreDir) -> Result<Self, CacheFolderError> {
+        let root = Directory::open(path)?;
+        let own = match root.beneath(OWN_NAME) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
+                return Err(CacheFolderError::Foreign(path.to_path_buf()));
+            }
+            own => own?,
+        };
+        let nar = root.beneath(NAR_NAME)?;
+        Ok(Self {
+            role: Role::Beside,
+            temporary: Arc::new(own.beneath(TEMPORARY_NAME)?),
+            quarantine: own.beneath(QUARANTINE_NAME)?,
+            catalog: Arc::new(Catalog::open_beside(own.as_fd(), own.path())?),
+            soundness: Soundness::Sound,
+            store_dir: store_dir.clone(),
+            temporary_files: AtomicU64::new(0),
+            changing: Mutex::new(()),
+            root,
+            nar,
+            own,
+        })
+    }
+
+    /// What it has.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// How the catalog was found.
+    pub fn soundness(&self) -> Soundness {
+        self.soundness
+    }
+
+    /// Where it is; for messages.
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The directory that [`CacheFolder::file_name`] is relative to.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Whether the directory that is open is still the one at its path. If not, somebody has removed or replaced it, and what is
+    /// done here is seen by nobody.
+    pub fn is_there(&self) -> bool {
+        self.root.is_at(self.root.path())
+            && self.nar.is_in(&self.root, NAR_NAME)
+            && self.own.is_in(&self.root, OWN_NAME)
+    }
+
+    /// `nar/<hash part>-<NAR hash>.nar[.zst]`: a file's name in the cache, and its URL in a narinfo.
+    pub fn file_name(nar: &NarKey, coding: Coding) -> String {
+        format!("{NAR_NAME}/{}", base_name(nar, coding))
+    }
+
+    /// Begins a file.
+    pub fn draft(&self) -> Result<Draft, StoreError> {
+        let name = self.temporary_name();
+        let file = self.temporary.open_file(&name, OFlags::CREATE | OFlags::EXCL)?;
+        Ok(Draft { file, directory: Arc::clone(&self.temporary), name })
+    }
+
+    /// Makes a NAR visible whose file is written. `narinfo` is the text that names this file, or none if the one that is there names another
+    /// file of the same NAR. Returns the record that had to make room in the catalog; its file is gone as well.
+    ///
+    /// Fails as [`io::ErrorKind::ResourceBusy`] when a reader holds the same NAR in the same coding, or all that could make room. After
+    /// an error the NAR is not there in this coding, or as it was before.
+    pub fn publish(
+        &self,
+        nar: &NarKey,
+        draft: Draft,
+        stored: &Stored,
+        narinfo: Option<&str>,
+        now_s: u64,
+    ) -> Result<Option<Record>, StoreError> {
+        let _changing = self.begin_change("publish in")?;
+        let name = base_name(nar, stored.coding);
+        let path = self.nar.path().join(&name);
+        self.point("publish: begun")?;
+        let status =
+            rustix::fs::fstat(&draft.file).map_err(|error| StoreError::io("examine", &path, error))?;
+        if u64::try_from(status.st_size).ok() != Some(stored.file_size) {
+            let reason = format!("{} bytes were written, and {} announced", status.st_size, stored.file_size);
+            return Err(StoreError::damaged(path.display().to_string(), reason));
+        }
+        rustix::fs::fsync(&draft.file).map_err(|error| StoreError::io("write", &path, error))?;
+        self.point("publish: file written")?;
+        // An older file of that name goes in the usual order, so that nothing ever describes it wrongly.
+        if self.retire(nar, stored.coding, Place::Nowhere)? == Evicted::Held {
+            return Err(StoreError::io("replace", path, Errno::BUSY));
+        }
+        self.point("publish: older file out")?;
+        let published = self.publish_steps(nar, draft, stored, narinfo, now_s);
+        if published.is_err() {
+            // The first error is the one to tell of. What cannot be undone now is found by `reconcile`.
+            let _ = self.catalog.remove(nar, Kind::Stored(stored.coding));
+            let _ = self.remove_files(nar, stored.coding, Place::Nowhere);
+        }
+        published
+    }
+
+    fn publish_steps(
+        &self,
+        nar: &NarKey,
+        mut draft: Draft,
+        stored: &Stored,
+        narinfo: Option<&str>,
+        now_s: u64,
+    ) -> Result<Option<Record>, StoreError> {
+        self.temporary.rename(&draft.name, &self.nar, &base_name(nar, stored.coding))?;
+        draft.name.clear();
+        self.point("publish: file renamed")?;
+        self.nar.sync()?;
+        self.point("publish: name of the file written")?;
+        if let Some(narinfo) = narinfo {
+            self.write_narinfo(nar.0, narinfo)?;
+            self.point("publish: narinfo written")?;
+        }
+        let displaced = self.catalog.insert(nar, Entry::Stored(*stored), now_s)?;
+        self.point("publish: record in")?;
+        if let Some(Record { nar, entry: Entry::Stored(stored), .. }) = &displaced {
+            self.remove_files(nar, stored.coding, Place::Nowhere)?;
+            self.point("publish: displaced file out")?;
+        }
+        // An older record of this NAR must not come back after a power cut and tell of the file that was replaced.
+        self.catalog.sync()?;
+        self.point("publish: record written")?;
+        Ok(displaced)
+    }
+
+    /// Takes a NAR out of the cache, unless a reader holds it. If it stays in another coding, its narinfo then names that file.
+    pub fn evict(&self, record: &Record) -> Result<Evicted, StoreError> {
+        let _changing = self.begin_change("evict from")?;
+        match record.entry {
+            Entry::Stored(stored) => self.retire(&record.nar, stored.coding, Place::Nowhere),
+            Entry::Damaged(_) => self.catalog.remove(&record.nar, Kind::Damaged).map(|_| Evicted::Removed),
+        }
+    }
+
+    /// Takes a NAR out of the cache whose file is damaged, whoever reads it, and keeps the file aside. After [`QUARANTINED_FILES_MAX`] of
+    /// them it is deleted.
+    pub fn quarantine(&self, record: &Record) -> Result<(), StoreError> {
+        let Entry::Stored(stored) = record.entry else { return Ok(()) };
+        let name = base_name(&record.nar, stored.coding);
+        if matches!(self.role, Role::Beside) {
+            return self.move_aside(&name);
+        }
+        let _changing = self.begin_change("quarantine in")?;
+        self.point("quarantine: begun")?;
+        // To this process the record is gone whatever the disk says, and so the file goes too if the disk lets it.
+        let removed = self.catalog.remove(&record.nar, Kind::Stored(stored.coding));
+        self.point("quarantine: record out")?;
+        self.remove_files(&record.nar, stored.coding, Place::Quarantine)?;
+        removed.map(|_| ())
+    }
+
+    /// What is used and what is free.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        let status = rustix::fs::fstatvfs(&self.root)
+            .map_err(|error| StoreError::io("examine", self.root.path(), error))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(status.f_frsize);
+        Ok(Space {
+            used: self.catalog.stored_len_bytes(),
+            free: bytes(status.f_bavail),
+            total: bytes(status.f_blocks),
+        })
+    }
+
+    /// Keeps a text in `.narwire` under this name, in the place of an earlier one: after a crash one of the two is there.
+    pub fn keep(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        self.write_file(text, &self.own, name)
+    }
+
+    /// The text that was kept under this name, if it is no longer than `len_max` bytes.
+    pub fn kept(&self, name: &str, len_max: usize) -> Result<Option<String>, StoreError> {
+        self.own.read_text(name, len_max)
+    }
+
+    /// Takes out record, narinfo and file of a NAR in one coding, as far as they are there.
+    fn retire(&self, nar: &NarKey, coding: Coding, place: Place) -> Result<Evicted, StoreError> {
+        self.point("evict: begun")?;
+        if self.catalog.take_unless_leased(nar, Kind::Stored(coding))? == Taken::Leased {
+            return Ok(Evicted::Held);
+        }
+        self.point("evict: record out")?;
+        self.remove_files(nar, coding, place)?;
+        Ok(Evicted::Removed)
+    }
+
+    /// Removes the file of a NAR in one coding, and before that its name from the narinfo.
+    fn remove_files(&self, nar: &NarKey, coding: Coding, place: Place) -> Result<(), StoreError> {
+        let name = base_name(nar, coding);
+        if let Some(narinfo) = self.read_narinfo(nar.0)?
+            && narinfo.url == CacheFolder::file_name(nar, coding)
+        {
+            self.renounce(nar, narinfo, self.catalog.stored(nar, coding.other()))?;
+            self.root.sync()?;
+            self.point("evict: narinfo out")?;
+        }
+        match place {
+            Place::Nowhere => self.nar.remove(&name)?,
+            Place::Quarantine => self.move_aside(&name)?,
+        }
+        self.point("evict: file out")
+    }
+
+    /// Lets a narinfo name what remains of its NAR, or removes it.
+    fn renounce(
+        &self,
+        nar: &NarKey,
+        narinfo: NarInfo,
+        remaining: Option<Stored>,
+    ) -> Result<Repair, StoreError> {
+        if let Some(stored) = remaining {
+            match self.write_narinfo(nar.0, &self.narinfo_of(nar, narinfo, &stored)) {
+                Ok(()) => return Ok(Repair::NarInfoRewritten),
+                // What is evicted to make room must go even if there is none for a new narinfo.
+                Err(error) if error.io_kind() == Some(io::ErrorKind::StorageFull) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.root.remove(&narinfo_name(nar.0))?;
+        Ok(Repair::NarInfoRemoved)
+    }
+
+    /// The narinfo, made to name this file.
+    fn narinfo_of(&self, nar: &NarKey, mut narinfo: NarInfo, stored: &Stored) -> String {
+        narinfo.url = Self::file_name(nar, stored.coding);
+        narinfo.compression = stored.coding.compression();
+        narinfo.file_hash = Some(stored.file_hash);
+        narinfo.file_size = Some(stored.file_size);
+        let mut text = String::new();
+        narinfo.write(&self.store_dir, &mut text);
+        text
+    }
+
+    /// The narinfo of a path, if there is one that can be read.
+    fn read_narinfo(&self, hash_part: HashPart) -> Result<Option<NarInfo>, StoreError> {
+        let text = self.root.read_text(&narinfo_name(hash_part), CACHED_NARINFO_LEN_MAX)?;
+        Ok(text.and_then(|text| NarInfo::parse(&text, &self.store_dir).ok()))
+    }
+
+    fn write_narinfo(&self, hash_part: HashPart, text: &str) -> Result<(), StoreError> {
+        self.write_file(text, &self.root, &narinfo_name(hash_part))
+    }
+
+    /// Writes a file that is either there as a whole or not at all.
+    fn write_file(&self, text: &str, directory: &Directory, name: &str) -> Result<(), StoreError> {
+        let temporary_name = self.temporary_name();
+        self.point("text: begun")?;
+        self.temporary.write_new(&temporary_name, text)?;
+        let renamed = self
+            .point("text: file written")
+            .and_then(|()| self.temporary.rename(&temporary_name, directory, name));
+        if renamed.is_err() {
+            let _ = self.temporary.remove(&temporary_name);
+        }
+        renamed?;
+        self.point("text: file renamed")?;
+        directory.sync()
+    }
+
+    /// Moves a damaged file away. It may be gone already.
+    fn move_aside(&self, name: &str) -> Result<(), StoreError> {
+        let kept = self.quarantine.names()?.take(QUARANTINED_FILES_MAX).count();
+        if kept == QUARANTINED_FILES_MAX {
+            return self.nar.remove(name);
+        }
+        match self.nar.rename(name, &self.quarantine, name) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(()),
+            moved => moved,
+        }
+    }
+
+    fn keep_cache_info(&self, priority: u32) -> Result<(), CacheFolderError> {
+        let wanted = CacheInfo { store_dir: self.store_dir.clone(), want_mass_query: true, priority };
+        let len_max = usize::try_from(CACHE_INFO_LEN_MAX).unwrap_or(usize::MAX);
+        let found = self.root.read_text(CACHE_INFO_NAME, len_max)?;
+        let parsed = found.as_deref().and_then(|text| CacheInfo::parse(text, &self.store_dir).ok());
+        if let Some(found) = &parsed
+            && found.store_dir != self.store_dir
+        {
+            return Err(CacheFolderError::OtherStore {
+                path: self.path().to_path_buf(),
+                found: found.store_dir.clone(),
+                wanted: self.store_dir.clone(),
+            });
+        }
+        if parsed.as_ref() != Some(&wanted) {
+            let mut text = String::new();
+            wanted.write(&mut text);
+            self.write_file(&text, &self.root, CACHE_INFO_NAME)?;
+        }
+        Ok(())
+    }
+
+    /// A name for a temporary file that neither this process uses nor one beside it.
+    fn temporary_name(&self) -> String {
+        format!("{}-{}", std::process::id(), self.temporary_files.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Waits for other changes. An error for who does not own the cache.
+    fn begin_change(&self, operation: &'static str) -> Result<MutexGuard<'_, ()>, StoreError> {
+        match self.role {
+            Role::Owner { .. } => Ok(self.changing.lock().unwrap_or_else(PoisonError::into_inner)),
+            Role::Beside => Err(StoreError::io(operation, self.path(), Errno::PERM)),
+        }
+    }
+
+    fn point(&self, name: &str) -> Result<(), StoreError> {
+        fault::point(name).map_err(|error| StoreError::io("change", self.path(), error))
+    }
+}
+
+impl fmt::Debug for CacheFolder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("CacheFolder").field("path", &self.path()).finish_non_exhaustive()
+    }
+}
+
+impl AsFd for Draft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // One that was published has another name.
+        if !self.name.is_empty() {
+            // Whatever stays is removed when the folder is opened again.
+            let _ = self.directory.remove(&self.name);
+        }
+    }
+}
+
+/// Where a file goes that is taken out.
+#[derive(Clone, Copy)]
+enum Place {
+    Nowhere,
+    Quarantine,
+}
+
+/// Whether narwire made this directory, or may make it its own: nothing is in it. (A file system of its own has `lost+found`.)
+fn is_ours(root: &Directory) -> Result<bool, StoreError> {
+    let mut is_empty = true;
+    for name in root.names()? {
+        match name?.as_str() {
+            OWN_NAME => return Ok(true),
+            "lost+found" => {}
+            _ => is_empty = false,
+        }
+    }
+    Ok(is_empty)
+}
+
+fn base_name((hash_part, nar_hash): &NarKey, coding: Coding) -> String {
+    format!("{hash_part}-{}{}", nar_hash.to_nix32(), coding.suffix())
+}
+
+/// The NAR whose file has this name in `nar/`; none when it is no name of ours.
+fn parse_base_name(name: &str) -> Option<(NarKey, Coding)> {
+    let (stem, coding) = match name.strip_suffix(Coding::Zstd.suffix()) {
+        Some(stem) => (stem, Coding::Zstd),
+        None => (name.strip_suffix(Coding::Flat.suffix())?, Coding::Flat),
+    };
+    let (hash_part, nar_hash) = stem.split_once('-')?;
+    let nar = (HashPart::parse(hash_part.as_bytes())?, Sha256Digest::from_nix32(nar_hash.as_bytes())?);
+    Some((nar, coding))
+}
+
+fn narinfo_name(hash_part: HashPart) -> String {
+    format!("{hash_part}{NARINFO_SUFFIX}")
+}
+
+const NARINFO_SUFFIX: &str = ".narinfo";

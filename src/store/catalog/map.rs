@@ -1,5 +1,6 @@
 //! Memory that others write while it is read: the catalog's file, and what the process knows of its records.
 #![allow(unsafe_code)] // loads from mapped memory
+#![allow(clippy::cast_ptr_alignment)] // a mapping starts at a page
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,0 +1,170 @@
+//! An open directory: all that is done to the NAR cache is done relative to one of these.
+//!
+//! A directory that was renamed or removed meanwhile is still the one that was opened, and a link that somebody puts in the place of
+//! a file is an error.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::store::StoreError;
+
+/// An open directory, and its path for messages.
+pub(super) struct Directory {
+    descriptor: OwnedFd,
+    path: PathBuf,
+}
+
+/// A regular file, as its directory tells of it.
+pub(super) struct FileFacts {
+    /// Length. Bytes.
+    pub size: u64,
+    /// When its contents were written. Seconds since 1970.
+    pub modified_s: u64,
+}
+
+impl Directory {
+    /// Opens the directory at `path`, which may be a link to one.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let descriptor = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .map_err(|error| StoreError::io("open", path, error))?;
+        Ok(Self { descriptor, path: path.to_path_buf() })
+    }
+
+    /// Opens a directory in this one.
+    pub fn beneath(&self, name: &str) -> Result<Self, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let descriptor = rustix::fs::openat(&self.descriptor, name, flags, Mode::empty())
+            .map_err(|error| self.failed("open", name, error))?;
+        Ok(Self { descriptor, path: self.path.join(name) })
+    }
+
+    /// Opens a directory in this one, and makes it if it is not there.
+    pub fn beneath_or_new(&self, name: &str) -> Result<Self, StoreError> {
+        match rustix::fs::mkdirat(&self.descriptor, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => self.sync()?,
+            // Making comes first in that order: on a read-only file system, what is there is said to be there.
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(self.failed("create", name, error)),
+        }
+        self.beneath(name)
+    }
+
+    /// The path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a file for reading and writing; `new` flags say what to do if it is there or not.
+    pub fn open_file(&self, name: &str, new: OFlags) -> Result<OwnedFd, StoreError> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | new;
+        rustix::fs::openat(&self.descriptor, name, flags, Mode::from_raw_mode(0o644))
+            .map_err(|error| self.failed("open", name, error))
+    }
+
+    /// Writes a new file, to the disk.
+    pub fn write_new(&self, name: &str, text: &str) -> Result<(), StoreError> {
+        let mut file = File::from(self.open_file(name, OFlags::CREATE | OFlags::EXCL)?);
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        written.map_err(|error| {
+            // Who asked for it does not know of it, and the next start would remove it anyway.
+            let _ = self.remove(name);
+            StoreError::io("write", self.path.join(name), error)
+        })
+    }
+
+    /// The text of a file. `None` when there is no such file, or when it is longer than `len_max` bytes, no text, or no regular file.
+    pub fn read_text(&self, name: &str, len_max: usize) -> Result<Option<String>, StoreError> {
+        if self.file(name)?.is_none() {
+            return Ok(None);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.descriptor, name, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(self.failed("open", name, error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(len_max as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| StoreError::io("read", self.path.join(name), error))?;
+        Ok(if bytes.len() > len_max { None } else { String::from_utf8(bytes).ok() })
+    }
+
+    /// A regular file. `None` when there is none of that name.
+    pub fn file(&self, name: &str) -> Result<Option<FileFacts>, StoreError> {
+        let status = match rustix::fs::statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) => status,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(self.failed("examine", name, error)),
+        };
+        Ok(FileType::from_raw_mode(status.st_mode).is_file().then(|| FileFacts {
+            size: u64::try_from(status.st_size).unwrap_or(0),
+            modified_s: u64::try_from(status.st_mtime).unwrap_or(0),
+        }))
+    }
+
+    /// Removes a file. It may be gone already.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        match rustix::fs::unlinkat(&self.descriptor, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.failed("remove", name, error)),
+        }
+    }
+
+    /// Gives a file another directory and name, in the place of what has that name.
+    pub fn rename(&self, name: &str, target: &Self, target_name: &str) -> Result<(), StoreError> {
+        rustix::fs::renameat(&self.descriptor, name, &target.descriptor, target_name)
+            .map_err(|error| target.failed("create", target_name, error))
+    }
+
+    /// Waits until the names are on the disk.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        rustix::fs::fsync(&self.descriptor).map_err(|error| StoreError::io("write", &self.path, error))
+    }
+
+    /// The names in it, without `.` and `..` and those that are no text.
+    pub fn names(&self) -> Result<impl Iterator<Item = Result<String, StoreError>> + '_, StoreError> {
+        let failed = |error: Errno| StoreError::io("read", &self.path, error);
+        let entries = Dir::read_from(&self.descriptor).map_err(failed)?;
+        Ok(entries.filter_map(move |entry| match entry {
+            Ok(entry) => {
+                let name = entry.file_name().to_str().ok()?;
+                (name != "." && name != "..").then(|| Ok(name.to_owned()))
+            }
+            Err(error) => Some(Err(failed(error))),
+        }))
+    }
+
+    /// Whether this is the directory that a path leads to now.
+    pub fn is_at(&self, path: &Path) -> bool {
+        self.is(rustix::fs::statat(CWD, path, AtFlags::empty()))
+    }
+
+    /// Whether this is the directory of that name in another one now.
+    pub fn is_in(&self, parent: &Self, name: &str) -> bool {
+        self.is(rustix::fs::statat(&parent.descriptor, name, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    fn is(&self, found: rustix::io::Result<Stat>) -> bool {
+        match (found, rustix::fs::fstat(&self.descriptor)) {
+            (Ok(found), Ok(own)) => (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino),
+            _ => false,
+        }
+    }
+
+    fn failed(&self, operation: &'static str, name: &str, error: impl Into<io::Error>) -> StoreError {
+        StoreError::io(operation, self.path.join(name), error)
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
