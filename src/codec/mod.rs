@@ -10,3 +10,4 @@ pub mod narinfo;
 pub mod realisation;
 pub mod signature;
 pub mod store_path;
+pub mod zstd;
