@@ -11,9 +11,13 @@ use tracing::error;
 
 use super::descriptor::Descriptor;
 
-/// Contents of known length, found by position.
+/// Contents found by position.
+///
+/// A body whose length is not known before its end ([`super::service::ReplyBody::Unbounded`]) can be one that is made only
+/// once: what follows a piece is asked for when the socket has taken all of that piece, and from then on nothing before it is.
+/// Until then any position in the piece may be asked for, again as well.
 pub trait Body {
-    /// The piece that covers `position` (less than the body's length), starting there.
+    /// The piece that covers `position`, starting there. In a body of known length there is one.
     fn piece_at(&mut self, position: u64) -> Lookup<'_>;
 
     /// Says that a file was not what the body said, so that the connection is reset.
@@ -40,6 +44,8 @@ pub enum Lookup<'a> {
     Piece(Piece<'a>),
     /// Not known yet; the connection is told when to ask again ([`super::service::Effects::resume`]).
     NotYet,
+    /// The body ends here. One of known length never says that of a position before its end.
+    End,
     /// It will never be known: the connection is reset. Whoever made the body has logged why.
     Broken,
 }
@@ -51,6 +57,16 @@ pub enum Piece<'a> {
     Bytes(&'a [u8]),
     /// They are in a file.
     File(FilePiece<'a>),
+}
+
+impl Piece<'_> {
+    /// Length of the run. Bytes.
+    pub fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File(piece) => piece.len,
+        }
+    }
 }
 
 /// A run of bytes of a file.

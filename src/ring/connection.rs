@@ -19,9 +19,9 @@ use super::descriptor::Descriptor;
 use super::op::{ConnectionId, Op, Outcome, Purpose, Submission, Token};
 use super::pool::Pool;
 use super::service::{Answer, Reply, ReplyBody, Service};
-use super::transfer::{Progress, Tools, Transfer};
+use super::transfer::{Extent, Progress, Tools, Transfer};
 use crate::codec::http::request::{self, BodyLength, Parsed};
-use crate::codec::http::response::{Content, Persistence, write_head_start};
+use crate::codec::http::response::{CHUNKED_HEAD_END, Content, Persistence, write_head_start};
 use crate::codec::http::{Method, Status, Version};
 use crate::limits::{
     ANSWERS_WAITING_LEN_MAX, HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INLINE_BODY_LEN_MAX, INPUT_LEN_MAX,
@@ -424,34 +424,48 @@ impl Connection {
         if self.output.capacity() == 0 {
             self.output = context.pool.take_answer();
         }
+        let content = Content::of(asked.method, reply.status);
+        let has_body = content == Content::Body;
+        let is_chunked = asked.version == Version::Http11 && content != Content::Nothing;
+        // Nothing but the connection's end tells a client of HTTP/1.0 where such a body ends.
+        if has_body && !is_chunked && matches!(reply.body, ReplyBody::Unbounded(_)) {
+            self.is_last = true;
+        }
         let persistence = Persistence::new(asked.version, !self.is_last);
         write_head_start(&mut self.output, reply.status, context.date, persistence);
         self.output.put_slice(&reply.fields);
-        let has_body = Content::of(asked.method, reply.status) == Content::Body;
-        let (body, range): (Box<dyn Body>, _) = match reply.body {
+        let (body, extent): (Box<dyn Body>, _) = match reply.body {
             ReplyBody::Rendered { text, fields_len } => {
                 let text = (*text).as_ref();
                 let text = if has_body { text } else { &text[..fields_len] };
                 if text.len() <= INLINE_BODY_LEN_MAX {
                     return self.output.put_slice(text);
                 }
-                (Box::new(BytesBody(Bytes::copy_from_slice(text))), 0..text.len() as u64)
+                (Box::new(BytesBody(Bytes::copy_from_slice(text))), Extent::Range(0..text.len() as u64))
             }
             ReplyBody::Empty => return,
+            ReplyBody::Unbounded(body) => {
+                self.output.put_slice(if is_chunked { CHUNKED_HEAD_END } else { b"\r\n" });
+                match (has_body, is_chunked) {
+                    (false, _) => return,
+                    (true, true) => (body, Extent::Chunks),
+                    (true, false) => (body, Extent::UntilClose),
+                }
+            }
             _ if !has_body => return,
             ReplyBody::Bytes(bytes) if bytes.len() <= INLINE_BODY_LEN_MAX => {
                 return self.output.put_slice(&bytes);
             }
             ReplyBody::Bytes(bytes) => {
                 let end = bytes.len() as u64;
-                (Box::new(BytesBody(bytes)), 0..end)
+                (Box::new(BytesBody(bytes)), Extent::Range(0..end))
             }
             ReplyBody::Stream { range, .. } if range.is_empty() => return,
-            ReplyBody::Stream { body, range } => (body, range),
+            ReplyBody::Stream { body, range } => (body, Extent::Range(range)),
         };
         let lead = Bytes::copy_from_slice(&self.output);
         context.pool.give_back_answer(std::mem::take(&mut self.output));
-        self.exchange = Exchange::Streaming(Transfer::new(lead, body, range));
+        self.exchange = Exchange::Streaming(Transfer::new(lead, body, extent));
     }
 
     /// Hands the answers that wait to the kernel, all in one operation.

@@ -66,7 +66,8 @@ pub enum Answer {
 pub struct Reply {
     /// The status.
     pub status: Status,
-    /// The rest of the head as [`Fields`] renders it, with the blank line at its end unless the body brings it.
+    /// The rest of the head as [`Fields`] renders it, with the blank line at its end unless the body brings it or is
+    /// [`ReplyBody::Unbounded`].
     pub fields: Bytes,
     /// What follows. Left out for HEAD.
     pub body: ReplyBody,
@@ -92,6 +93,9 @@ pub enum ReplyBody {
         /// Which bytes of it.
         range: Range<u64>,
     },
+    /// A body whose length nobody knows before its end. How the peer learns of its end depends on the version, so the connection
+    /// ends the head.
+    Unbounded(Box<dyn Body>),
 }
 
 impl Reply {

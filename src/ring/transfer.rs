@@ -10,6 +10,11 @@
 //!
 //! A peer that does not take the bytes gets a poll, and the buffer is kept only as long as nobody else needs it: what
 //! was not sent can be made again from the position.
+//!
+//! A body whose length is not known is sent as one that is known piece by piece. When the socket has taken a piece, the body is
+//! asked for the next one; it becomes a chunk, whose size goes in front of it like a head, and is then sent like any range. So of
+//! such a body too any buffer can be taken away, although it has only its last piece. It ends when it says so; one that breaks has no
+//! last chunk, and the connection is reset.
 
 use std::ops::Range;
 
@@ -20,21 +25,46 @@ use super::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
 use super::descriptor::Descriptor;
 use super::op::{ConnectionId, FileKind, Op, OpenedFile, Purpose, SendFileError, Submission, Token};
 use super::pool::Pool;
+use crate::codec::http::response::chunk_separator;
 use crate::limits::{PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN};
 
 /// A body on its way to a peer.
 pub struct Transfer {
     body: Box<dyn Body>,
-    /// Heads that go before the body and were not sent yet.
+    /// Heads, or a chunk's size, that go before the body's next bytes and were not sent yet.
     lead: Bytes,
     /// Everything of the body before this was taken by the socket. `position <= end`.
     position: u64,
+    /// Everything of the body before this is wanted, and was announced to the peer.
     end: u64,
+    /// What is behind that.
+    rest: Rest,
     /// The long file that the position is in, once it was opened.
     long: Option<LongFile>,
     /// Up to here a long file's bytes are to be read instead of sent without copying. `0` when not.
     cold_until: u64,
     state: State,
+}
+
+/// Which bytes of a body are sent.
+pub enum Extent {
+    /// These; the head says how many they are.
+    Range(Range<u64>),
+    /// All, in chunks.
+    Chunks,
+    /// All, and the end of the connection says that they were all. The caller has to see to that.
+    UntilClose,
+}
+
+/// What is behind what was announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// Nothing that the peer wants.
+    Nothing,
+    /// The body knows; in chunks.
+    Chunks,
+    /// The body knows.
+    Bytes,
 }
 
 /// A file that takes several steps, kept open between them.
@@ -128,17 +158,14 @@ impl Tools<'_> {
 }
 
 impl Transfer {
-    /// `lead` (heads, possibly empty), then the bytes of `body` in `range`.
-    pub fn new(lead: Bytes, body: Box<dyn Body>, range: Range<u64>) -> Self {
-        Self {
-            body,
-            lead,
-            position: range.start,
-            end: range.end,
-            long: None,
-            cold_until: 0,
-            state: State::Ready,
-        }
+    /// `lead` (heads, possibly empty), then the bytes of `body` in `extent`.
+    pub fn new(lead: Bytes, body: Box<dyn Body>, extent: Extent) -> Self {
+        let (Range { start, end }, rest) = match extent {
+            Extent::Range(range) => (range, Rest::Nothing),
+            Extent::Chunks => (0..0, Rest::Chunks),
+            Extent::UntilClose => (0..0, Rest::Bytes),
+        };
+        Self { body, lead, position: start, end, rest, long: None, cold_until: 0, state: State::Ready }
     }
 
     /// Goes on: at the start, and after a pause for a buffer or for the body.
@@ -150,6 +177,26 @@ impl Transfer {
             _ => return Progress::Underway,
         }
         self.state = State::Ready;
+        if self.rest != Rest::Nothing && self.position == self.end {
+            match self.body.piece_at(self.position) {
+                Lookup::Piece(piece) => match piece.len_bytes() {
+                    // It would end the body.
+                    0 => return Progress::Broken,
+                    len => self.announce(len),
+                },
+                Lookup::End => {
+                    self.announce(0);
+                    self.rest = Rest::Nothing;
+                }
+                // The head does not wait for the body.
+                Lookup::NotYet if !self.lead.is_empty() => {}
+                Lookup::NotYet => {
+                    self.state = State::AwaitingBody;
+                    return Progress::Underway;
+                }
+                Lookup::Broken => return Progress::Broken,
+            }
+        }
         if !self.lead.is_empty() {
             return self.pack(tools);
         }
@@ -166,7 +213,7 @@ impl Transfer {
                 self.state = State::AwaitingBody;
                 Progress::Underway
             }
-            Lookup::Broken => Progress::Broken,
+            Lookup::End | Lookup::Broken => Progress::Broken,
         }
     }
 
@@ -308,6 +355,15 @@ impl Transfer {
         Progress::Underway
     }
 
+    /// Says that `len` bytes of the body follow, or with 0 that this was its end.
+    fn announce(&mut self, len: u64) {
+        if self.rest == Rest::Chunks {
+            let separator = chunk_separator(self.position == 0, len);
+            self.lead = [&*self.lead, separator.as_bytes()].concat().into();
+        }
+        self.end += len;
+    }
+
     fn broke(&mut self, fault: Fault) -> Progress {
         self.body.broke(fault);
         Progress::Broken
@@ -408,7 +464,7 @@ impl Transfer {
                     len
                 }
                 Lookup::NotYet => break,
-                Lookup::Piece(Piece::Bytes(_)) | Lookup::Broken => {
+                Lookup::Piece(Piece::Bytes(_)) | Lookup::End | Lookup::Broken => {
                     tools.pool.give_back_pack(buffer);
                     return Progress::Broken;
                 }

@@ -19,6 +19,9 @@ pub const HEAD_START_LEN_MAX: usize =
 /// The interim response to `Expect: 100-continue`, whole.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
+/// The last field and the blank line of a head whose body comes in chunks; never for HTTP/1.0.
+pub const CHUNKED_HEAD_END: &[u8] = b"Transfer-Encoding: chunked\r\n\r\n";
+
 const CONNECTION_CLOSE: &[u8] = b"Connection: close\r\n";
 const CONNECTION_KEEP_ALIVE: &[u8] = b"Connection: keep-alive\r\n";
 
@@ -83,6 +86,14 @@ impl Content {
     }
 }
 
+/// What stands in a chunked body before each chunk and behind the last one (RFC 9112 section 7.1): the line end of the chunk before,
+/// if there is one, and the size of the next, in bytes. A size of 0 ends the body.
+pub fn chunk_separator(is_first: bool, len: u64) -> String {
+    let line_end = if is_first { "" } else { "\r\n" };
+    let blank_line = if len == 0 { "\r\n" } else { "" };
+    format!("{line_end}{len:x}\r\n{blank_line}")
+}
+
 /// How long caches may keep a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheControl {
@@ -124,11 +135,6 @@ impl Fields {
     /// `Content-Encoding`.
     pub fn content_encoding(self, coding: &'static str) -> Self {
         self.field("Content-Encoding", coding)
-    }
-
-    /// `Transfer-Encoding: chunked`, instead of a length; never for HTTP/1.0.
-    pub fn transfer_encoding_chunked(self) -> Self {
-        self.field("Transfer-Encoding", "chunked")
     }
 
     /// `ETag`.
@@ -264,7 +270,6 @@ mod tests {
             .content_type("text/plain")
             .content_length(u64::MAX)
             .content_encoding("zstd")
-            .transfer_encoding_chunked()
             .etag(&etag)
             .cache_control(CacheControl::NoStore)
             .cache_control(CacheControl::MaxAge(86_400))
@@ -277,12 +282,23 @@ mod tests {
             .www_authenticate("Basic realm=\"cache\"")
             .finish();
         let expected = "Content-Type: text/plain\r\nContent-Length: 18446744073709551615\r\nContent-Encoding: zstd\r\n\
-            Transfer-Encoding: chunked\r\nETag: \"a\"\r\nCache-Control: no-store\r\nCache-Control: max-age=86400\r\n\
+            ETag: \"a\"\r\nCache-Control: no-store\r\nCache-Control: max-age=86400\r\n\
             Accept-Ranges: bytes\r\nContent-Range: bytes 3-9/10\r\nContent-Range: bytes */10\r\n\
             Vary: Accept-Encoding\r\nAllow: GET, HEAD\r\nRetry-After: 1\r\n\
             WWW-Authenticate: Basic realm=\"cache\"\r\n\r\n";
         assert_eq!(fields, expected);
         assert_eq!(Fields::new().finish(), "\r\n");
+    }
+
+    #[test]
+    fn chunks() {
+        let mut body = String::new();
+        for (is_first, chunk) in [(true, "a"), (false, "0123456789abcdefg"), (false, "")] {
+            body.push_str(&chunk_separator(is_first, chunk.len() as u64));
+            body.push_str(chunk);
+        }
+        assert_eq!(body, "1\r\na\r\n11\r\n0123456789abcdefg\r\n0\r\n\r\n");
+        assert_eq!(chunk_separator(true, 0), "0\r\n\r\n");
     }
 
     #[test]

@@ -13,9 +13,10 @@ use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
 use super::{End, Faults, Peer, Random, Sim, SimulatedFile, Socket};
+use crate::codec::http::body::BodyDecoder;
 use crate::codec::http::request::{self, BodyLength, Parsed, Request};
 use crate::codec::http::response::Fields;
-use crate::codec::http::{Method, Status};
+use crate::codec::http::{Method, Status, Version};
 use crate::limits::{PACK_BUFFERS_MAX, SENDFILE_LEN_MIN};
 use crate::ring::Driver as _;
 use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
@@ -136,6 +137,8 @@ enum Content {
         segments: Vec<Segment>,
         /// What of them is sent.
         range: Range<usize>,
+        /// Whether it is said before how much that is. If not it is all of them.
+        is_measured: bool,
         /// From here on the body is broken.
         broken_at: Option<usize>,
         /// The body learns of its pieces one after another.
@@ -178,9 +181,11 @@ impl Plan {
                     ..Expected::whole(Status::Ok, file.contents().to_vec())
                 },
             },
-            Content::Stream { segments, range, broken_at, .. } => {
+            Content::Stream { segments, range, is_measured, broken_at, .. } => {
                 let mut body = Vec::new();
                 let mut breaks = broken_at.is_some_and(|at| at < range.end && !range.is_empty());
+                // Instead of its end, perhaps.
+                breaks |= !is_measured && broken_at.is_some();
                 for segment in segments {
                     let start = body.len();
                     body.extend_from_slice(segment.contents());
@@ -192,7 +197,8 @@ impl Plan {
                         breaks |= file.breaks(&(of.start + (from - start)..of.start + (to - start)));
                     }
                 }
-                Expected { breaks, ..Expected::whole(Status::Ok, body[range.clone()].to_vec()) }
+                let bounds = if *is_measured { Bounds::Length } else { Bounds::Chunks };
+                Expected { bounds, breaks, ..Expected::whole(Status::Ok, body[range.clone()].to_vec()) }
             }
         }
     }
@@ -213,7 +219,9 @@ fn file_of(random: &mut Random, flawed_percent: usize) -> File {
 fn stream_of(random: &mut Random) -> Content {
     let flawed_percent = if random.chance(20) { 10 } else { 0 };
     let count_max = random.pick(&[3, 12, 150]);
-    let (count, of_files) = (1 + random.below(count_max), random.below(101));
+    let is_measured = random.chance(70);
+    let count = usize::from(is_measured) + random.below(count_max);
+    let of_files = random.below(101);
     let mut segments = Vec::with_capacity(count);
     let mut len = 0;
     for _ in 0..count {
@@ -228,14 +236,14 @@ fn stream_of(random: &mut Random) -> Content {
         len += segment.contents().len();
         segments.push(segment);
     }
-    let range = if random.chance(30) {
+    let range = if is_measured && random.chance(30) {
         let start = random.below(len);
         start..start + random.below(len - start + 1)
     } else {
         0..len
     };
-    let broken_at = random.chance(10).then(|| random.below(len));
-    Content::Stream { segments, range, broken_at, is_lazy: random.chance(30) }
+    let broken_at = random.chance(10).then(|| random.below(len + usize::from(!is_measured)));
+    Content::Stream { segments, range, is_measured, broken_at, is_lazy: random.chance(30) }
 }
 
 /// A body whose pieces are known only so far.
@@ -244,13 +252,27 @@ struct SegmentBody {
     directory: Descriptor,
     broken_at: usize,
     known: Rc<Cell<usize>>,
+    /// Where it ends, when that is not said before.
+    end: Option<usize>,
+    /// The piece of such a body that is not forgotten.
+    remembered: Range<usize>,
 }
 
 impl Body for SegmentBody {
     fn piece_at(&mut self, position: u64) -> Lookup<'_> {
         let position = usize::try_from(position).unwrap_or(usize::MAX);
+        if self.end.is_some() {
+            let Range { start, end } = self.remembered;
+            assert!(
+                (start..=end).contains(&position),
+                "{position} was asked for with {start}..{end} at hand"
+            );
+        }
         if position >= self.broken_at {
             return Lookup::Broken;
+        }
+        if self.end == Some(position) {
+            return Lookup::End;
         }
         if position >= self.known.get() {
             return Lookup::NotYet;
@@ -259,6 +281,9 @@ impl Body for SegmentBody {
         let (start, segment, path) = &self.segments[index];
         let skipped = position - start;
         let len = (segment.contents().len() - skipped).min(self.broken_at - position);
+        if position == self.remembered.end {
+            self.remembered = position..position + len;
+        }
         Lookup::Piece(match segment {
             Segment::Bytes(_) => Piece::Bytes(&segment.contents()[skipped..][..len]),
             Segment::File(file, range) => Piece::File(FilePiece {
@@ -294,7 +319,7 @@ impl Planner {
                 return Answer::Open { directory: self.directory.clone(), path: file.path() };
             }
             Content::Bytes(range) => ReplyBody::Bytes(Bytes::from_static(&PATTERN[range.clone()])),
-            Content::Stream { segments, range, broken_at, is_lazy } => {
+            Content::Stream { segments, range, is_measured, broken_at, is_lazy } => {
                 let mut at = 0;
                 let mut placed = Vec::with_capacity(segments.len());
                 for segment in segments {
@@ -314,8 +339,14 @@ impl Planner {
                     directory: self.directory.clone(),
                     broken_at: broken_at.unwrap_or(usize::MAX),
                     known,
+                    end: (!is_measured).then_some(at),
+                    remembered: 0..0,
                 };
-                ReplyBody::Stream { body: Box::new(body), range: range.start as u64..range.end as u64 }
+                if *is_measured {
+                    ReplyBody::Stream { body: Box::new(body), range: range.start as u64..range.end as u64 }
+                } else {
+                    ReplyBody::Unbounded(Box::new(body))
+                }
             }
         };
         self.asked.remove(&id);
@@ -323,6 +354,10 @@ impl Planner {
             ReplyBody::Empty => 0,
             ReplyBody::Bytes(bytes) => bytes.len() as u64,
             ReplyBody::Stream { range, .. } => range.end - range.start,
+            ReplyBody::Unbounded(_) => {
+                let fields = Fields::new().unfinished();
+                return Answer::Reply(Reply { status: Status::Ok, fields, body });
+            }
             ReplyBody::Rendered { .. } => unreachable!("made below"),
         };
         let fields = Fields::new().content_length(len).finish();
@@ -374,21 +409,72 @@ struct Expected {
     status: Status,
     fields: Bytes,
     body: Vec<u8>,
+    /// How the peer hears of its end.
+    bounds: Bounds,
     /// It can only be begun.
     breaks: bool,
     /// Whether it comes depends on the time.
     is_optional: bool,
 }
 
+/// How a peer hears where a body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bounds {
+    /// From the head.
+    Length,
+    /// From the last chunk.
+    Chunks,
+    /// From the end of the connection.
+    Close,
+}
+
 impl Expected {
     fn whole(status: Status, body: Vec<u8>) -> Self {
         let fields = Fields::new().content_length(body.len() as u64).finish();
-        Self { status, fields, body, breaks: false, is_optional: false }
+        Self { status, fields, body, bounds: Bounds::Length, breaks: false, is_optional: false }
     }
 
     fn text(status: Status, text: &str) -> Self {
         let fields = Reply::text(status, text.to_owned()).fields;
         Self { fields, ..Self::whole(status, text.into()) }
+    }
+
+    /// The same for this request.
+    fn of(mut self, request: &Request<'_>) -> Self {
+        if self.bounds == Bounds::Chunks {
+            self.fields = match request.version {
+                Version::Http11 => Bytes::from_static(b"Transfer-Encoding: chunked\r\n\r\n"),
+                Version::Http10 => Bytes::from_static(b"\r\n"),
+            };
+            if request.version == Version::Http10 {
+                self.bounds = Bounds::Close;
+            }
+        }
+        if request.method == Method::Head {
+            self.body.clear();
+            self.bounds = Bounds::Length;
+            self.breaks = false;
+        }
+        self
+    }
+
+    /// What of its body is at the start of `sent`, and how long that is there, once it has ended.
+    fn decode(&self, sent: &[u8]) -> (Vec<u8>, Option<usize>) {
+        let len = self.body.len();
+        match self.bounds {
+            Bounds::Length => (sent[..len.min(sent.len())].to_vec(), (sent.len() >= len).then_some(len)),
+            Bounds::Close => (sent.to_vec(), (sent.len() >= len).then_some(sent.len())),
+            Bounds::Chunks => {
+                let (mut decoder, mut body, mut rest) =
+                    (BodyDecoder::new(BodyLength::Chunked), Vec::new(), sent);
+                while !rest.is_empty() && !decoder.is_finished() {
+                    let decoded = decoder.decode(rest).expect("chunks");
+                    body.extend_from_slice(decoded.data);
+                    rest = &rest[decoded.consumed_len..];
+                }
+                (body, decoder.is_finished().then_some(sent.len() - rest.len()))
+            }
+        }
     }
 
     /// The head, as it may be: what it says of the connection depends on what happens to it.
@@ -416,14 +502,10 @@ fn expected(seed: u64, says: &[u8]) -> Vec<Expected> {
             }
             Ok(Parsed::Complete { request, head_len }) => {
                 rest = &rest[head_len..];
-                let mut answer = Plan::of(seed, request.target).body();
-                if request.method == Method::Head {
-                    answer.body.clear();
-                    answer.breaks = false;
-                }
-                let breaks = answer.breaks;
+                let answer = Plan::of(seed, request.target).body().of(&request);
+                let is_last = answer.breaks || answer.bounds == Bounds::Close;
                 answers.push(answer);
-                if breaks || !request.keep_alive() || request.body_length() != BodyLength::None {
+                if is_last || !request.keep_alive() || request.body_length() != BodyLength::None {
                     break;
                 }
             }
@@ -492,15 +574,22 @@ fn take(rest: &mut &[u8], answer: &Expected, index: usize, is_over: &mut bool) -
         if rest.len() < head.len() && head.starts_with(rest) {
             return false;
         }
-        let Some(body) = rest.strip_prefix(&head[..]) else { continue };
-        if answer.body.len() > body.len() || answer.breaks {
-            assert!(answer.body.starts_with(body), "answer {index} has other bytes");
-            assert!(!answer.breaks || body.len() < answer.body.len(), "answer {index} cannot be whole");
+        let Some(sent) = rest.strip_prefix(&head[..]) else { continue };
+        let (body, sent_len) = answer.decode(sent);
+        assert!(answer.body.starts_with(&body), "answer {index} has other bytes");
+        // Only the reset tells that one without bounds is not whole.
+        if answer.breaks && answer.bounds == Bounds::Close {
             return false;
         }
-        assert!(body.starts_with(&answer.body), "answer {index} has other bytes");
+        let Some(sent_len) = sent_len else { return false };
+        assert!(!answer.breaks, "answer {index} cannot be whole");
+        assert_eq!(body.len(), answer.body.len(), "answer {index} has another length");
         *is_over = memchr::memmem::find(&head, b"Connection: close").is_some();
-        *rest = &body[answer.body.len()..];
+        assert!(
+            *is_over || answer.bounds != Bounds::Close,
+            "answer {index} does not say that it ends like that"
+        );
+        *rest = &sent[sent_len..];
         return true;
     }
     panic!("answer {index} has another head: {}", rest[..rest.len().min(300)].escape_ascii());
