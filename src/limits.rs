@@ -164,6 +164,8 @@ const _: () = assert!(WALK_FIRST_PART_ENTRIES <= WALK_PART_ENTRIES_MAX, "parts o
 const _: () =
     assert!(CATALOG_RECORDS.is_multiple_of(CATALOG_BUCKET_RECORDS), "the catalog has whole buckets");
 const _: () = assert!(LOG_LEN_MAX < MADE_LEN_MAX as u64, "the longest log can be sent");
+const _: () =
+    assert!(ENCODERS_MAX <= PLANE_QUEUE_LEN_MAX, "each encoder has one job at most, and it finds a place");
 
 // The server.
 
@@ -176,6 +178,20 @@ pub const WALK_THREADS: usize = 8;
 /// How far these stand back behind the workers: a worker that shares a core with a walk runs at once when the walk has found
 /// something, and not after the walk's slice of time, which is 3 ms.
 pub const WALK_NICE: i32 = 10;
+/// Threads that compress NARs on their way to a client; each keeps a core busy.
+pub const ENCODE_THREADS: usize = 4;
+/// How far these stand back: as far as walks do, for the same reason.
+pub const ENCODE_NICE: i32 = WALK_NICE;
+/// NARs of a live store that are compressed on their way at once; more are answered 503. Each takes 1.4 MiB for zstd's state and
+/// some 0.5 MiB for the chunk that its client has not taken: 128 MiB, however slow the clients are. And a descriptor or two.
+pub const ENCODERS_MAX: usize = 64;
+/// Compression level of these. Nothing is kept, so each download pays again; level 3 would take 1.7 times as long and 3.7 MiB for a
+/// tenth less to send.
+pub const ENCODE_LEVEL: i32 = 1;
+/// A chunk of such a NAR has at least this length, unless it is the last one or much was read for little. Bytes.
+pub const ENCODED_CHUNK_LEN_BYTES: usize = 192 * 1024;
+/// Most that is read for a chunk: about 10 ms of a thread, before somebody else has a turn. Bytes.
+pub const ENCODE_INPUT_LEN_MAX: u64 = 4 * 1024 * 1024;
 /// Memory for what is known of store paths: some 110,000 with a narinfo of 900 bytes (five references, two signatures), at
 /// about 1,200 bytes each. Who has more, and is asked for all of it, pays for the database again. Per worker. Bytes.
 pub const KNOWN_PATHS_LEN_MAX: u64 = 128 * 1024 * 1024;

@@ -215,7 +215,8 @@ impl Layouts {
         Some(Told { waiting, readers, outcome })
     }
 
-    fn remember_damage(&mut self, key: NarKey, stamp: Stamp) {
+    /// Remembers that the tree of a NAR was found damaged, in this state of the database.
+    pub fn remember_damage(&mut self, key: NarKey, stamp: Stamp) {
         if self.damaged.len() >= DAMAGED_PATHS_MAX {
             self.damaged.clear();
         }

@@ -19,17 +19,20 @@ use quick_cache::unsync::Cache;
 use rustix::io::Errno;
 use tracing::error;
 
+use super::encoder::{EncodedBody, Order, Workshop};
 use super::known_path::KnownPath;
 use super::layouts::{Found, Layouts, Told, WalkNews, key_of};
 use super::lookup::{Known, SharedStore};
 use super::nar_body::{NarBody, Root, SharedLayout};
 use super::plane::{Full, Plane, Planes, Toolbox};
-use super::refusal::{Failure, overloaded};
+use super::refusal::{Failure, not_found, overloaded};
 use super::representation::{
-    Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, Representation,
+    Conditions, Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, Representation,
 };
-use super::request::{Message, Stage, Step, Wish};
+use super::request::{Damaged, Message, Stage, Step, Wish};
+use crate::codec::http::Status;
 use crate::codec::http::field::ETag;
+use crate::codec::http::response::{CacheControl, Fields};
 use crate::codec::http::route::{NarCompression, NarRequest, Route};
 use crate::codec::store_path::HashPart;
 use crate::limits::{INLINE_BODY_LEN_MAX, KNOWN_PATHS_LEN_MAX};
@@ -37,7 +40,7 @@ use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, FileKind, OpenedFile};
 use crate::ring::reactor;
-use crate::ring::service::Reply;
+use crate::ring::service::{Reply, ReplyBody};
 use crate::store::StoreError;
 use crate::store::catalog::NarKey;
 use crate::store::change::{ChangeCounter, Stamp};
@@ -113,10 +116,10 @@ impl LiveStore {
                 Knowledge::Now(path) => Self::narinfo(wish, path),
                 Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
             },
-            Route::Nar(request) if request.compression == NarCompression::None => {
+            Route::Nar(request) => {
                 let hash_part = request.address.hash_part();
                 match self.known(hash_part) {
-                    Knowledge::Now(path) => self.find_nar(wish, request, path),
+                    Knowledge::Now(path) => self.find_nar(id, wish, request, path),
                     Knowledge::Outdated => self.look_up(id, hash_part, Awaited::Knowledge),
                 }
             }
@@ -151,8 +154,7 @@ impl LiveStore {
                 };
                 self.make(id, |planes| &planes.lookups, ask)
             }
-            Route::Nar(_)
-            | Route::NarFile(_)
+            Route::NarFile(_)
             | Route::Index
             | Route::CacheInfo
             | Route::Version
@@ -175,7 +177,7 @@ impl LiveStore {
             (Route::Nar(_), Awaited::Validity(opened, root)) => {
                 self.opened_valid(id, wish, opened, root, path)
             }
-            (Route::Nar(request), _) => self.find_nar(wish, request, path),
+            (Route::Nar(request), _) => self.find_nar(id, wish, request, path),
             _ => Step::Absent,
         }
     }
@@ -236,13 +238,15 @@ impl LiveStore {
 
     /// Goes on after a walk has begun, or ended.
     pub fn laid_out(
+        &self,
+        id: ConnectionId,
         wish: &Wish,
-        path: &KnownPath,
+        path: &Arc<KnownPath>,
         root: Root,
         outcome: Result<Rc<SharedLayout>, Failure>,
     ) -> Step {
         match outcome {
-            Ok(layout) if layout.is_sound() => Step::Reply(nar_reply(wish, path, root, layout)),
+            Ok(layout) if layout.is_sound() => Step::Reply(self.nar_reply(id, wish, path, root, layout)),
             Ok(_) | Err(Failure::Damaged | Failure::Broken) => Step::Absent,
             Err(failure @ Failure::Busy) => Step::Reply(failure.reply()),
         }
@@ -270,6 +274,11 @@ impl LiveStore {
     /// Takes what a walk has found; says whom it concerns.
     pub fn take_walk(&mut self, key: NarKey, news: WalkNews) -> Option<Told> {
         self.layouts.take(key, news)
+    }
+
+    /// Takes what was found out while a NAR was sent.
+    pub fn take_damage(&mut self, key: NarKey, stamp: Stamp) {
+        self.layouts.remember_damage(key, stamp);
     }
 
     /// Looks after the database file; called about once a second.
@@ -302,11 +311,17 @@ impl LiveStore {
     }
 
     /// Answers from memory, or has the root opened.
-    fn find_nar(&self, wish: &Wish, request: &NarRequest, path: Option<Arc<KnownPath>>) -> Step {
+    fn find_nar(
+        &self,
+        id: ConnectionId,
+        wish: &Wish,
+        request: &NarRequest,
+        path: Option<Arc<KnownPath>>,
+    ) -> Step {
         let Some(path) = Self::wanted(request, path) else { return Step::Absent };
         // No file will be read, so nothing has to be kept from the garbage collector.
         if let Some(layout) = self.layouts.whole(&key_of(&path)) {
-            return Step::Reply(nar_reply(wish, &path, Root::Unneeded, layout));
+            return Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout));
         }
         // A base name has no NUL.
         let Ok(name) = CString::new(path.base_name()) else { return Step::Absent };
@@ -316,7 +331,7 @@ impl LiveStore {
     fn lay_out(&mut self, id: ConnectionId, wish: &Wish, path: Arc<KnownPath>, root: Root) -> Step {
         let stamp = self.counter.stamp();
         match self.layouts.find(&key_of(&path), root.status(), id, stamp) {
-            Found::Layout(layout) => return Step::Reply(nar_reply(wish, &path, root, layout)),
+            Found::Layout(layout) => return Step::Reply(self.nar_reply(id, wish, &path, root, layout)),
             Found::Damaged => return Step::Absent,
             Found::Joined => {}
             Found::Busy => return Step::Reply(overloaded()),
@@ -396,6 +411,52 @@ impl LiveStore {
         self.make(id, |planes| &planes.walks, move |shared, _| shared.listing(&path))
     }
 
+    fn nar_reply(
+        &self,
+        id: ConnectionId,
+        wish: &Wish,
+        path: &Arc<KnownPath>,
+        root: Root,
+        layout: Rc<SharedLayout>,
+    ) -> Reply {
+        match &wish.route {
+            Route::Nar(request) if request.compression == NarCompression::Zstd => {
+                self.encoded_reply(id, request, path, &root, layout)
+            }
+            Route::Nar(request) => flat_reply(request, &wish.conditions, path, root, layout),
+            _ => not_found(),
+        }
+    }
+
+    /// A NAR that is compressed on its way. Nobody knows its length, and another answer may have other bytes: it has no entity tag, so
+    /// there is no condition that it can meet, and no range of it that goes with one of another answer.
+    fn encoded_reply(
+        &self,
+        id: ConnectionId,
+        request: &NarRequest,
+        path: &Arc<KnownPath>,
+        root: &Root,
+        layout: Rc<SharedLayout>,
+    ) -> Reply {
+        let Some(admission) = self.shared.encoders().admit() else { return overloaded() };
+        let order = match Order::new(Arc::clone(path), Arc::clone(&self.shared), root, admission) {
+            Ok(order) => order,
+            Err(errno) => {
+                error!("cannot encode {}: {errno}", path.base_name());
+                return overloaded();
+            }
+        };
+        let workshop = Workshop {
+            plane: self.planes.encodes.clone(),
+            mailbox: self.mailbox.clone(),
+            id,
+            damaged: Damaged { source: self.shared.index(), key: key_of(path), stamp: self.counter.stamp() },
+        };
+        let body = EncodedBody::new(order, layout, workshop);
+        let fields = Fields::new().cache_control(cache_control(request)).content_type(NAR_TYPE).unfinished();
+        Reply { status: Status::Ok, fields, body: ReplyBody::Unbounded(Box::new(body)) }
+    }
+
     fn look_up(&mut self, id: ConnectionId, hash_part: HashPart, stage: Awaited) -> Step {
         if let Some(askers) = self.asked.get_mut(&hash_part) {
             askers.push(Asker { id, joined: Some(self.counter.stamp()) });
@@ -434,7 +495,13 @@ impl LiveStore {
     }
 }
 
-fn nar_reply(wish: &Wish, path: &KnownPath, root: Root, layout: Rc<SharedLayout>) -> Reply {
+fn flat_reply(
+    request: &NarRequest,
+    conditions: &Conditions,
+    path: &KnownPath,
+    root: Root,
+    layout: Rc<SharedLayout>,
+) -> Reply {
     let content = if let Some(nar) = layout.short(INLINE_BODY_LEN_MAX) {
         Content::Bytes(nar)
     } else {
@@ -443,15 +510,20 @@ fn nar_reply(wish: &Wish, path: &KnownPath, root: Root, layout: Rc<SharedLayout>
     };
     Representation {
         content_type: NAR_TYPE,
-        cache_control: match &wish.route {
-            Route::Nar(request) if request.address.nar_hash().is_some() => IMMUTABLE_CACHE_CONTROL,
-            // The URL names the path, whose contents may be others tomorrow.
-            _ => NARINFO_CACHE_CONTROL,
-        },
+        cache_control: cache_control(request),
         etag: ETag::new(path.nar_hash.to_nix32().as_bytes()),
         content,
     }
-    .reply(&wish.conditions)
+    .reply(conditions)
+}
+
+/// How long others may keep a NAR.
+fn cache_control(request: &NarRequest) -> CacheControl {
+    match request.address.nar_hash() {
+        Some(_) => IMMUTABLE_CACHE_CONTROL,
+        // The URL names the path, whose contents may be others tomorrow.
+        None => NARINFO_CACHE_CONTROL,
+    }
 }
 
 /// The memory of what is known of a path.
@@ -492,8 +564,8 @@ mod tests {
             let demo = DemoStore::create(None, &mut |_| {}).unwrap();
             let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
             let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
-            let planes =
-                Planes { lookups: Plane::start("l", 1, 0).unwrap(), walks: Plane::start("w", 1, 0).unwrap() };
+            let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
+            let planes = Planes { lookups, walks, encodes };
             let (mailbox, inbox) = inbox().unwrap();
             let store = LiveStore::new(shared, Descriptor::from(directory), planes, mailbox);
             Self { demo, store, inbox }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use bytes::Bytes;
 use tracing::{error, info, warn};
 
+use super::encoder::Encoders;
 use super::known_path::{KnownPath, Renderer, nar_url};
 use super::plane::Toolbox;
 use super::refusal::Failure;
@@ -39,6 +40,7 @@ pub struct SharedStore {
     is_lost: AtomicBool,
     /// Texts that were made and are being sent. Bytes.
     made_len: Arc<AtomicUsize>,
+    encoders: Encoders,
 }
 
 /// What is known of a hash part, and in which state of the database that was so.
@@ -63,12 +65,18 @@ impl SharedStore {
             debug_index: Mutex::new(DebugIndex::new()),
             is_lost: AtomicBool::new(false),
             made_len: Arc::default(),
+            encoders: Encoders::default(),
         })
     }
 
     /// Where it is.
     pub fn places(&self) -> &LocalStore {
         &self.places
+    }
+
+    /// Those of its NARs that are compressed on their way.
+    pub fn encoders(&self) -> &Encoders {
+        &self.encoders
     }
 
     /// Its place among the sources.

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod directory;
+mod encoder;
 mod known_path;
 pub mod layouts;
 pub mod listen;
@@ -44,7 +45,7 @@ use self::node::{CacheNode, Source, Texts};
 use self::plane::{Plane, Planes};
 use self::request::Message;
 use crate::codec::cache_info::CacheInfo;
-use crate::limits::{LOOKUP_THREADS, WALK_NICE, WALK_THREADS};
+use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, WALK_NICE, WALK_THREADS};
 use crate::ring::capability::Capabilities;
 use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::{Inbox, Mailbox, inbox};
@@ -118,6 +119,7 @@ impl Server {
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
             walks: Plane::start("walk", WALK_THREADS, WALK_NICE).context("cannot start threads")?,
+            encodes: Plane::start("encode", ENCODE_THREADS, ENCODE_NICE).context("cannot start threads")?,
         };
         let (sender, events) = mpsc::channel();
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers)

@@ -130,7 +130,7 @@ impl SharedLayout {
     ///
     /// The end of a NAR is held back until the walk is over: only then is it known that the tree is not larger than the
     /// database says, and a NAR that is cut where it should end would look complete.
-    fn sendable(&self) -> Result<Option<Rc<Layout>>, Failed> {
+    pub fn sendable(&self) -> Result<Option<Rc<Layout>>, Failed> {
         let layout = self.layout.borrow();
         match self.growth.get() {
             Growth::Failed => Err(Failed),
@@ -147,7 +147,8 @@ impl Drop for SharedLayout {
     }
 }
 
-struct Failed;
+/// The tree is not what it should be.
+pub struct Failed;
 
 /// The root of a store path.
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ use super::lookup::{Known, SharedStore};
 use super::plane::{Planes, Toolbox};
 use super::refusal::{Failure, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
-use super::request::{Message, Stage, Step, Wish};
+use super::request::{Damaged, Message, Stage, Step, Wish};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::http::request::Request;
 use crate::codec::http::response::{CacheControl, Fields};
@@ -150,7 +150,8 @@ impl CacheNode {
         for id in told.waiting {
             let Some(pending) = self.pending.remove(&id) else { continue };
             let Stage::Store(Awaited::Layout(path, root)) = pending.stage else { continue };
-            let step = LiveStore::laid_out(&pending.wish, &path, root, told.outcome.clone());
+            let Source::Store(store) = &mut self.sources[source] else { return };
+            let step = store.laid_out(id, &pending.wish, &path, root, told.outcome.clone());
             let answer = self.settle(id, pending.wish, source, step);
             effects.answers.push((id, answer));
         }
@@ -266,6 +267,14 @@ impl Node for CacheNode {
                 let answer = self.settle(id, wish, source, step);
                 effects.answers.push((id, answer));
             }
+            Message::Encoded { id, damaged } => {
+                if let Some(Damaged { source, key, stamp }) = damaged
+                    && let Source::Store(store) = &mut self.sources[source]
+                {
+                    store.take_damage(key, stamp);
+                }
+                effects.resume.push(id);
+            }
         }
     }
 
@@ -327,8 +336,8 @@ mod tests {
         if !capabilities.has(Capability::BufferRing) {
             return None;
         }
-        let planes =
-            Planes { lookups: Plane::start("l", 1, 0).unwrap(), walks: Plane::start("w", 1, 0).unwrap() };
+        let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
+        let planes = Planes { lookups, walks, encodes };
         let (mailbox, inbox) = inbox().unwrap();
         let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));

@@ -23,13 +23,16 @@ pub struct Plane {
     queue: SyncSender<Job>,
 }
 
-/// The planes of a server. There are two, so that a slow disk does not delay those who ask a database.
+/// The planes of a server. There are several, so that a slow disk does not delay those who ask a database, and nobody waits for
+/// what takes long to compute.
 #[derive(Clone)]
 pub struct Planes {
     /// For databases: short questions.
     pub lookups: Plane,
     /// For directory walks and files: long ones.
     pub walks: Plane,
+    /// For compression.
+    pub encodes: Plane,
 }
 
 /// The queue is full.

@@ -13,6 +13,7 @@ use crate::ring::descriptor::Descriptor;
 use crate::ring::op::ConnectionId;
 use crate::ring::service::Reply;
 use crate::store::catalog::NarKey;
+use crate::store::change::Stamp;
 
 /// What a request wants.
 pub struct Wish {
@@ -79,4 +80,22 @@ pub enum Message {
         /// What came of it.
         result: Result<Option<Made>, Failure>,
     },
+    /// The body of a connection has more, or an end.
+    Encoded {
+        /// Which connection.
+        id: ConnectionId,
+        /// What was found out about its path.
+        damaged: Option<Damaged>,
+    },
+}
+
+/// A path whose tree is not what the database says.
+#[derive(Clone, Copy, Debug)]
+pub struct Damaged {
+    /// In which source.
+    pub source: usize,
+    /// Which NAR.
+    pub key: NarKey,
+    /// The state of the database when it began to be sent.
+    pub stamp: Stamp,
 }

@@ -1,0 +1,204 @@
+//! The NAR cache as the server sees it: what is there, and who is told what was asked for.
+//!
+//! Whether it can be used is found out on a thread of its own, and again from time to time while it cannot: the process that
+//! this one takes over from may still hold it. Until then everything is answered live.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::SystemTime;
+
+use tracing::{info, warn};
+
+use super::config::NarCacheConfig;
+use super::known_path::KnownPath;
+use super::layouts::key_of;
+use crate::background::{Background, Hint, Report};
+use crate::codec::signature::SecretKey;
+use crate::limits::CACHE_OPEN_INTERVAL;
+use crate::ring::body::{Body, Fault, FileBody, Lookup};
+use crate::ring::descriptor::Descriptor;
+use crate::store::LocalStore;
+use crate::store::catalog::{Catalog, Lease, NarKey, Stored};
+use crate::store::nar_cache::{CacheFolder, CacheFolderError, Coding};
+
+/// The NAR cache of this server, shared by all of its threads.
+pub struct NarCache {
+    open: OnceLock<Open>,
+    /// Why it is not open.
+    trouble: Mutex<String>,
+}
+
+/// A cache that is in use.
+struct Open {
+    folder: Arc<CacheFolder>,
+    background: Background,
+}
+
+/// What the cache says of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Its compressed NAR.
+    pub compressed: Option<Stored>,
+    /// The rest.
+    pub seen: Seen,
+}
+
+/// That part of a [`View`] which is remembered beside what was rendered by the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// [`NarCache::generation`] then.
+    pub generation: u64,
+    /// Whether the path's tree was found damaged.
+    pub is_damaged: bool,
+}
+
+/// What is needed to open the cache.
+struct Opener {
+    config: NarCacheConfig,
+    priority: u32,
+    store: LocalStore,
+    secret_keys: Arc<[SecretKey]>,
+}
+
+impl NarCache {
+    /// Begins to open the cache.
+    pub fn start(
+        config: NarCacheConfig,
+        priority: u32,
+        store: LocalStore,
+        secret_keys: Arc<[SecretKey]>,
+    ) -> std::io::Result<Arc<Self>> {
+        let cache =
+            Arc::new(Self { open: OnceLock::new(), trouble: Mutex::new("it is being opened".to_owned()) });
+        let (opened, opener) = (Arc::clone(&cache), Opener { config, priority, store, secret_keys });
+        thread::Builder::new().name("cache-opener".to_owned()).spawn(move || opened.open(&opener))?;
+        Ok(cache)
+    }
+
+    /// Rises when the cache has something else than before. Two loads.
+    pub fn generation(&self) -> u64 {
+        // Not open is a generation of its own.
+        self.open.get().map_or(0, |open| 1 + open.catalog().generation())
+    }
+
+    /// What the cache says of a NAR.
+    pub fn view(&self, nar: &NarKey) -> View {
+        let Some(open) = self.open.get() else { return View::default() };
+        // Before what it labels: what is seen can be newer than its label, and never older.
+        let generation = self.generation();
+        let catalog = open.catalog();
+        let (compressed, damage) = (catalog.stored(nar, Coding::Zstd), catalog.damaged(nar));
+        View { compressed, seen: Seen { generation, is_damaged: damage.is_some() } }
+    }
+
+    /// The encoded NAR, if there is one, which stays as long as somebody holds the lease.
+    pub fn lease(&self, nar: &NarKey, coding: Coding) -> Option<(Stored, Lease)> {
+        let open = self.open.get()?;
+        // Before 1970 everything was used equally long ago.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        open.folder.catalog().lease(nar, coding, now.as_secs())
+    }
+
+    /// A descriptor of the directory in which the encoded NARs are.
+    pub fn directory(&self) -> Option<OwnedFd> {
+        let directory = self.open.get()?.folder.directory().try_clone_to_owned();
+        directory.inspect_err(|error| warn!("cannot duplicate a descriptor: {error}")).ok()
+    }
+
+    /// Notes that a NAR was asked for that is not here.
+    pub fn asked(&self, path: &KnownPath, has_small_files: bool) {
+        if let Some(open) = self.open.get() {
+            open.background.asked(Hint { hash_part: path.hash_part(), has_small_files });
+        }
+    }
+
+    /// Notes that the file of an encoded NAR is not what the catalog says.
+    pub fn doubt(&self, nar: NarKey, coding: Coding) {
+        if let Some(open) = self.open.get() {
+            open.background.doubt(nar, coding);
+        }
+    }
+
+    /// What the background plane has done, once it runs.
+    pub fn report(&self) -> Option<Report> {
+        self.open.get().map(|open| open.background.report())
+    }
+
+    /// How it is, in words.
+    pub fn state(&self) -> String {
+        match self.open.get() {
+            Some(open) => open.background.report().state,
+            None => format!("off: {}", self.trouble.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    /// Opens the cache as soon as that is possible.
+    fn open(&self, opener: &Opener) {
+        loop {
+            let trouble = match opener.open() {
+                Ok(open) => {
+                    info!(directory = %open.folder.path().display(), "the NAR cache is open");
+                    // Nobody else sets it.
+                    let _ = self.open.set(open);
+                    return;
+                }
+                Err(trouble) => trouble,
+            };
+            let mut before = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            if *before != trouble {
+                warn!("there is no NAR cache for now, and all NARs are made live: {trouble}");
+                *before = trouble;
+            }
+            drop(before);
+            thread::sleep(CACHE_OPEN_INTERVAL);
+        }
+    }
+}
+
+impl Open {
+    fn catalog(&self) -> &Catalog {
+        self.folder.catalog()
+    }
+}
+
+impl Opener {
+    fn open(&self) -> Result<Open, String> {
+        let NarCacheConfig { directory, fill } = &self.config;
+        let folder = CacheFolder::open(directory, &self.store.store_dir, self.priority)
+            .map_err(|error: CacheFolderError| error.to_string())?;
+        let folder = Arc::new(folder);
+        let (store, secret_keys) = (self.store.clone(), Arc::clone(&self.secret_keys));
+        let background = Background::start(fill.clone(), Arc::clone(&folder), store, secret_keys);
+        let background = background.map_err(|error| error.to_string())?;
+        Ok(Open { folder, background })
+    }
+}
+
+/// An encoded NAR on its way to one client. Its file is not evicted meanwhile.
+pub struct EncodedNar {
+    file: FileBody,
+    lease: Lease,
+    nar: NarKey,
+    coding: Coding,
+    cache: Arc<NarCache>,
+}
+
+impl EncodedNar {
+    /// The NAR in `file`, which is what the catalog says.
+    pub fn new(file: Descriptor, (stored, lease): (&Stored, Lease), nar: NarKey, cache: Arc<NarCache>) -> Self {
+        let file = FileBody { file, len_bytes: stored.file_size };
+        Self { file, lease, nar, coding: stored.coding, cache }
+    }
+}
+
+impl Body for EncodedNar {
+    fn piece_at(&mut self, position: u64) -> Lookup<'_> {
+        self.file.piece_at(position)
+    }
+
+    fn broke(&mut self, fault: Fault) {
+        self.file.broke(fault);
+        self.cache.doubt(self.nar, self.coding);
+    }
+}
