@@ -462,7 +462,9 @@ mod tests {
     /// A layout of these parts that is all there.
     fn layout_of(path: &KnownPath, parts: &(Vec<Part>, u64)) -> Rc<SharedLayout> {
         let layout = empty_layout(path);
-        parts.0.iter().for_each(|part| layout.push(part.clone()));
+        for part in &parts.0 {
+            layout.push(part.clone());
+        }
         assert!(layout.complete(parts.1));
         layout
     }
@@ -516,7 +518,9 @@ mod tests {
         let (mut body, mut frame) = (bench.body(&path, &shared), Vec::new());
         assert_eq!(bench.take(&mut body, &mut frame), None, "nothing is known");
         let (parts, len_bytes) = bench.parts(&path);
-        parts.into_iter().for_each(|part| shared.push(part));
+        for part in parts {
+            shared.push(part);
+        }
         assert_eq!(bench.take(&mut body, &mut frame), None, "the tree may be larger than that");
         assert!(shared.complete(len_bytes));
         assert_eq!(bench.take(&mut body, &mut frame), Some(true));

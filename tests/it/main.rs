@@ -6,6 +6,7 @@
 //! | `directory.rs` | a cache directory made by `nix copy --to file://…`                                |
 //! | `range.rs`     | HEAD, ranges, entity tags and their preconditions                                 |
 //! | `resume.rs`    | downloads that are cut on the way                                                 |
+//! | `encode.rs`    | NARs of a live store that are compressed on their way                             |
 //! | `http.rs`      | HTTP/1.1 itself: framing, connections, refusals, the small fixed routes           |
 //! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
 //! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
@@ -27,6 +28,7 @@ mod changes;
 mod cli;
 mod damage;
 mod directory;
+mod encode;
 mod extras;
 mod gc;
 mod http;

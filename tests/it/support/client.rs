@@ -8,6 +8,8 @@ use super::{PATIENCE, assert_same_bytes};
 pub struct Connection {
     stream: TcpStream,
     received: Vec<u8>,
+    /// How it has ended: by a reset, or as it should.
+    is_reset: bool,
 }
 
 /// One answer. A body that ended before its length is in `body` as far as it came, with `complete` false.
@@ -26,7 +28,7 @@ impl Connection {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, received: Vec::new() }
+        Self { stream, received: Vec::new(), is_reset: false }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -69,8 +71,10 @@ impl Connection {
         if method == "HEAD" || reply.status == 304 || reply.status == 204 {
             return Some(reply);
         }
-        assert_eq!(reply.field("transfer-encoding"), None, "every length here is known");
-        if let Some(len) = reply.field("content-length").map(|len| len.parse::<usize>().unwrap()) {
+        if let Some(coding) = reply.field("transfer-encoding") {
+            assert_eq!((coding, reply.field("content-length")), ("chunked", None));
+            (reply.body, reply.complete) = self.chunks();
+        } else if let Some(len) = reply.field("content-length").map(|len| len.parse::<usize>().unwrap()) {
             while self.received.len() < len && self.receive() {}
             reply.complete = self.received.len() >= len;
             reply.body = self.received.drain(..len.min(self.received.len())).collect();
@@ -99,6 +103,42 @@ impl Connection {
         Some(Reply::parse_head(std::str::from_utf8(&head[..end]).unwrap()))
     }
 
+    /// The body in chunks of an answer whose head was read.
+    #[track_caller]
+    pub fn chunked_rest(&mut self) -> Vec<u8> {
+        let (body, is_complete) = self.chunks();
+        assert!(is_complete, "the body ended after {} bytes", body.len());
+        body
+    }
+
+    /// A body in chunks, and whether the last one came.
+    fn chunks(&mut self) -> (Vec<u8>, bool) {
+        let mut body = Vec::new();
+        loop {
+            let line_len = loop {
+                if let Some(len) = self.received.windows(2).position(|window| window == b"\r\n") {
+                    break len;
+                }
+                if !self.receive() {
+                    return (body, false);
+                }
+            };
+            let line = str::from_utf8(&self.received[..line_len]).unwrap();
+            let len = usize::from_str_radix(line, 16).unwrap_or_else(|_| panic!("no chunk size: {line:?}"));
+            self.received.drain(..line_len + 2);
+            while self.received.len() < len + 2 && self.receive() {}
+            let is_whole = self.received.len() >= len + 2;
+            body.extend(self.received.drain(..len.min(self.received.len())));
+            if !is_whole {
+                return (body, false);
+            }
+            assert_eq!(self.received.drain(..2).collect::<Vec<_>>(), b"\r\n", "behind a chunk");
+            if len == 0 {
+                return (body, true);
+            }
+        }
+    }
+
     /// All bytes until the server closes, or resets, the connection.
     pub fn rest(&mut self) -> Vec<u8> {
         while self.receive() {}
@@ -125,6 +165,11 @@ impl Connection {
         self.received.is_empty() && !self.receive()
     }
 
+    /// Whether the server has reset the connection.
+    pub fn was_reset(&self) -> bool {
+        self.is_reset
+    }
+
     fn receive(&mut self) -> bool {
         let mut buffer = vec![0; 256 * 1024];
         match self.stream.read(&mut buffer) {
@@ -132,7 +177,10 @@ impl Connection {
                 self.received.extend_from_slice(&buffer[..len]);
                 len > 0
             }
-            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => false,
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                self.is_reset = true;
+                false
+            }
             Err(error) => panic!("no answer and no end of the connection: {error}"),
         }
     }
