@@ -664,3 +664,42 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()
     }
     Ok(())
 }
+
+/// Any bytes as a catalog's file: it opens, or is found damaged and replaced. Whatever it then has is found by its key, can be
+/// removed, and is gone; and what is put in is found.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_catalog(data: &[u8]) {
+    const RECORDS: usize = 2 * CATALOG_BUCKET_RECORDS;
+    let Some((&choice, data)) = data.split_first() else { return };
+    let folder = tempfile::tempdir().expect("the fuzzer has a disk");
+    let directory = std::fs::File::open(folder.path()).expect("the fuzzer has a disk");
+    let mut bytes = data.to_vec();
+    if choice % 2 == 0 {
+        // Past the header, so that it is the records that are looked at.
+        bytes = [&header(RECORDS)[..], &[0; HEADER_LEN_BYTES - 32], data].concat();
+        bytes.resize(file_len_bytes(RECORDS), 0);
+    }
+    std::fs::write(folder.path().join(NAME), bytes).expect("the fuzzer has a disk");
+    let opened = Catalog::open_sized(std::os::fd::AsFd::as_fd(&directory), folder.path(), RECORDS);
+    let (catalog, _) = opened.expect("damage is no error");
+    let catalog = Arc::new(catalog);
+    for record in catalog.records().collect::<Vec<_>>() {
+        let kind = record.entry.kind();
+        if let Kind::Stored(coding) = kind {
+            drop(catalog.lease(&record.nar, coding, 1));
+        }
+        // Damage could have left two of a kind; both go at once.
+        let was_there = catalog.find(&record.nar, kind).is_some();
+        assert_eq!(catalog.remove(&record.nar, kind).ok(), Some(was_there));
+        assert!(catalog.find(&record.nar, kind).is_none());
+    }
+    assert_eq!(catalog.records().count(), 0);
+    assert_eq!(catalog.keep_uses().ok(), Some(()));
+    let nar = (HashPart::parse(&[b'0'; 32]).expect("digits"), Sha256Digest([choice; 32]));
+    let entry = Entry::Damaged(RootMark { inode: 1, changed_s: 2, changed_ns: 3 });
+    assert_eq!(catalog.insert(&nar, entry, 1).ok(), Some(None));
+    assert_eq!(catalog.find(&nar, Kind::Damaged).map(|(_, record)| record.entry), Some(entry));
+}
+
+#[cfg(test)]
+mod tests;

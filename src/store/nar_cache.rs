@@ -266,8 +266,8 @@ impl CacheFolder {
         Ok(Draft { file, directory: Arc::clone(&self.temporary), name })
     }
 
-    /// Makes a NAR visible whose file is written. `narinfo` is the text that names this file, or none if the one that is there names another
-    /// file of the same NAR. Returns the record that had to make room in the catalog; its file is gone as well.
+    /// Makes a NAR visible whose file is written. `narinfo` is the text that names this file, or none if the one that is there
+    /// names another file of the same NAR. Returns the record that had to make room in the catalog; its file is gone as well.
     ///
     /// Fails as [`io::ErrorKind::ResourceBusy`] when a reader holds the same NAR in the same coding, or all that could make room. After
     /// an error the NAR is not there in this coding, or as it was before.
