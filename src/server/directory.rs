@@ -149,6 +149,7 @@ fn kind(route: &Route) -> (&'static str, CacheControl) {
         | Route::CacheInfo
         | Route::Version
         | Route::Health
+        | Route::Metrics
         | Route::NotFound => (NAR_TYPE, IMMUTABLE_CACHE_CONTROL),
     }
 }

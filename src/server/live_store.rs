@@ -159,6 +159,7 @@ impl LiveStore {
             | Route::CacheInfo
             | Route::Version
             | Route::Health
+            | Route::Metrics
             | Route::NotFound => Step::Absent,
         }
     }

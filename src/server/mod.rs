@@ -13,6 +13,7 @@ pub mod listen;
 pub mod live_store;
 pub mod lookup;
 mod machine;
+pub mod metrics;
 pub mod nar_body;
 pub mod node;
 pub mod plane;
@@ -41,6 +42,7 @@ use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
 use self::machine::{connections_max, notice_signals, pin, raise_descriptor_limit};
+use self::metrics::{Metrics, NarCacheFigures};
 use self::node::{CacheNode, Source, Texts};
 use self::plane::{Plane, Planes};
 use self::request::Message;
@@ -115,6 +117,7 @@ impl Server {
                 priority: config.priority,
             },
             stores: origins.iter().filter_map(Origin::store).collect(),
+            metrics: Metrics::new(NarCacheFigures::default),
         });
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,

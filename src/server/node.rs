@@ -13,6 +13,7 @@ use super::directory::{CacheInfoReader, Directory};
 use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
+use super::metrics::{METRICS_TYPE, Metrics};
 use super::plane::{Planes, Toolbox};
 use super::refusal::{Failure, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
@@ -48,7 +49,7 @@ pub enum Source {
     Directory(Directory),
 }
 
-/// Answers that are always the same.
+/// Answers that do not depend on a source.
 pub struct Texts {
     /// `/`
     pub index: Bytes,
@@ -56,6 +57,8 @@ pub struct Texts {
     pub cache_info: CacheInfo,
     /// The stores that `/health` asks.
     pub stores: Vec<Arc<SharedStore>>,
+    /// What `/metrics` says.
+    pub metrics: Metrics,
 }
 
 /// A request that waits.
@@ -170,7 +173,7 @@ impl CacheNode {
         self.make(id, wish, question)
     }
 
-    /// `/health`: whether every source answers.
+    /// `/health`: whether every source answers, and in a second line how the NAR cache is: without it everything is still served.
     fn health(&mut self, id: ConnectionId, wish: Wish) -> Answer {
         let texts = Arc::clone(&self.texts);
         let readers: Vec<_> =
@@ -179,7 +182,9 @@ impl CacheNode {
             let stores = texts.stores.iter().try_for_each(|store| store.probe(toolbox));
             let probed = stores.and_then(|()| readers.iter().try_for_each(CacheInfoReader::probe));
             // Whatever it is, a load balancer should ask somebody else and come again.
-            probed.map(|()| Some(Made::fresh(TEXT_TYPE, "OK\n"))).map_err(|_| Failure::Busy)
+            probed.map_err(|_| Failure::Busy)?;
+            let text = format!("OK\nNAR cache: {}\n", texts.metrics.nar_cache());
+            Ok(Some(Made::fresh(TEXT_TYPE, text)))
         };
         self.make(id, wish, question)
     }
@@ -222,6 +227,7 @@ impl Service for CacheNode {
                 Answer::Reply(plain(TEXT_TYPE, concat!("narwire ", env!("CARGO_PKG_VERSION"), "\n"), &wish))
             }
             Route::Health => self.health(id, wish),
+            Route::Metrics => Answer::Reply(plain(METRICS_TYPE, self.texts.metrics.text(), &wish)),
             Route::CacheInfo => self.cache_info(id, wish),
             _ => self.ask(id, wish, 0),
         }
@@ -325,6 +331,7 @@ mod tests {
     use crate::ring::inbox::inbox;
     use crate::ring::reactor::{Peers, Reactor};
     use crate::ring::uring::Uring;
+    use crate::server::metrics::NarCacheFigures;
     use crate::server::plane::Plane;
     use crate::store::demo::DemoStore;
 
@@ -344,7 +351,8 @@ mod tests {
         let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone());
         let cache_info =
             CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
-        let texts = Arc::new(Texts { index: Bytes::new(), cache_info, stores: Vec::new() });
+        let metrics = Metrics::new(NarCacheFigures::default);
+        let texts = Arc::new(Texts { index: Bytes::new(), cache_info, stores: Vec::new(), metrics });
         let sources = vec![Source::Store(Box::new(store))];
         let node = CacheNode::new(sources, texts, planes, mailbox.clone(), false);
         let peers = Peers {

@@ -52,6 +52,8 @@ pub enum Route {
     Version,
     /// `/health`
     Health,
+    /// `/metrics`
+    Metrics,
     /// Anything else.
     NotFound,
 }
@@ -115,7 +117,7 @@ impl Route {
     /// The file that answers this route in a cache directory, if it is one that a cache directory can answer.
     pub fn file_name(&self) -> Option<RelativeName> {
         let name = match self {
-            Self::Index | Self::Version | Self::Health | Self::NotFound => return None,
+            Self::Index | Self::Version | Self::Health | Self::Metrics | Self::NotFound => return None,
             Self::NarFile(name) => return Some(name.clone()),
             Self::CacheInfo => "nix-cache-info".into(),
             // The name of nearly all files that are asked for, and beyond doubt.
@@ -224,6 +226,7 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
         ("nix-cache-info", None, None) => Some(Route::CacheInfo),
         ("version", None, None) => Some(Route::Version),
         ("health", None, None) => Some(Route::Health),
+        ("metrics", None, None) => Some(Route::Metrics),
         (file, None, None) => parse_path_file(file),
         ("nar", Some(file), None) => parse_nar(file, query),
         ("log", Some(name), None) => parse_log(name, query),
@@ -404,6 +407,8 @@ mod tests {
             ("/version", Route::Version),
             ("/health", Route::Health),
             ("/health?verbose", Route::Health),
+            ("/metrics", Route::Metrics),
+            ("/metrics?name[]=up", Route::Metrics),
             ("/OUT.narinfo", Route::NarInfo(hash_part)),
             ("/OUT%2Enarinfo", Route::NarInfo(hash_part)),
             ("/OUT.narinfo?json", Route::NarInfo(hash_part)),
