@@ -222,5 +222,13 @@ pub const PRIORITY_DEFAULT: u32 = 30;
 pub const PRIORITY_MAX: u32 = i32::MAX.cast_unsigned();
 /// More network threads than the largest machine has cores; a typing error would otherwise be a thread each.
 pub const WORKERS_MAX: usize = 1024;
+/// zstd's own default.
+pub const CACHE_LEVEL_DEFAULT: i32 = 3;
+/// zstd calls those above ultra: whoever unpacks them needs several times the memory.
+pub const CACHE_LEVEL_MAX: i32 = 19;
+/// A NAR cache that may hold less than this holds nothing: whoever asks for it has forgotten the unit. Bytes.
+pub const CACHE_LEN_MIN: u64 = 64 * 1024;
+/// What is read to look for damage unless told otherwise: a terabyte in a day and a half, and no disk notices. Bytes a second.
+pub const SCRUB_RATE_DEFAULT: u64 = 8 * 1024 * 1024;
 /// How long a drain lasts at most unless told otherwise: below the 90 s after which systemd kills. Seconds.
 pub const DRAIN_TIMEOUT_DEFAULT_S: u64 = 60;

@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
 use super::file::parsed;
+use super::size::Size;
+use crate::background::settings::{Format, Policy};
 use crate::codec::store_path::StoreDir;
 use crate::server::config::ListenAddress;
 
@@ -18,6 +20,8 @@ Examples:
   narwire ~/cache -p 8080                   serve what `nix copy --to file://$HOME/cache` made
   narwire --listen 127.0.0.1:0 ./check      any free port; a directory that is named like a command
   narwire --with-store /srv/cache           the live store first, then a directory
+  narwire --cache-dir /var/cache/narwire    keep NARs that are asked for again, compressed, and send them like files
+  narwire scrub                             is all that is served still what it was? (exit status 0, 1 or 2)
   narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
   narwire key generate cache.example.org-1 --output cache.key
   narwire demo                              a signed throw-away store, also without Nix
@@ -28,6 +32,7 @@ Environment:
   NIX_SERVE_STORE_DIR    as --store-dir
   NIX_SECRET_KEY_FILE    as --secret-key-file
   SIGN_KEY_PATHS         several of them, separated by spaces
+  CACHE_DIRECTORY        as --cache-dir, if the live store is served (systemd's CacheDirectory=)
   CREDENTIALS_DIRECTORY  where key files named without a slash are (systemd's LoadCredential=)
   RUST_LOG               what is logged: error, warn, info (the default), debug
 Sockets handed over by systemd (LISTEN_FDS) take the place of --listen and --port.";
@@ -53,6 +58,8 @@ pub enum Command {
     Serve(ServeArguments),
     /// Do all that serving does before it listens, say what would be served, and exit: 0 if all is well, else 2
     Check(ServeArguments),
+    /// Read the store and the NAR cache again and look for damage: exit status 0 if all is sound, 1 if not
+    Scrub(ScrubArguments),
     /// Work with signing keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -86,6 +93,56 @@ pub struct DemoArguments {
     /// Port on 127.0.0.1; without it 5000, or any free one if that is taken
     #[arg(short, long)]
     pub port: Option<u16>,
+}
+
+const SCRUB_HELP: &str = "\
+Each store path is hashed and compared with the database, each NAR of the cache with its own hash. What is damaged is
+listed, a damaged file of the cache is moved to .narwire/quarantine in it, and a server that runs meanwhile stops sending
+it. A scrub that was ended goes on where it was, if there is a NAR cache to remember that in; without one (no --cache-dir
+and no CACHE_DIRECTORY) only the store is read, from the beginning each time.
+
+Exit status: 0 all is sound, 1 damage was found, 2 it could not be looked for.";
+
+/// Arguments of `scrub`: the places, as of `serve`.
+#[derive(Debug, Args)]
+#[command(after_help = SCRUB_HELP)]
+pub struct ScrubArguments {
+    /// Store directory in the names of store paths [default: /nix/store]
+    #[arg(long, value_name = "DIR")]
+    pub store_dir: Option<StoreDir>,
+    /// Where the files of the store are, if not in the store directory
+    #[arg(long, value_name = "DIR")]
+    pub real_store: Option<PathBuf>,
+    /// Database of the store [default: var/nix/db/db.sqlite beside the real store]
+    #[arg(long, value_name = "FILE")]
+    pub db: Option<PathBuf>,
+    /// The NAR cache; it may be in use by a server
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Take these places from this TOML file, the one of the server
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the result as one JSON object, and nothing else
+    #[arg(long)]
+    pub json: bool,
+    /// Break where this says, for tests
+    #[arg(long, value_name = "SPEC", hide = true)]
+    pub fault: Option<String>,
+}
+
+impl ScrubArguments {
+    /// The same places as a layer of settings.
+    pub fn places(self) -> ServeArguments {
+        ServeArguments {
+            store_dir: self.store_dir,
+            real_store: self.real_store,
+            db: self.db,
+            cache_dir: self.cache_dir,
+            config: self.config,
+            fault: self.fault,
+            ..ServeArguments::default()
+        }
+    }
 }
 
 /// One layer of settings: the flags of `serve`, what the environment says, or the configuration file, whose keys are
@@ -143,6 +200,45 @@ pub struct ServeArguments {
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u32>,
 
+    /// Keep NARs of the live store in this directory, encoded once, and send them from there
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// What systemd has set aside for this service, which does not know what it will serve. Hides a `cache_dir` of a
+    /// lower layer, and is ignored where there is no live store.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub service_cache_dir: Option<PathBuf>,
+
+    /// Which NARs to keep: those asked for again (hot), of all paths (all), or no more than there are (off) [default: hot]
+    #[arg(long, value_name = "POLICY")]
+    #[serde(deserialize_with = "parsed")]
+    pub cache_policy: Option<Policy>,
+
+    /// How to keep them: zstd, flat, both, or zstd and those of small files also flat (auto) [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    #[serde(deserialize_with = "parsed")]
+    pub cache_format: Option<Format>,
+
+    /// Level of zstd, from 1 (fast) to 19 (small) [default: 3]
+    #[arg(long, value_name = "N")]
+    pub cache_level: Option<i32>,
+
+    /// All NARs that are kept take at most this much, such as 10G or 500M [default: a quarter of the file system]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "parsed")]
+    pub cache_size: Option<Size>,
+
+    /// Leave this much of the file system free [default: a twentieth of it]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "parsed")]
+    pub cache_min_free: Option<Size>,
+
+    /// While serving, read this much a second to look for damage in store and NAR cache; 0 is not at all [default: 8M]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "parsed")]
+    pub scrub_rate: Option<Size>,
+
     /// Read settings from this TOML file; its keys are the names of these flags, and `directories`
     #[arg(short, long, value_name = "FILE")]
     #[serde(skip)]
@@ -151,6 +247,11 @@ pub struct ServeArguments {
     /// Do without these capabilities of the kernel, for tests
     #[arg(long, value_name = "CAPABILITY", value_delimiter = ',', hide = true)]
     pub without: Vec<String>,
+
+    /// Break where this says, for tests
+    #[arg(long, value_name = "SPEC", hide = true)]
+    #[serde(skip)]
+    pub fault: Option<String>,
 }
 
 impl FromStr for StoreDir {
@@ -224,7 +325,8 @@ mod tests {
         let arguments = serve(
             "narwire serve d --listen 127.0.0.1:0 --store-dir /s --real-store /r --db f --log-dir l --with-store \
              --secret-key-file a --secret-key-file b --priority 7 --workers 3 --drain-timeout 9 --config c \
-             --without sendfile,buffer-ring --without cachestat",
+             --cache-dir n --cache-policy all --cache-format both --cache-level 19 --cache-size 1G \
+             --cache-min-free 2G --scrub-rate 0 --fault kill@1 --without sendfile,buffer-ring --without cachestat",
         );
         let expected = ServeArguments {
             directories: paths(&["d"]),
@@ -239,8 +341,17 @@ mod tests {
             priority: Some(7),
             workers: Some(3),
             drain_timeout: Some(9),
+            cache_dir: Some("n".into()),
+            service_cache_dir: None,
+            cache_policy: Some(Policy::All),
+            cache_format: Some(Format::Both),
+            cache_level: Some(19),
+            cache_size: Some(Size(1 << 30)),
+            cache_min_free: Some(Size(2 << 30)),
+            scrub_rate: Some(Size(0)),
             config: Some("c".into()),
             without: ["sendfile", "buffer-ring", "cachestat"].map(String::from).to_vec(),
+            fault: Some("kill@1".to_owned()),
         };
         assert_eq!(arguments, expected);
     }
@@ -259,6 +370,14 @@ mod tests {
             panic!("not demo")
         };
         assert_eq!((demo.directory.as_deref(), demo.port), (Some(Path::new("d")), Some(0)));
+
+        let line = "narwire scrub --store-dir /s --real-store /r --db f --cache-dir n --config c --json";
+        let CommandLine { command: Some(Command::Scrub(scrub)), .. } = typed(line).unwrap() else {
+            panic!("not scrub")
+        };
+        assert!(scrub.json);
+        let places = "narwire serve --store-dir /s --real-store /r --db f --cache-dir n --config c";
+        assert_eq!(scrub.places(), serve(places));
     }
 
     #[test]
@@ -275,6 +394,14 @@ mod tests {
             "narwire key",
             "narwire key generate",
             "narwire demo a b",
+            "narwire --cache-policy warm",
+            "narwire --cache-format xz",
+            "narwire --cache-level high",
+            "narwire --cache-size 10X",
+            "narwire --cache-min-free -1",
+            "narwire --scrub-rate fast",
+            "narwire scrub /srv/cache",
+            "narwire scrub --listen 127.0.0.1:2",
         ] {
             let error = typed(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
@@ -291,6 +418,15 @@ mod tests {
         {
             assert!(help.contains(line), "{line:?} is missing in:\n{help}");
         }
-        assert!(!help.contains("--without"), "a flag for tests is not advertised:\n{help}");
+        for flag in ["--without", "--fault"] {
+            assert!(!help.contains(flag), "{flag}, a flag for tests, is not advertised:\n{help}");
+        }
+        assert!(help.contains("CACHE_DIRECTORY") && help.contains("narwire scrub"), "{help}");
+    }
+
+    #[test]
+    fn the_help_of_scrub_says_when_it_cannot_resume() {
+        let help = typed("narwire scrub --help").unwrap_err().to_string();
+        assert!(help.contains("goes on where it was") && help.contains("CACHE_DIRECTORY"), "{help}");
     }
 }

@@ -2,10 +2,12 @@
 
 use std::fmt::Write;
 
+use indicatif::HumanBytes;
+
 use super::Failure;
 use crate::ring::capability::Capabilities;
 use crate::server::RunError;
-use crate::server::config::{Config, SourceConfig};
+use crate::server::config::{Config, NarCacheConfig, SourceConfig};
 use crate::store::StoreError;
 use crate::store::db::Database;
 
@@ -18,6 +20,9 @@ pub fn report(config: &Config) -> Result<String, Failure> {
         let _ = writeln!(text, "  source     {line}");
     }
     let _ = writeln!(text, "  store dir  {}", config.store_dir.as_str());
+    if let Some(nar_cache) = &config.nar_cache {
+        let _ = writeln!(text, "  nar cache  {}", describe_nar_cache(nar_cache));
+    }
     for address in &config.listen {
         let _ = writeln!(text, "  listen     {address}");
     }
@@ -45,5 +50,53 @@ fn describe(source: &SourceConfig) -> Result<String, StoreError> {
             Ok(format!("live store {files}, {paths} paths in {database}"))
         }
         SourceConfig::Directory(path) => Ok(format!("cache directory {}", path.display())),
+    }
+}
+
+fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig) -> String {
+    let or = |bytes: Option<u64>, otherwise: &str| match bytes {
+        Some(bytes) => HumanBytes(bytes).to_string(),
+        None => format!("{otherwise} of its file system"),
+    };
+    let scrub = match fill.scrub_rate {
+        0 => "no background scrub".to_owned(),
+        rate => format!("scrub at {}/s", HumanBytes(rate)),
+    };
+    format!(
+        "{}, policy {}, format {}, zstd level {}, at most {}, {} left free, {scrub}",
+        directory.display(),
+        fill.policy,
+        fill.format,
+        fill.level,
+        or(fill.len_max, "a quarter"),
+        or(fill.free_min, "a twentieth"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::background::settings::{FillSettings, Format, Policy};
+
+    #[test]
+    fn a_nar_cache_is_one_line_with_all_that_was_decided_about_it() {
+        let fill = FillSettings {
+            policy: Policy::Hot,
+            format: Format::Auto,
+            level: 3,
+            len_max: Some(10 << 30),
+            free_min: None,
+            scrub_rate: 8 << 20,
+        };
+        let nar_cache = NarCacheConfig { directory: "/var/cache/narwire".into(), fill };
+        assert_eq!(
+            describe_nar_cache(&nar_cache),
+            "/var/cache/narwire, policy hot, format auto, zstd level 3, at most 10.00 GiB, a twentieth of its file \
+             system left free, scrub at 8.00 MiB/s"
+        );
+        let unbounded = FillSettings { len_max: None, scrub_rate: 0, ..nar_cache.fill.clone() };
+        let line = describe_nar_cache(&NarCacheConfig { fill: unbounded, ..nar_cache });
+        assert!(line.contains("at most a quarter of its file system,"), "{line}");
+        assert!(line.ends_with("no background scrub"), "{line}");
     }
 }

@@ -37,6 +37,7 @@ pub fn run(arguments: &DemoArguments, cores: usize) -> Result<(), Failure> {
         priority: PRIORITY_DEFAULT,
         workers: cores,
         drain_timeout: DRAIN_TIMEOUT,
+        nar_cache: None,
         capabilities_off: Vec::new(),
     };
     let store_dir = config.store_dir.clone();

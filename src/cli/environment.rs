@@ -1,7 +1,8 @@
 //! The environment as one layer of settings. The variables are passed in, so that a test never changes its own.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -38,10 +39,17 @@ impl Environment {
             port: parse("NIX_SERVE_PORT", set("NIX_SERVE_PORT"))?,
             store_dir: parse("NIX_SERVE_STORE_DIR", set("NIX_SERVE_STORE_DIR"))?,
             secret_key_file,
+            service_cache_dir: set("CACHE_DIRECTORY").and_then(|list| first_of_list(&list)),
             ..ServeArguments::default()
         };
         Ok(Self { arguments, credentials_directory: set("CREDENTIALS_DIRECTORY").map(PathBuf::from) })
     }
+}
+
+/// systemd separates several directories of one service by colons; the first is the one that its unit names first.
+fn first_of_list(list: &OsStr) -> Option<PathBuf> {
+    let first = list.as_bytes().split(|&byte| byte == b':').find(|path| !path.is_empty())?;
+    Some(PathBuf::from(OsStr::from_bytes(first)))
 }
 
 fn parse<T: FromStr<Err: fmt::Display>>(
@@ -69,7 +77,13 @@ mod tests {
     #[test]
     fn an_empty_environment_says_nothing() {
         assert_eq!(read(&[]).unwrap(), Environment::default());
-        let empty = ["NIX_SERVE_PORT", "NIX_SERVE_STORE_DIR", "NIX_SECRET_KEY_FILE", "SIGN_KEY_PATHS"];
+        let empty = [
+            "NIX_SERVE_PORT",
+            "NIX_SERVE_STORE_DIR",
+            "NIX_SECRET_KEY_FILE",
+            "SIGN_KEY_PATHS",
+            "CACHE_DIRECTORY",
+        ];
         assert_eq!(read(&empty.map(|name| (name, ""))).unwrap(), Environment::default());
     }
 
@@ -80,12 +94,15 @@ mod tests {
             ("NIX_SERVE_STORE_DIR", "/gnu/store"),
             ("NIX_SECRET_KEY_FILE", "/a file"),
             ("SIGN_KEY_PATHS", " /b  /c "),
+            ("CACHE_DIRECTORY", "/var/cache/narwire:/var/cache/other"),
             ("CREDENTIALS_DIRECTORY", "/run/credentials/narwire.service"),
         ])
         .unwrap();
         assert_eq!(environment.arguments.port, Some(80));
         assert_eq!(environment.arguments.store_dir, Some("/gnu/store".parse().unwrap()));
         assert_eq!(environment.arguments.secret_key_file, ["/a file", "/b", "/c"].map(PathBuf::from));
+        assert_eq!(environment.arguments.service_cache_dir, Some("/var/cache/narwire".into()));
+        assert_eq!(environment.arguments.cache_dir, None);
         assert_eq!(environment.credentials_directory, Some("/run/credentials/narwire.service".into()));
     }
 

@@ -83,6 +83,8 @@ impl<T: FromStr<Err: fmt::Display>> FromTexts for Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::background::settings::{Format, Policy};
+    use crate::cli::size::Size;
 
     fn parse_text(text: &str) -> Result<ServeArguments, FileError> {
         parse(Path::new("narwire.toml"), text)
@@ -103,6 +105,13 @@ mod tests {
             priority = 7
             workers = 3
             drain-timeout = 9
+            cache-dir = "n"
+            cache-policy = "off"
+            cache-format = "zstd"
+            cache-level = 1
+            cache-size = "10G"
+            cache-min-free = "1G"
+            scrub-rate = "0"
             without = ["sendfile"]
             "#,
         )
@@ -120,8 +129,17 @@ mod tests {
             priority: Some(7),
             workers: Some(3),
             drain_timeout: Some(9),
+            cache_dir: Some("n".into()),
+            service_cache_dir: None,
+            cache_policy: Some(Policy::Off),
+            cache_format: Some(Format::Zstd),
+            cache_level: Some(1),
+            cache_size: Some(Size(10 << 30)),
+            cache_min_free: Some(Size(1 << 30)),
+            scrub_rate: Some(Size(0)),
             config: None,
             without: vec!["sendfile".to_owned()],
+            fault: None,
         };
         assert_eq!(arguments, expected);
         assert_eq!(parse_text("port = 80").unwrap().port, Some(80));
@@ -140,6 +158,9 @@ mod tests {
             ("listen = \"127.0.0.1:1\"", 1, "sequence"),
             ("\nstore-dir = \"relative\"", 2, "relative"),
             ("workers = -1", 1, "-1"),
+            ("cache-size = \"10X\"", 1, "10G"),
+            ("cache-policy = \"warm\"", 1, "off, hot or all"),
+            ("fault = \"kill@1\"", 1, "fault"),
             ("[serve]\nport = 1", 1, "serve"),
             ("=", 1, ""),
         ] {

@@ -66,6 +66,17 @@ pub enum LoadError {
         .0.display()
     )]
     NoDatabase(PathBuf),
+    /// Of two who write into one directory, one is the wrong one.
+    #[error(
+        "the NAR cache {} would be inside of {}, which is served: give it a directory of its own with --cache-dir",
+        .directory.display(), .served.display()
+    )]
+    NarCacheInside {
+        /// As typed.
+        directory: PathBuf,
+        /// A cache directory or the store.
+        served: PathBuf,
+    },
     /// The database is there, and cannot be used.
     #[error(transparent)]
     Database(#[from] StoreError),
@@ -79,6 +90,9 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         sources.push(SourceConfig::Store(local_store(store, &store_dir)?));
     }
     sources.extend(settings.directories.into_iter().map(SourceConfig::Directory));
+    if let Some(nar_cache) = &settings.nar_cache {
+        refuse_inside(&nar_cache.directory, &sources)?;
+    }
     let secret_keys =
         settings.secret_key_files.iter().map(|path| read_secret_key(path)).collect::<Result<_, _>>()?;
     Ok(Config {
@@ -89,6 +103,7 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         priority: settings.priority,
         workers: settings.workers.unwrap_or(cores),
         drain_timeout: settings.drain_timeout,
+        nar_cache: settings.nar_cache,
         capabilities_off: settings.capabilities_off,
     })
 }
@@ -159,6 +174,31 @@ fn local_store(places: StoreSettings, store_dir: &StoreDir) -> Result<LocalStore
         .map_err(|cause| LoadError::RealStore { path: store.real_store.clone(), cause })?;
     Database::open(&store)?;
     Ok(store)
+}
+
+/// A NAR cache in a served directory would be served twice, and one in the store is none of Nix's.
+fn refuse_inside(directory: &Path, sources: &[SourceConfig]) -> Result<(), LoadError> {
+    let resolved = resolve(directory);
+    let served = sources.iter().map(|source| match source {
+        SourceConfig::Store(store) => &store.real_store,
+        SourceConfig::Directory(path) => path,
+    });
+    match served.into_iter().find(|served| resolved.starts_with(resolve(served))) {
+        None => Ok(()),
+        Some(served) => {
+            Err(LoadError::NarCacheInside { directory: directory.to_path_buf(), served: served.clone() })
+        }
+    }
+}
+
+/// The path without links and dots, as far as it exists; the rest is still to be made.
+fn resolve(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let resolved = absolute.ancestors().find_map(|ancestor| {
+        let rest = absolute.strip_prefix(ancestor).ok()?;
+        Some(fs::canonicalize(ancestor).ok()?.join(rest))
+    });
+    resolved.unwrap_or(absolute)
 }
 
 fn list(directory: &Path) -> io::Result<()> {
@@ -271,6 +311,38 @@ mod tests {
     fn a_useless_cache_info_is_refused_before_a_client_sees_it() {
         let broken = cache(Some("relative"));
         assert!(matches!(load_typed(directories(&[&broken])), Err(LoadError::CacheInfo { .. })));
+    }
+
+    #[test]
+    fn a_nar_cache_has_a_directory_of_its_own() {
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        let (served, elsewhere) = (cache(None), cache(None));
+        let link = elsewhere.path().join("link");
+        std::os::unix::fs::symlink(served.path(), &link).unwrap();
+        let with_cache_dir = |directory: PathBuf| {
+            load_typed(ServeArguments {
+                with_store: true,
+                directories: directories(&[&served]).directories,
+                cache_dir: Some(directory),
+                ..store(&demo)
+            })
+        };
+        for inside in [
+            served.path().to_path_buf(),
+            served.path().join("nars/of/mine"),
+            link.join("nars"),
+            elsewhere.path().join("link"),
+            demo.root().join("nix/store"),
+            demo.root().join("nix/store/nars"),
+        ] {
+            let error = with_cache_dir(inside.clone()).unwrap_err();
+            assert!(matches!(error, LoadError::NarCacheInside { .. }), "{}: {error}", inside.display());
+        }
+        for outside in [elsewhere.path().join("nars"), served.path().with_extension("nars")] {
+            let config = with_cache_dir(outside.clone()).unwrap();
+            assert_eq!(config.nar_cache.unwrap().directory, outside);
+            assert!(!outside.exists(), "loading makes nothing");
+        }
     }
 
     #[test]

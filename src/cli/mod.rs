@@ -9,15 +9,18 @@ pub mod file;
 pub mod key;
 pub mod load;
 pub mod nix_serve;
+pub mod scrub;
 pub mod settings;
+pub mod size;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
+use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use crate::server::config::Config;
+use crate::server::config::{Config, SourceConfig};
 use crate::server::listen::Listener;
 use crate::server::{self, RunError};
 use crate::store::StoreError;
@@ -26,7 +29,12 @@ use environment::{Environment, EnvironmentError};
 use file::FileError;
 use key::KeyGenerateError;
 use load::LoadError;
+use scrub::ScrubError;
 use settings::{Settings, SettingsError};
+
+/// What a server of a live store says that keeps no NARs.
+const HINT: &str = "there is no NAR cache: with --cache-dir DIR, NARs that are asked for again are kept compressed on \
+                    disk, and sent like files";
 
 /// Why a command did not do what it was asked to, in one line for the person who asked.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +60,12 @@ pub enum Failure {
     /// There is no throw-away store.
     #[error("no demo: {0}")]
     Demo(StoreError),
+    /// Nothing, or not all, could be looked at.
+    #[error(transparent)]
+    Scrub(#[from] ScrubError),
+    /// All was looked at, and some of it is damaged; the list was printed.
+    #[error("{0}")]
+    Damage(scrub::Damage),
     /// The server did not start, or broke.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -61,10 +75,10 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// 2 when something has to be changed before the same command can succeed, 1 when it broke at work.
+    /// 2 when something has to be changed before the same command can succeed, 1 when it broke at work or found damage.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Run(RunError::Serve(_)) | Self::Output(_) => 1,
+            Self::Run(RunError::Serve(_)) | Self::Output(_) | Self::Damage(_) => 1,
             _ => 2,
         }
     }
@@ -86,6 +100,10 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
     match command.unwrap_or(Command::Serve(bare)) {
         Command::Serve(arguments) => serve(arguments, variable),
         Command::Check(arguments) => print(&check::report(&configure(arguments, variable)?)?),
+        Command::Scrub(arguments) => {
+            let is_json = arguments.json;
+            scrub::run(settings(arguments.places(), variable)?, is_json)
+        }
         Command::Key(KeyCommand::Generate(arguments)) => print(&key::generate(&arguments)?),
         Command::Demo(arguments) => {
             start_log(variable("RUST_LOG"));
@@ -97,6 +115,10 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
 fn serve(arguments: ServeArguments, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
     start_log(variable("RUST_LOG"));
     let config = configure(arguments, variable)?;
+    let has_store = config.sources.iter().any(|source| matches!(source, SourceConfig::Store(_)));
+    if has_store && config.nar_cache.is_none() {
+        info!("{HINT}");
+    }
     Ok(server::run(config, announce)?)
 }
 
@@ -104,6 +126,13 @@ fn configure(
     arguments: ServeArguments,
     variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Config, Failure> {
+    Ok(load::load(settings(arguments, variable)?, load::cores())?)
+}
+
+fn settings(
+    arguments: ServeArguments,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Settings, Failure> {
     let Environment { arguments: environment, credentials_directory } = Environment::read(variable)?;
     let credentials_directory = credentials_directory.as_deref();
     let here = Path::new("");
@@ -116,7 +145,7 @@ fn configure(
         let folder = path.parent().unwrap_or(here);
         layers.push(file::read(&path)?.with_paths_from(folder, credentials_directory));
     }
-    Ok(load::load(Settings::merge(layers)?, load::cores())?)
+    Ok(Settings::merge(layers)?)
 }
 
 /// One line for each address, on standard error, once it answers.

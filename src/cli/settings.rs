@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::arguments::ServeArguments;
+use super::size::Size;
+use crate::background::settings::FillSettings;
 use crate::codec::store_path::StoreDir;
-use crate::limits::{DRAIN_TIMEOUT_DEFAULT_S, PORT_DEFAULT, PRIORITY_DEFAULT, PRIORITY_MAX, WORKERS_MAX};
-use crate::server::config::ListenAddress;
+use crate::limits::{
+    CACHE_LEN_MIN, CACHE_LEVEL_DEFAULT, CACHE_LEVEL_MAX, DRAIN_TIMEOUT_DEFAULT_S, PORT_DEFAULT,
+    PRIORITY_DEFAULT, PRIORITY_MAX, SCRUB_RATE_DEFAULT, WORKERS_MAX,
+};
+use crate::server::config::{ListenAddress, NarCacheConfig};
 
 /// What is wanted, complete but for what only the machine can tell.
 #[derive(Debug, PartialEq)]
@@ -28,8 +33,12 @@ pub struct Settings {
     pub workers: Option<usize>,
     /// After SIGTERM.
     pub drain_timeout: Duration,
+    /// `None` when there is no live store, or nobody said where.
+    pub nar_cache: Option<NarCacheConfig>,
     /// As typed.
     pub capabilities_off: Vec<String>,
+    /// As typed.
+    pub fault: Option<String>,
 }
 
 /// Places of a live store that differ from what follows from its store directory.
@@ -49,7 +58,7 @@ pub enum SettingsError {
     /// Only the configuration file can say both; clap refuses the flags.
     #[error("port and listen contradict each other: write listen = [\"[::]:PORT\", …] alone")]
     PortAndListen,
-    /// A place of the live store is given, and no live store is served.
+    /// A place of the live store or a setting of its NAR cache is given, and no live store is served.
     #[error(
         "{flag} is about the live store, and only directories are served: leave it out, or add --with-store"
     )]
@@ -57,6 +66,21 @@ pub enum SettingsError {
         /// As typed on a command line.
         flag: &'static str,
     },
+    /// A setting of the NAR cache is given, and there is none.
+    #[error("{flag} is about the NAR cache, and there is none: leave it out, or say where with --cache-dir")]
+    NoCacheDir {
+        /// As typed on a command line.
+        flag: &'static str,
+    },
+    /// Not from 1 to [`CACHE_LEVEL_MAX`].
+    #[error("cache-level must be from 1 to {CACHE_LEVEL_MAX}, not {0}")]
+    CacheLevel(i32),
+    /// Below [`CACHE_LEN_MIN`].
+    #[error(
+        "cache-size must be at least 64K, not {0} bytes: add the unit, such as {0}G, or keep no more NARs with \
+         --cache-policy off"
+    )]
+    CacheSize(u64),
     /// Not from 1 to [`WORKERS_MAX`].
     #[error("workers must be from 1 to {WORKERS_MAX}, not {0}")]
     Workers(usize),
@@ -86,19 +110,25 @@ impl Settings {
         if let Some(workers) = typed.workers.filter(|workers| !(1..=WORKERS_MAX).contains(workers)) {
             return Err(SettingsError::Workers(workers));
         }
+        let (is_store_served, nar_cache) = if typed.with_store || typed.directories.is_empty() {
+            (true, nar_cache(&typed)?)
+        } else {
+            // What a service manager has set aside is no wish of anybody's.
+            match typed.of_live_store().or(typed.of_nar_cache()) {
+                Some(flag) => return Err(SettingsError::NoStore { flag }),
+                None => (false, None),
+            }
+        };
         let listen = if typed.listen.is_empty() {
             vec![ListenAddress::everywhere(typed.port.unwrap_or(PORT_DEFAULT))]
         } else {
             typed.listen
         };
-        let store =
-            StoreSettings { real_store: typed.real_store, database: typed.db, log_dir: typed.log_dir };
-        let store = if typed.with_store || typed.directories.is_empty() {
-            Some(store)
-        } else {
-            store.refuse_any()?;
-            None
-        };
+        let store = is_store_served.then_some(StoreSettings {
+            real_store: typed.real_store,
+            database: typed.db,
+            log_dir: typed.log_dir,
+        });
         Ok(Self {
             listen,
             store,
@@ -110,28 +140,72 @@ impl Settings {
             drain_timeout: Duration::from_secs(
                 typed.drain_timeout.map_or(DRAIN_TIMEOUT_DEFAULT_S, u64::from),
             ),
+            nar_cache,
             capabilities_off: typed.without,
+            fault: typed.fault,
         })
     }
 }
 
-impl StoreSettings {
-    fn refuse_any(&self) -> Result<(), SettingsError> {
-        let given =
-            [("--real-store", &self.real_store), ("--db", &self.database), ("--log-dir", &self.log_dir)];
-        match given.into_iter().find(|(_, place)| place.is_some()) {
-            Some((flag, _)) => Err(SettingsError::NoStore { flag }),
-            None => Ok(()),
-        }
+/// The NAR cache that is wanted, if somebody said where.
+fn nar_cache(typed: &ServeArguments) -> Result<Option<NarCacheConfig>, SettingsError> {
+    let Some(directory) = typed.cache_dir.clone().or_else(|| typed.service_cache_dir.clone()) else {
+        return match typed.of_nar_cache() {
+            Some(flag) => Err(SettingsError::NoCacheDir { flag }),
+            None => Ok(None),
+        };
+    };
+    let level = typed.cache_level.unwrap_or(CACHE_LEVEL_DEFAULT);
+    if !(1..=CACHE_LEVEL_MAX).contains(&level) {
+        return Err(SettingsError::CacheLevel(level));
     }
+    if let Some(Size(len_max)) = typed.cache_size.filter(|size| size.0 < CACHE_LEN_MIN) {
+        return Err(SettingsError::CacheSize(len_max));
+    }
+    let fill = FillSettings {
+        policy: typed.cache_policy.unwrap_or_default(),
+        format: typed.cache_format.unwrap_or_default(),
+        level,
+        len_max: typed.cache_size.map(|size| size.0),
+        free_min: typed.cache_min_free.map(|size| size.0),
+        scrub_rate: typed.scrub_rate.map_or(SCRUB_RATE_DEFAULT, |size| size.0),
+    };
+    Ok(Some(NarCacheConfig { directory, fill }))
 }
 
 impl ServeArguments {
+    /// The first flag that says where the live store is.
+    fn of_live_store(&self) -> Option<&'static str> {
+        let given = [("--real-store", &self.real_store), ("--db", &self.db), ("--log-dir", &self.log_dir)];
+        given.into_iter().find(|(_, place)| place.is_some()).map(|(flag, _)| flag)
+    }
+
+    /// The first flag that says something about the NAR cache.
+    fn of_nar_cache(&self) -> Option<&'static str> {
+        let given = [
+            ("--cache-dir", self.cache_dir.is_some()),
+            ("--cache-policy", self.cache_policy.is_some()),
+            ("--cache-format", self.cache_format.is_some()),
+            ("--cache-level", self.cache_level.is_some()),
+            ("--cache-size", self.cache_size.is_some()),
+            ("--cache-min-free", self.cache_min_free.is_some()),
+            ("--scrub-rate", self.scrub_rate.is_some()),
+        ];
+        given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+    }
+
     /// What this layer says, and where it says nothing, `lower`.
     fn or(self, lower: Self) -> Self {
         // Port and addresses are two ways to say one thing: a layer that says either hides both below it.
         let says_where = self.port.is_some() || !self.listen.is_empty();
         let (port, listen) = if says_where { (self.port, self.listen) } else { (lower.port, lower.listen) };
+        // So are a directory that was named and one that was inherited.
+        let says_cache_dir = self.cache_dir.is_some() || self.service_cache_dir.is_some();
+        let (cache_dir, service_cache_dir) = if says_cache_dir {
+            (self.cache_dir, self.service_cache_dir)
+        } else {
+            (lower.cache_dir, lower.service_cache_dir)
+        };
         Self {
             directories: first_list(self.directories, lower.directories),
             port,
@@ -145,8 +219,17 @@ impl ServeArguments {
             priority: self.priority.or(lower.priority),
             workers: self.workers.or(lower.workers),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
+            cache_dir,
+            service_cache_dir,
+            cache_policy: self.cache_policy.or(lower.cache_policy),
+            cache_format: self.cache_format.or(lower.cache_format),
+            cache_level: self.cache_level.or(lower.cache_level),
+            cache_size: self.cache_size.or(lower.cache_size),
+            cache_min_free: self.cache_min_free.or(lower.cache_min_free),
+            scrub_rate: self.scrub_rate.or(lower.scrub_rate),
             config: self.config.or(lower.config),
             without: first_list(self.without, lower.without),
+            fault: self.fault.or(lower.fault),
         }
     }
 
@@ -169,6 +252,7 @@ impl ServeArguments {
             real_store: self.real_store.map(resolve),
             db: self.db.map(resolve),
             log_dir: self.log_dir.map(resolve),
+            cache_dir: self.cache_dir.map(resolve),
             secret_key_file: self.secret_key_file.into_iter().map(resolve_key).collect(),
             ..self
         }
@@ -186,6 +270,7 @@ fn is_bare_name(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::background::settings::{Format, Policy};
 
     fn merge(layers: &[&ServeArguments]) -> Settings {
         Settings::merge(layers.iter().map(|&layer| layer.clone())).unwrap()
@@ -210,7 +295,9 @@ mod tests {
             priority: 30,
             workers: None,
             drain_timeout: Duration::from_mins(1),
+            nar_cache: None,
             capabilities_off: Vec::new(),
+            fault: None,
         };
         assert_eq!(merge(&[]), expected);
         assert_eq!(merge(&[&nothing(), &nothing()]), expected);
@@ -270,12 +357,94 @@ mod tests {
         }
     }
 
+    /// The flags of a NAR cache beside --cache-dir, each alone.
+    fn flags_of_a_nar_cache() -> [(&'static str, ServeArguments); 6] {
+        [
+            ("--cache-policy", ServeArguments { cache_policy: Some(Policy::All), ..nothing() }),
+            ("--cache-format", ServeArguments { cache_format: Some(Format::Flat), ..nothing() }),
+            ("--cache-level", ServeArguments { cache_level: Some(1), ..nothing() }),
+            ("--cache-size", ServeArguments { cache_size: Some(Size(1 << 30)), ..nothing() }),
+            ("--cache-min-free", ServeArguments { cache_min_free: Some(Size(1)), ..nothing() }),
+            ("--scrub-rate", ServeArguments { scrub_rate: Some(Size(0)), ..nothing() }),
+        ]
+    }
+
+    fn cache_dir(path: &str) -> ServeArguments {
+        ServeArguments { cache_dir: Some(path.into()), ..nothing() }
+    }
+
+    fn service_cache_dir(path: &str) -> ServeArguments {
+        ServeArguments { service_cache_dir: Some(path.into()), ..nothing() }
+    }
+
+    #[test]
+    fn a_nar_cache_needs_no_more_than_its_place() {
+        let expected = NarCacheConfig {
+            directory: "/c".into(),
+            fill: FillSettings {
+                policy: Policy::Hot,
+                format: Format::Auto,
+                level: 3,
+                len_max: None,
+                free_min: None,
+                scrub_rate: 8 << 20,
+            },
+        };
+        assert_eq!(merge(&[&cache_dir("/c")]).nar_cache.as_ref(), Some(&expected));
+        assert_eq!(merge(&[&service_cache_dir("/c")]).nar_cache, Some(expected));
+        let layers = flags_of_a_nar_cache().map(|(_, flag)| flag).into_iter().chain([cache_dir("/c")]);
+        let said = Settings::merge(layers).unwrap().nar_cache.unwrap().fill;
+        let expected = FillSettings {
+            policy: Policy::All,
+            format: Format::Flat,
+            level: 1,
+            len_max: Some(1 << 30),
+            free_min: Some(1),
+            scrub_rate: 0,
+        };
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn an_inherited_cache_directory_stands_where_the_environment_does() {
+        let directory = |layers: &[&ServeArguments]| merge(layers).nar_cache.unwrap().directory;
+        let (typed, inherited) = (cache_dir("/typed"), service_cache_dir("/inherited"));
+        assert_eq!(directory(&[&typed, &inherited]), Path::new("/typed"));
+        assert_eq!(directory(&[&nothing(), &inherited, &typed]), Path::new("/inherited"));
+    }
+
+    #[test]
+    fn flags_of_a_nar_cache_without_one_are_refused() {
+        let directories = ServeArguments { directories: vec!["d".into()], ..nothing() };
+        for (flag, arguments) in flags_of_a_nar_cache() {
+            let refused = |layers: [ServeArguments; 2]| Settings::merge(layers).unwrap_err();
+            assert_eq!(refused([nothing(), arguments.clone()]), SettingsError::NoCacheDir { flag });
+            assert_eq!(refused([directories.clone(), arguments]), SettingsError::NoStore { flag });
+        }
+        let error = Settings::merge([directories, cache_dir("/c")]).unwrap_err();
+        assert_eq!(error, SettingsError::NoStore { flag: "--cache-dir" });
+    }
+
+    #[test]
+    fn an_inherited_cache_directory_is_no_contradiction_to_directories() {
+        let directories = ServeArguments { directories: vec!["d".into()], ..nothing() };
+        assert_eq!(merge(&[&directories, &service_cache_dir("/c")]).nar_cache, None);
+        let with_store = ServeArguments { with_store: true, ..directories };
+        assert!(merge(&[&with_store, &service_cache_dir("/c")]).nar_cache.is_some());
+    }
+
     #[test]
     fn numbers_out_of_bounds_are_refused() {
         for workers in [0, WORKERS_MAX + 1] {
             let arguments = ServeArguments { workers: Some(workers), ..nothing() };
             assert_eq!(Settings::merge([arguments]), Err(SettingsError::Workers(workers)));
         }
+        for level in [0, -1, CACHE_LEVEL_MAX + 1] {
+            let arguments = ServeArguments { cache_level: Some(level), ..cache_dir("/c") };
+            assert_eq!(Settings::merge([arguments]), Err(SettingsError::CacheLevel(level)));
+        }
+        let arguments = ServeArguments { cache_size: Some(Size(10)), ..cache_dir("/c") };
+        assert_eq!(Settings::merge([arguments]), Err(SettingsError::CacheSize(10)));
         let arguments = ServeArguments { priority: Some(PRIORITY_MAX + 1), ..nothing() };
         assert_eq!(Settings::merge([arguments]), Err(SettingsError::Priority(PRIORITY_MAX + 1)));
     }
@@ -286,6 +455,7 @@ mod tests {
             directories: vec!["cache".into(), "/srv".into()],
             listen: vec![address("unix:socket"), address("127.0.0.1:1")],
             secret_key_file: ["key", "./key", "/key"].map(PathBuf::from).to_vec(),
+            cache_dir: Some("nars".into()),
             ..nothing()
         };
         let resolved =
@@ -295,6 +465,7 @@ mod tests {
         let expected = ["/run/credentials/key", "/etc/narwire/./key", "/key"].map(PathBuf::from);
         assert_eq!(service.secret_key_file, expected);
         assert_eq!(service.directories, ["/etc/narwire/cache", "/srv"].map(PathBuf::from));
+        assert_eq!(service.cache_dir, Some("/etc/narwire/nars".into()));
         assert_eq!(service.listen, [address("unix:/etc/narwire/socket"), address("127.0.0.1:1")]);
 
         let expected = ["/etc/narwire/key", "/etc/narwire/./key", "/key"].map(PathBuf::from);

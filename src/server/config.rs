@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::background::settings::FillSettings;
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::StoreDir;
 use crate::store::LocalStore;
@@ -31,6 +32,8 @@ pub struct Config {
     pub workers: usize,
     /// How long answers that are under way may take after SIGTERM.
     pub drain_timeout: Duration,
+    /// Where NARs of the live store are kept encoded; without a live store there is none.
+    pub nar_cache: Option<NarCacheConfig>,
     /// Names of kernel capabilities to do without although the kernel has them, as typed; `ring` knows the names.
     pub capabilities_off: Vec<String>,
 }
@@ -42,6 +45,15 @@ pub enum SourceConfig {
     Store(LocalStore),
     /// A cache directory in the layout of `nix copy --to file://…`.
     Directory(PathBuf),
+}
+
+/// A NAR cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NarCacheConfig {
+    /// Where it is, or will be made.
+    pub directory: PathBuf,
+    /// What is kept in it, and how.
+    pub fill: FillSettings,
 }
 
 /// A place to listen at.
