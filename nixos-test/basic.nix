@@ -36,6 +36,8 @@ pkgs.testers.runNixOSTest {
       openFirewall = true;
       inherit port;
     };
+    # The module knows nothing of a NAR cache; $CACHE_DIRECTORY is enough.
+    systemd.services.nix-serve.serviceConfig.CacheDirectory = "narwire";
     system.extraDependencies = [ pkgs.hello ];
   };
 
@@ -56,6 +58,17 @@ pkgs.testers.runNixOSTest {
         "nix-store --option trusted-public-keys \"$(cat ${keys}/public)\" --realise ${pkgs.hello}"
     )
     client.succeed("${pkgs.hello}/bin/hello")
+
+    # What is asked for again is kept, in a directory that Nix itself can read.
+    health = client.succeed("curl --fail http://server:${toString port}/health")
+    assert "NAR cache: working" in health, health
+    nar = "$(basename ${pkgs.hello} | cut -c-32)"
+    for _ in range(2):
+        client.succeed(f"curl --fail --output /dev/null http://server:${toString port}/nar/{nar}.nar")
+    server.wait_until_succeeds(f"ls /var/cache/narwire/{nar}.narinfo")
+    server.succeed(
+        "nix --extra-experimental-features nix-command path-info --store file:///var/cache/narwire ${pkgs.hello}"
+    )
 
     server.succeed("systemctl stop nix-serve.service")
     server.succeed("systemctl show -p Result nix-serve.service | grep success")

@@ -20,8 +20,8 @@ Examples:
   narwire ~/cache -p 8080                   serve what `nix copy --to file://$HOME/cache` made
   narwire --listen 127.0.0.1:0 ./check      any free port; a directory that is named like a command
   narwire --with-store /srv/cache           the live store first, then a directory
-  narwire --cache-dir /var/cache/narwire    keep NARs that are asked for again, compressed, and send them like files
-  narwire scrub                             is all that is served still what it was? (exit status 0, 1 or 2)
+  narwire --cache-dir /var/cache/narwire    keep what is asked for again, and send it like files
+  narwire scrub                             is all still what it was? (exit status 0, 1 or 2)
   narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
   narwire key generate cache.example.org-1 --output cache.key
   narwire demo                              a signed throw-away store, also without Nix
@@ -96,10 +96,12 @@ pub struct DemoArguments {
 }
 
 const SCRUB_HELP: &str = "\
-Each store path is hashed and compared with the database, each NAR of the cache with its own hash. What is damaged is
-listed, a damaged file of the cache is moved to .narwire/quarantine in it, and a server that runs meanwhile stops sending
-it. A scrub that was ended goes on where it was, if there is a NAR cache to remember that in; without one (no --cache-dir
-and no CACHE_DIRECTORY) only the store is read, from the beginning each time.
+Each store path is hashed and compared with the database, each file of the NAR cache with its own hash. What is damaged \
+is listed. A damaged file of the cache is moved to .narwire/quarantine in it, and a server that runs meanwhile no longer \
+sends it.
+
+A scrub that was ended goes on where it was, if there is a NAR cache to remember that in. Without one (no --cache-dir, no \
+CACHE_DIRECTORY) only the store is read, from the beginning each time.
 
 Exit status: 0 all is sound, 1 damage was found, 2 it could not be looked for.";
 

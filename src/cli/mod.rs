@@ -23,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 use crate::server::config::{Config, SourceConfig};
 use crate::server::listen::Listener;
 use crate::server::{self, RunError};
-use crate::store::StoreError;
+use crate::store::{StoreError, fault};
 use arguments::{Command, CommandLine, KeyCommand, ServeArguments};
 use environment::{Environment, EnvironmentError};
 use file::FileError;
@@ -116,10 +116,14 @@ fn serve(arguments: ServeArguments, variable: impl Fn(&str) -> Option<OsString>)
     start_log(variable("RUST_LOG"));
     let config = configure(arguments, variable)?;
     let has_store = config.sources.iter().any(|source| matches!(source, SourceConfig::Store(_)));
-    if has_store && config.nar_cache.is_none() {
-        info!("{HINT}");
-    }
-    Ok(server::run(config, announce)?)
+    let could_cache = has_store && config.nar_cache.is_none();
+    let result = server::run(config, |listeners| {
+        announce(listeners);
+        if could_cache {
+            info!("{HINT}");
+        }
+    });
+    Ok(result?)
 }
 
 fn configure(
@@ -145,7 +149,11 @@ fn settings(
         let folder = path.parent().unwrap_or(here);
         layers.push(file::read(&path)?.with_paths_from(folder, credentials_directory));
     }
-    Ok(Settings::merge(layers)?)
+    let settings = Settings::merge(layers)?;
+    if let Some(spec) = &settings.fault {
+        fault::plan(spec).map_err(Failure::Usage)?;
+    }
+    Ok(settings)
 }
 
 /// One line for each address, on standard error, once it answers.

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::support::client::request_head;
 use crate::support::fixture::LARGE_LEN;
 use crate::support::nix::{Key, hash_part};
-use crate::support::server::{BINARY, command};
+use crate::support::server::{BINARY, command, command_of};
 use crate::support::{Narwire, Nix, Store, fixture, printed, run, text};
 
 /// A demo on a free port that keeps its store in a folder of the test's own.
@@ -190,6 +190,54 @@ fn check_says_what_would_be_served() {
 }
 
 #[test]
+fn check_says_how_nars_are_kept_and_makes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("nars");
+    let mut check = plain_command();
+    check.arg("check").args(fixture().store.flags()).args(["--cache-dir", text(&cache)]);
+    let said = run(check.args(["--cache-policy", "all", "--cache-level", "7", "--cache-size", "10G"]));
+    let line = said.lines().find(|line| line.contains("nar cache")).unwrap_or_else(|| panic!("{said}"));
+    for word in [text(&cache), "policy all", "format auto", "level 7", "10.00 GiB", "8.00 MiB/s"] {
+        assert!(line.contains(word), "{word:?} is not in {line}");
+    }
+    assert!(!cache.exists());
+}
+
+#[test]
+fn the_cache_directory_of_a_service_is_taken_under_both_names() {
+    let (folder, links) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let cache = folder.path().join("nars");
+    let mut check = plain_command();
+    check.arg("check").args(fixture().store.flags()).env("CACHE_DIRECTORY", format!("{}:/x", text(&cache)));
+    assert!(run(&mut check).contains(text(&cache)));
+    // A service that serves directories alone has no use for it, and no fault.
+    let mut check = plain_command();
+    check.arg("check").arg(folder.path()).env("CACHE_DIRECTORY", &cache);
+    assert!(!run(&mut check).contains("nar cache"));
+
+    let program = links.path().join("nix-serve");
+    std::os::unix::fs::symlink(BINARY, &program).unwrap();
+    let mut command = command_of(&program);
+    // Inside of the store it is refused, so it was taken.
+    let flags = fixture().store.flags();
+    command.args(&flags).env("CACHE_DIRECTORY", format!("{}/nars", flags[3]));
+    assert!(refused(&mut command).contains("--cache-dir"));
+}
+
+#[test]
+fn a_live_store_without_a_nar_cache_hints_at_it_once() {
+    let hint = "there is no NAR cache: with --cache-dir";
+    let server = fixture().store.serve();
+    server.wait_for(hint);
+    assert_eq!(server.output().matches(hint).count(), 1, "{}", server.output());
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Narwire::start([folder.path()]);
+    server.signal(Signal::TERM);
+    server.exit();
+    assert!(!server.output().contains(hint), "{}", server.output());
+}
+
+#[test]
 fn what_serving_would_refuse_check_refuses_in_the_same_words() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name| folder.path().join(name);
@@ -200,6 +248,9 @@ fn what_serving_would_refuse_check_refuses_in_the_same_words() {
     fs::write(&garbage, "no database").unwrap();
     let (directory, flags) = (text(folder.path()), fixture().store.flags());
     let store = ["--real-store", &flags[3]];
+    let inside = format!("{}/nars", flags[3]);
+    let mut in_the_store: Vec<&str> = flags.iter().map(String::as_str).collect();
+    in_the_store.extend(["--cache-dir", &inside]);
     for (arguments, words) in [
         (vec![directory, "--config", text(&config)], vec![text(&config), "2", "prioritty"]),
         (vec![directory, "--secret-key-file", text(&key)], vec![text(&key), "chmod 0640"]),
@@ -209,6 +260,12 @@ fn what_serving_would_refuse_check_refuses_in_the_same_words() {
         (vec![text(&missing)], vec![text(&missing), "cache directory"]),
         (vec![directory, "--secret-key-file", text(&missing)], vec![text(&missing)]),
         (vec![directory, "--without", "gravity"], vec!["gravity"]),
+        (vec![directory, "--cache-dir", text(&missing)], vec!["--cache-dir", "--with-store"]),
+        (vec!["--cache-policy", "all"], vec!["--cache-policy", "--cache-dir"]),
+        (vec!["--cache-dir", text(&missing), "--cache-level", "20"], vec!["cache-level", "1 to 19"]),
+        (vec!["--cache-dir", text(&missing), "--cache-size", "10"], vec!["cache-size", "10G"]),
+        (vec!["--cache-dir", text(&missing), "--cache-size", "10X"], vec!["--cache-size", "10G"]),
+        (in_the_store, vec![&flags[3], "--cache-dir"]),
     ] {
         let said = ways_to_serve().map(|mut command| refused(command.args(&arguments)));
         for word in words {
@@ -315,4 +372,64 @@ fn without_io_uring_it_says_what_to_change() {
             assert!(words.iter().all(|word| said.contains(word)), "{error}: {said}");
         }
     }
+}
+
+/// `narwire scrub` of a store.
+fn scrub(store: &Store) -> Command {
+    let mut command = plain_command();
+    command.arg("scrub").args(store.flags()).env_remove("CACHE_DIRECTORY");
+    command
+}
+
+/// What a scrub prints as JSON, and its exit code.
+fn scrubbed(store: &Store) -> (serde_json::Value, Option<i32>) {
+    let output = scrub(store).arg("--json").output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    (serde_json::from_str(&said).unwrap(), output.status.code())
+}
+
+#[test]
+fn a_sound_store_is_said_to_be_sound_in_one_line() {
+    let fixture = fixture();
+    let output = finished(&mut scrub(&fixture.store));
+    assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
+    assert!(output.stderr.is_empty(), "quiet in a pipe: {}", printed(&output));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("sound") && said.lines().count() == 1, "{said}");
+    assert!(said.contains(&format!("{} store paths", fixture.paths().len())), "{said}");
+
+    let (json, code) = scrubbed(&fixture.store);
+    assert_eq!((&json["storePaths"], code), (&fixture.paths().len().into(), Some(0)));
+    assert_eq!((&json["damagedPaths"], &json["resumed"]), (&serde_json::json!([]), &false.into()));
+    assert!(json["bytes"].as_u64().unwrap() > 0, "{json}");
+}
+
+#[test]
+fn a_damaged_path_is_named_with_what_mends_it() {
+    let store = Store::in_place(Nix::installed());
+    let (sound, damaged) = (store.add_bytes("sound", b"as it was"), store.add_bytes("damaged", b"as it was"));
+    let file = store.real(&damaged);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&file, "as it is").unwrap();
+
+    let output = finished(&mut scrub(&store));
+    assert_eq!(output.status.code(), Some(1), "{}", printed(&output));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains(&format!("nix-store --repair-path {damaged}")), "{said}");
+    assert!(!said.contains(&sound), "{said}");
+    let (json, code) = scrubbed(&store);
+    assert_eq!((&json["damagedPaths"], code), (&serde_json::json!([damaged]), Some(1)));
+}
+
+#[test]
+fn what_cannot_be_scrubbed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("narwire.toml");
+    fs::write(&config, "directories = [\".\"]\n").unwrap();
+    let said = refused(plain_command().args(["scrub", "--config", text(&config)]));
+    assert!(said.contains("no live store"), "{said}");
+    let missing = folder.path().join("missing");
+    let said = refused(plain_command().args(["scrub", "--db", text(&missing)]));
+    assert!(said.contains(text(&missing)), "{said}");
 }

@@ -28,10 +28,20 @@ fn the_cache_introduces_itself() {
 fn version_health_and_root_are_short_texts() {
     let (server, _) = serve();
     assert!(server.get("/version").expect(200).text().contains(env!("CARGO_PKG_VERSION")));
-    server.get("/health").expect(200);
+    assert_eq!(server.get("/health").expect(200).text(), "OK\nNAR cache: off\n");
     let root = server.get("/").expect(200);
     assert_eq!(root.field("content-type"), Some("text/plain; charset=utf-8"));
     assert!(root.text().contains("narwire"), "{}", root.text());
+}
+
+#[test]
+fn metrics_are_what_prometheus_reads() {
+    let (server, _) = serve();
+    let metrics = server.get("/metrics").expect(200);
+    let expected = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(metrics.field("content-type"), Some(expected));
+    assert_eq!(metrics.field("cache-control"), Some("no-store"));
+    assert!(metrics.text().contains("narwire_build_info{version=") && metrics.text().ends_with("# EOF\n"));
 }
 
 #[test]

@@ -148,9 +148,14 @@ pub fn command() -> Command {
 /// The same for another name of the binary.
 pub fn command_of(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    for variable in
-        ["NIX_SECRET_KEY_FILE", "SIGN_KEY_PATHS", "NIX_SERVE_PORT", "NIX_SERVE_STORE_DIR", "NOTIFY_SOCKET"]
-    {
+    for variable in [
+        "NIX_SECRET_KEY_FILE",
+        "SIGN_KEY_PATHS",
+        "NIX_SERVE_PORT",
+        "NIX_SERVE_STORE_DIR",
+        "CACHE_DIRECTORY",
+        "NOTIFY_SOCKET",
+    ] {
         command.env_remove(variable);
     }
     command.stdin(Stdio::null());
