@@ -46,6 +46,7 @@ use self::map::{FileWords, ProcessWords};
 use self::record::{
     EMPTY, KEY_LEN_BYTES, KEY_OFFSET, KIND_OFFSET, LAST_USED_OFFSET, RECORD_LEN_BYTES, RecordBytes,
 };
+use super::fault;
 use super::nar_cache::Coding;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::store_path::HashPart;
@@ -140,7 +141,8 @@ pub struct Catalog {
     words: FileWords,
     /// Two words for each record: its readers, and when it was used last as far as this process has seen.
     slots: ProcessWords,
-    /// One bit for each bucket that has had a record.
+    /// One bit for each bucket that has had a record. Of others not even zeros are read: a page of them would take memory, and on a
+    /// full tmpfs, where it also takes room, a load is a signal.
     touched: Box<[AtomicU64]>,
     buckets: usize,
     generation: AtomicU64,
@@ -317,10 +319,11 @@ impl Catalog {
             Place::Free(slot) => (slot, None),
             Place::Same(slot, record) | Place::Taken(slot, record) => (slot, Some(record)),
         };
-        self.touch(slot / CATALOG_BUCKET_RECORDS);
         let now_s = clamp_seconds(now_s);
         let written = self.write(slot, &record::encode(nar, &entry, now_s));
         if written.is_ok() {
+            // Not before: on some file systems even a load from where nothing was written needs room.
+            self.touch(slot / CATALOG_BUCKET_RECORDS);
             if let Some(previous) = &previous {
                 self.discount(previous);
             }
@@ -344,12 +347,10 @@ impl Catalog {
         let _writing = self.begin_writing();
         let mut was_there = false;
         let mut written = Ok(());
-        for slot in self.all_of(nar, kind) {
+        for (slot, record) in self.all_of(nar, kind) {
             if self.readers(slot).fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0 {
                 was_there = true;
-                if let Some(record) = self.read(slot) {
-                    self.discount(&record);
-                }
+                self.discount(&record);
             }
             written = written.and(self.clear_closed(slot));
         }
@@ -362,25 +363,25 @@ impl Catalog {
     pub fn take_unless_leased(&self, nar: &NarKey, kind: Kind) -> Result<Taken, StoreError> {
         let _writing = self.begin_writing();
         let mut taken = Taken::Absent;
-        for slot in self.all_of(nar, kind) {
-            if !self.is_closed(slot) {
+        for (slot, record) in self.all_of(nar, kind) {
+            // One that is closed could not be cleared when it was taken away: it stays absent whatever happens now.
+            let is_present = !self.is_closed(slot);
+            if is_present {
                 if !self.try_close(slot) {
                     return Ok(Taken::Leased);
                 }
-                if let Some(record) = self.read(slot) {
-                    self.discount(&record);
-                }
+                self.discount(&record);
                 taken = Taken::Taken;
             }
             match self.clear_closed(slot) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
                 Err(error) => {
-                    if let Some(record) = self.read(slot) {
+                    if is_present {
                         self.count(&record);
+                        self.open_slot(slot);
+                        self.generation.fetch_add(1, Ordering::Release);
                     }
-                    self.open_slot(slot);
-                    self.generation.fetch_add(1, Ordering::Release);
                     return Err(StoreError::io("write", &self.path, error));
                 }
             }
@@ -411,23 +412,22 @@ impl Catalog {
     // Readers.
 
     fn find(&self, nar: &NarKey, kind: Kind) -> Option<(usize, Record)> {
-        let slot = self.all_of(nar, kind).find(|&slot| !self.is_closed(slot))?;
-        let record = self.read(slot).filter(|record| record.nar == *nar && record.entry.kind() == kind)?;
-        Some((slot, record))
+        self.all_of(nar, kind).find(|(slot, _)| !self.is_closed(*slot))
     }
 
     /// Every slot that has this record, closed ones too. More than one only after damage.
-    fn all_of<'a>(&'a self, nar: &'a NarKey, kind: Kind) -> impl Iterator<Item = usize> + 'a {
+    fn all_of<'a>(&'a self, nar: &'a NarKey, kind: Kind) -> impl Iterator<Item = (usize, Record)> + 'a {
         let bucket = self.bucket_of(nar);
         let slots = if self.is_touched(bucket) { slots_of(bucket) } else { 0..0 };
         let number = record::kind_number(kind);
         let key = record::key_bytes(nar);
         let first_word = u32::from_le_bytes([key[0], key[1], key[2], key[3]]);
-        slots.filter(move |&slot| {
+        slots.filter_map(move |slot| {
             // Two words tell most others apart before anything is copied.
-            u32::from_le(self.words.load(word_of(slot, KIND_OFFSET))) == number
-                && u32::from_le(self.words.load(word_of(slot, KEY_OFFSET))) == first_word
-                && self.read(slot).is_some_and(|record| record.nar == *nar && record.entry.kind() == kind)
+            let is_likely = u32::from_le(self.words.load(word_of(slot, KIND_OFFSET))) == number
+                && u32::from_le(self.words.load(word_of(slot, KEY_OFFSET))) == first_word;
+            let record = if is_likely { self.read(slot)? } else { return None };
+            (record.nar == *nar && record.entry.kind() == kind).then_some((slot, record))
         })
     }
 
@@ -474,12 +474,16 @@ impl Catalog {
     /// Where an entry goes: over the one of its kind, else where no record is, else over the one that was used least recently.
     fn place_for(&self, nar: &NarKey, kind: Kind) -> Option<Place> {
         // A closed slot's record is still in the file if the disk was full: two of a kind must never be there.
-        if let Some(slot) = self.all_of(nar, kind).next() {
-            let record = self.read(slot).filter(|_| !self.is_closed(slot));
-            return Some(record.map_or(Place::Free(slot), |record| Place::Same(slot, record)));
+        if let Some((slot, record)) = self.all_of(nar, kind).next() {
+            let is_closed = self.is_closed(slot);
+            return Some(if is_closed { Place::Free(slot) } else { Place::Same(slot, record) });
+        }
+        let bucket = self.bucket_of(nar);
+        if !self.is_touched(bucket) {
+            return Some(Place::Free(bucket * CATALOG_BUCKET_RECORDS));
         }
         let mut records = Vec::with_capacity(CATALOG_BUCKET_RECORDS);
-        for slot in slots_of(self.bucket_of(nar)) {
+        for slot in slots_of(bucket) {
             match self.read(slot).filter(|_| !self.is_closed(slot)) {
                 Some(record) => records.push((slot, record)),
                 None => return Some(Place::Free(slot)),
@@ -490,6 +494,7 @@ impl Catalog {
         Some(Place::Taken(slot, record))
     }
 
+    /// Says that a bucket has had a record. A reader that does not know it yet finds none there, as a moment ago.
     fn touch(&self, bucket: usize) {
         self.touched[bucket / 64].fetch_or(1 << (bucket % 64), Ordering::Relaxed);
     }
@@ -600,7 +605,9 @@ fn create(directory: BorrowedFd<'_>, records: usize) -> io::Result<OwnedFd> {
     rustix::fs::ftruncate(&file, file_len_bytes(records) as u64)?;
     write_all(&file, &header(records), 0)?;
     rustix::fs::fsync(&file)?;
+    fault::point("catalog: file written")?;
     rustix::fs::renameat(directory, NEW_NAME, directory, NAME)?;
+    fault::point("catalog: file renamed")?;
     rustix::fs::fsync(directory)?;
     Ok(file)
 }

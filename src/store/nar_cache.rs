@@ -70,6 +70,7 @@ pub struct CacheFolder {
 /// A file that is being written, and has no name that anybody looks for. Removed when it is dropped.
 ///
 /// Its descriptor is open for reading and writing.
+#[derive(Debug)]
 pub struct Draft {
     file: OwnedFd,
     directory: Arc<Directory>,
@@ -580,3 +581,6 @@ fn narinfo_name(hash_part: HashPart) -> String {
 }
 
 const NARINFO_SUFFIX: &str = ".narinfo";
+
+#[cfg(test)]
+mod tests;

@@ -336,6 +336,7 @@ fn what_cannot_be_written_is_absent_all_the_same() {
     assert_eq!((catalog.stored(&nar, Coding::Flat).is_some(), catalog.stored_len_bytes()), (true, 5));
     assert!(catalog.remove(&nar, kind).is_err());
     assert!(catalog.remove(&nar, kind).is_err());
+    assert!(catalog.take_unless_leased(&nar, kind).is_err());
     assert_eq!((catalog.stored(&nar, Coding::Flat), catalog.stored_len_bytes()), (None, 0));
     assert_eq!(catalog.records().count(), 0);
     fixture.reopen(|_| ());

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::store::StoreError;
 
 /// An open directory, and its path for messages.
+#[derive(Debug)]
 pub(super) struct Directory {
     descriptor: OwnedFd,
     path: PathBuf,
