@@ -179,7 +179,10 @@ impl CacheFolder {
         }
         let temporary = own.beneath_or_new(TEMPORARY_NAME)?;
         for name in temporary.names()? {
-            temporary.remove(&name?)?;
+            let name = name?;
+            if temporary.file(&name)?.is_some() {
+                temporary.remove(&name)?;
+            }
         }
         let nar = root.beneath_or_new(NAR_NAME)?;
         let quarantine = own.beneath_or_new(QUARANTINE_NAME)?;
