@@ -230,6 +230,9 @@ fn has_blank_line(window: &[u8], scanned_len: usize) -> bool {
 
 /// Checks the request line in the call in which its end arrives, so that what is no HTTP/1.1 is answered without
 /// waiting for a blank line that may never come. Earlier calls saw no line feed, later ones have nothing to check.
+///
+/// Few heads come in pieces, and those that come whole are parsed with 4 % fewer instructions without it in the same function.
+#[inline(never)]
 fn check_request_line(text: &[u8], scanned_len: usize) -> Result<(), BadRequest> {
     match memchr(b'\n', &text[scanned_len..]) {
         // Backwards the search ends at the line before, so that all calls together look at each byte once.
