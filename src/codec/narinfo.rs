@@ -8,7 +8,7 @@ mod write;
 pub use parse::{FieldError, NarInfoError};
 
 use super::hash::Sha256Digest;
-use super::signature::{Signature, fingerprint};
+use super::signature::{SecretKey, Signature, fingerprint};
 use super::store_path::{StoreDir, StorePath};
 
 /// What a Nix store knows of one of its paths.
@@ -70,6 +70,16 @@ impl PathInfo {
     /// What a signature of this path signs.
     pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
         fingerprint(store_dir, &self.path, &self.nar_hash, self.nar_size, &self.references)
+    }
+
+    /// Adds a signature by each of `keys`, unless that very signature is there already.
+    pub fn sign(&mut self, store_dir: &StoreDir, keys: &[SecretKey]) {
+        let fingerprint = self.fingerprint(store_dir);
+        for signature in keys.iter().map(|key| key.sign(&fingerprint)) {
+            if !self.signatures.contains(&signature) {
+                self.signatures.push(signature);
+            }
+        }
     }
 }
 

@@ -75,13 +75,7 @@ impl Renderer {
         if let Some(previous) = previous.filter(|previous| previous.etag_opaque() == opaque) {
             return Arc::clone(previous);
         }
-        let fingerprint = narinfo.info.fingerprint(&self.store_dir);
-        let signatures = &mut narinfo.info.signatures;
-        for signature in self.secret_keys.iter().map(|key| key.sign(&fingerprint)) {
-            if !signatures.contains(&signature) {
-                signatures.push(signature);
-            }
-        }
+        narinfo.info.sign(&self.store_dir, &self.secret_keys);
         text.clear();
         narinfo.write(&self.store_dir, &mut text);
         Arc::new(KnownPath::new(&narinfo.info, &opaque, &text))
