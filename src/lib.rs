@@ -13,11 +13,13 @@
 //! - [`server`] is policy: workers, routes, handlers, configuration.
 //! - [`cli`] is what a person types.
 //! - [`limits`] names every bound; all layers may read it.
+//! - [`residency`] is one question to the kernel, asked by more than one layer.
 
 pub mod background;
 pub mod cli;
 pub mod codec;
 pub mod limits;
+pub mod residency;
 pub mod ring;
 pub mod server;
 pub mod store;

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::buffer_ring::BufferRing;
-use super::sys;
 use crate::limits::COMPLETION_ENTRIES;
+use crate::residency::is_in_memory;
 
 /// Something that newer kernels do better. Without it the same work is done another way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,7 +294,7 @@ fn try_direct_file(capabilities: Capabilities) -> io::Result<bool> {
 fn try_send_file() -> io::Result<bool> {
     let mut file = tempfile::tempfile()?;
     file.write_all(b"x")?;
-    let answer = sys::is_in_memory(file.as_fd(), 0, 1);
+    let answer = is_in_memory(file.as_fd(), 0, 1);
     Ok(!matches!(answer, Err(Errno::NOSYS | Errno::PERM)))
 }
 

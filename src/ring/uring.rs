@@ -32,6 +32,7 @@ use crate::limits::{
     COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_LEN_MAX,
     SUBMISSION_ENTRIES,
 };
+use crate::residency::is_in_memory;
 
 /// Never through links, never out of the directory (openat2(2)). `O_NONBLOCK` keeps a FIFO from holding a kernel thread.
 static OPEN_HOW: OpenHow =
@@ -273,7 +274,7 @@ impl Uring {
         if !self.capabilities.has(Capability::SendFile) {
             return Err(SendFileError::Cold);
         }
-        match sys::is_in_memory(file.borrow(), offset, len as u64) {
+        match is_in_memory(file.borrow(), offset, len as u64) {
             Ok(true) => {}
             Ok(false) | Err(_) => return Err(SendFileError::Cold),
         }
