@@ -208,9 +208,76 @@ pub const DAMAGED_PATHS_MAX: usize = 4096;
 pub const MADE_LEN_MAX: usize = 256 * 1024 * 1024;
 /// A `nix-cache-info` longer than this is none. Bytes.
 pub const CACHE_INFO_LEN_MAX: u64 = 64 * 1024;
+/// A NAR whose files are shorter than this on average costs most to make again, and gains most from being kept as it is: shorter
+/// files are copied, longer ones sent without. Bytes.
+pub const SMALL_FILES_MEAN_LEN: u64 = SENDFILE_LEN_MIN;
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn` (4096 as well since
 /// Linux 5.4). A closure download opens 25 connections at once per client.
 pub const LISTEN_BACKLOG: i32 = 4096;
+
+// The background plane.
+
+/// What is read, hashed, encoded and written at once: a millisecond or so of work between two looks at who else wants to go on.
+/// Bytes.
+pub const BACKGROUND_PIECE_LEN_BYTES: usize = 256 * 1024;
+/// Memory for direct I/O that is registered with the kernel; more is allocated as it is needed. Two fills and a scrub read and
+/// write with two pieces each. Bytes.
+pub const BACKGROUND_MEMORY_LEN_BYTES: usize = 4 * 1024 * 1024;
+/// Operations that can be queued between two calls of the kernel; there are few at a time.
+pub const BACKGROUND_RING_ENTRIES: usize = 64;
+/// Threads beside the executor, for what waits: a walk for each fill and for the scrub, and one that is always free for the
+/// database and the folder.
+pub const BACKGROUND_THREADS: usize = FILLS_MAX + 2;
+/// NARs that are encoded at the same time: one waits for its disk while the other is compressed.
+pub const FILLS_MAX: usize = 2;
+/// Hints that wait to be looked at; more are dropped.
+pub const HINTS_LEN_MAX: usize = 1024;
+/// Cached files that wait to be looked at because they could not be sent; more are dropped.
+pub const DOUBTS_LEN_MAX: usize = 64;
+/// NARs that wait to be encoded; of more the hints are dropped, and whoever asks again gives new ones.
+pub const FILL_QUEUE_LEN_MAX: usize = 1024;
+/// NARs of which is remembered that they were asked for once: twice as many at most. 2 MiB.
+pub const ASKED_ONCE_MAX: usize = 32 * 1024;
+/// How often is looked whether the database has new paths, when all of them are encoded.
+pub const FOLLOW_INTERVAL: Duration = Duration::from_secs(5);
+/// Paths that are taken from the database at once to be encoded.
+pub const FOLLOW_BATCH: u32 = 256;
+/// How often is looked whether damaged paths were mended, and whether there is room.
+pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_mins(1);
+/// How long to wait before a cache that failed is tried again: doubled each time.
+pub const STUCK_RETRY_MIN: Duration = Duration::from_secs(10);
+/// Longest such wait.
+pub const STUCK_RETRY_MAX: Duration = Duration::from_mins(5);
+/// How much room is made at once for a NAR that is being encoded. Bytes.
+pub const FILL_ROOM_LEN_BYTES: u64 = 64 * 1024 * 1024;
+/// Evictions go on until this part of the cache is free, so that not every fill has to look at all records.
+pub const EVICTION_SLACK: u64 = 64;
+/// What the cache may take of its file system unless it is told: a part of this many.
+pub const LEN_SHARE_DEFAULT: u64 = 4;
+/// What stays free on the file system unless it is told: a part of this many.
+pub const FREE_SHARE_DEFAULT: u64 = 20;
+/// How long a path that could not be encoded is left alone.
+pub const FAILED_FILL_RETRY: Duration = Duration::from_mins(10);
+/// Paths of which that is remembered.
+pub const FAILED_FILLS_MAX: usize = 4096;
+/// Store paths that a scrub asks the database for at once.
+pub const SCRUB_BATCH: u32 = 256;
+/// Between the beginnings of two passes of the slow scrub.
+pub const SCRUB_INTERVAL: Duration = Duration::from_hours(24);
+/// How often it is written down how far a scrub has come: what was looked at since is looked at again after a kill.
+pub const SCRUB_KEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Names of damaged paths, damaged files and of what cannot be read, that a pass remembers. Of each; all are counted.
+pub const SCRUB_FINDINGS_MAX: usize = 256;
+/// What is written down of a pass is shorter than this, or it is none of ours. Bytes.
+pub const SCRUB_STATE_LEN_MAX: usize = 4 * 1024 * 1024;
+/// A cached frame that needs a longer window than this power of two was not made here: level 19 takes 8 MiB.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// A tree whose layout takes more is not encoded: a million entries or so. Per fill. Bytes.
+pub const BACKGROUND_LAYOUT_LEN_MAX: usize = 256 * 1024 * 1024;
+/// Cached files that were not used for less time than this are equally recent; from there on classes of idleness double. Seconds.
+pub const EVICTION_CLASS_S: u64 = 3600;
+/// A file of at most this length is read through the page cache where nobody can tell whether it is there. Bytes.
+pub const UNKNOWN_RESIDENCY_LEN_MAX: u64 = 64 * 1024;
 
 // Configuration.
 

@@ -51,7 +51,9 @@ pub enum Access {
 
 /// Row identifier in the table of valid paths. A later registration has a larger one; none is used twice. The default
 /// lies before all of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct RowId(i64);
 
 impl Database {
@@ -144,6 +146,11 @@ impl Database {
     /// Number of valid paths.
     pub fn count(&mut self) -> Result<u64, StoreError> {
         self.ask(|opened, _| opened.one("select count(*) from ValidPaths"))
+    }
+
+    /// Length of the NARs of all valid paths together. Bytes. Looks at each of them.
+    pub fn nar_sizes(&mut self) -> Result<u64, StoreError> {
+        self.ask(|opened, _| opened.one("select coalesce(sum(narSize), 0) from ValidPaths"))
     }
 
     /// Asks the database something cheap that it cannot answer from memory alone; the health check.

@@ -311,6 +311,16 @@ impl Part {
         self.files.is_empty().then_some(&self.bytes)
     }
 
+    /// The pieces of this part, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+        let (mut offset, mut file) = (self.start, 0);
+        std::iter::from_fn(move || {
+            let piece = (offset < self.end).then(|| self.piece_at(offset, &mut file))?;
+            offset += piece.len_bytes();
+            Some(piece)
+        })
+    }
+
     /// Memory this part holds. Bytes.
     pub fn memory_len_bytes(&self) -> usize {
         size_of::<Self>() + self.bytes.len() + self.paths.len() + self.files.len() * size_of::<File>()
@@ -582,6 +592,8 @@ mod check {
         let pieces = layout.pieces(start as u64..end as u64);
         let slice: Vec<u8> = pieces.flat_map(|piece| render(tree, piece)).collect();
         assert_eq!(slice, expected[start..end]);
+        let pieces = layout.parts.iter().flat_map(|part| part.pieces());
+        assert_eq!(pieces.flat_map(|piece| render(tree, piece)).collect::<Vec<_>>(), expected);
         layout
     }
 

@@ -1,0 +1,78 @@
+//! What carries the tasks of this thread: a glommio executor, or nothing but the thread.
+
+use std::time::Duration;
+
+use futures_lite::future;
+use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, PoolPlacement};
+use io_uring::{IoUring, Probe, opcode};
+
+use crate::limits::{BACKGROUND_MEMORY_LEN_BYTES, BACKGROUND_RING_ENTRIES, BACKGROUND_THREADS};
+
+/// What tasks ask of whatever runs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// A glommio executor: tasks with shares, and direct I/O.
+    Executor,
+    /// The thread alone, which waits for all that it does.
+    Thread,
+}
+
+impl Runtime {
+    /// Does what may wait for a disk or a database on a thread beside, if there is one.
+    ///
+    /// The future must be awaited to its end: what a job returns to nobody is not dropped.
+    pub async fn wait_for<T: Send + 'static>(self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        match self {
+            Self::Executor => glommio::executor().spawn_blocking(job).await,
+            Self::Thread => job(),
+        }
+    }
+
+    /// Lets other tasks go on whose turn it is. Called between two pieces of work of a millisecond or so.
+    pub async fn breathe(self) {
+        match self {
+            Self::Executor => glommio::yield_if_needed().await,
+            Self::Thread => {}
+        }
+    }
+
+    /// Waits.
+    pub async fn sleep(self, duration: Duration) {
+        match self {
+            Self::Executor => glommio::timer::sleep(duration).await,
+            Self::Thread => std::thread::sleep(duration),
+        }
+    }
+}
+
+/// An executor for the calling thread. Its threads inherit this thread's priority.
+///
+/// glommio ends the process where io_uring is forbidden or an operation is missing, so both are tried before. A server does
+/// not come so far without them, but `narwire scrub` does, and goes on without an executor.
+///
+/// # Errors
+/// A sentence.
+pub fn make() -> Result<LocalExecutor, String> {
+    let mut probe = Probe::new();
+    IoUring::new(2)
+        .and_then(|ring| ring.submitter().register_probe(&mut probe))
+        .map_err(|error| format!("io_uring cannot be used: {error}"))?;
+    // The last operation that glommio asks for; all before it are older (Linux 5.6).
+    if !(0..=opcode::Recv::CODE).all(|code| probe.is_supported(code)) {
+        return Err("io_uring lacks operations of Linux 5.6".to_owned());
+    }
+    let builder = LocalExecutorBuilder::new(Placement::Unbound)
+        .name("background")
+        .io_memory(BACKGROUND_MEMORY_LEN_BYTES)
+        .ring_depth(BACKGROUND_RING_ENTRIES)
+        .blocking_thread_pool_placement(PoolPlacement::Unbound(BACKGROUND_THREADS));
+    builder.make().map_err(|error| format!("no executor could be made: {error}"))
+}
+
+/// Runs a task to its end on an executor, or where there can be none on the calling thread alone.
+pub fn run<T>(task: impl AsyncFnOnce(Runtime) -> T) -> T {
+    match make() {
+        Ok(executor) => executor.run(task(Runtime::Executor)),
+        Err(_) => future::block_on(task(Runtime::Thread)),
+    }
+}

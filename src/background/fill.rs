@@ -1,0 +1,411 @@
+//! Filling: the NAR of one path is read once, encoded in each wanted way, compared with the database, and published.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::direct::{Resident, Writer};
+use super::report::State;
+use super::settings::Format;
+use super::tree::{self, Sink, SinkError, Tree, TreeError, Verdict};
+use super::workshop::{Room, Workshop, is_disk_full, now_s};
+use crate::codec::hash::{Sha256, Sha256Digest};
+use crate::codec::narinfo::{NarInfo, PathInfo};
+use crate::codec::store_path::HashPart;
+use crate::codec::zstd::{FrameEncoder, FrameError};
+use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, FILL_ROOM_LEN_BYTES, SMALL_FILES_MEAN_LEN};
+use crate::store::catalog::Stored;
+use crate::store::nar_cache::{CacheFolder, Coding, Draft};
+use crate::store::{StoreError, fault};
+
+/// What became of a path that was to be encoded.
+#[derive(Debug)]
+pub enum Filled {
+    /// It is there, in each coding that was wanted.
+    Done,
+    /// There is nothing to encode: the path is not valid, all that is wanted is there, or the plane ends.
+    Nothing,
+    /// Its tree is damaged, which was said.
+    Damaged,
+    /// It is too long.
+    Refused,
+    /// The store is in the way.
+    Failed(String),
+    /// The cache is in the way; the same may be tried again later.
+    Stuck(State),
+}
+
+/// A path to be encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Order {
+    /// Which.
+    pub hash_part: HashPart,
+    /// Whether it is known to be of small files, and so wanted flat as well.
+    pub has_small_files: bool,
+}
+
+/// Encodes the NAR of a path, unless it is there.
+pub async fn fill(workshop: &Rc<Workshop>, order: Order) -> Filled {
+    let mut filled = Fill::of(workshop, order).await;
+    if let Err(Obstacle::Cache(error)) = &filled
+        && is_disk_full(error)
+    {
+        // Full before its bounds were reached: others write there too.
+        match workshop.make_room(FILL_ROOM_LEN_BYTES, true).await {
+            Ok(Room::Made) => filled = Fill::of(workshop, order).await,
+            Ok(Room::None) => {}
+            Err(error) => filled = Err(Obstacle::Cache(error)),
+        }
+    }
+    match filled {
+        Ok(filled) => filled,
+        Err(Obstacle::Store(reason)) => Filled::Failed(reason),
+        Err(Obstacle::Cache(error)) if is_disk_full(&error) => Filled::Stuck(State::Full),
+        // A reader holds what was to be replaced.
+        Err(Obstacle::Cache(error)) if error.io_kind() == Some(io::ErrorKind::ResourceBusy) => {
+            Filled::Failed(error.to_string())
+        }
+        Err(Obstacle::Cache(error)) => Filled::Stuck(State::Failing(error.to_string())),
+    }
+}
+
+/// What is in the way of a fill.
+enum Obstacle {
+    /// The database or the store.
+    Store(String),
+    /// The cache.
+    Cache(StoreError),
+}
+
+impl From<StoreError> for Obstacle {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+/// A fill under way.
+struct Fill<'a> {
+    workshop: &'a Rc<Workshop>,
+    info: PathInfo,
+    began: Instant,
+}
+
+impl Fill<'_> {
+    async fn of(workshop: &Rc<Workshop>, order: Order) -> Result<Filled, Obstacle> {
+        let info = workshop.database.path_info(order.hash_part).await?;
+        let Some(info) = info else { return Ok(Filled::Nothing) };
+        let fill = Fill { workshop, info, began: Instant::now() };
+        if workshop.catalog().damaged(&fill.nar()).is_some() {
+            return Ok(Filled::Damaged);
+        }
+        if fill.is_there(order) {
+            return Ok(Filled::Nothing);
+        }
+        if !workshop.folder.is_there() {
+            let path = workshop.folder.path().display();
+            return Ok(Filled::Stuck(State::Failing(format!("{path} was removed or replaced"))));
+        }
+        let (places, info) = (Arc::clone(&workshop.places), fill.info.clone());
+        let opened = workshop.disks.runtime().wait_for(move || Tree::open(&places, &info)).await?;
+        // Before it was open, the collector could have decided to take it.
+        let Some(tree) = opened else { return fill.vanished().await };
+        if !workshop.database.is_still_valid(&fill.info).await? {
+            return Ok(Filled::Nothing);
+        }
+        match fill.make(&tree).await {
+            Ok(filled) => Ok(filled),
+            Err(TreeError::Damaged(reason)) => fill.is_damaged(&tree, &reason).await,
+            Err(TreeError::Sink(SinkError::Cache(error))) => Err(Obstacle::Cache(error)),
+            Err(TreeError::Sink(SinkError::Ended)) => Ok(Filled::Nothing),
+            Err(TreeError::Sink(SinkError::TooLong) | TreeError::TooLarge) => Ok(Filled::Refused),
+            Err(TreeError::Unreadable(StoreError::Io { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound
+                    && !workshop.database.is_still_valid(&fill.info).await? =>
+            {
+                Ok(Filled::Nothing)
+            }
+            Err(TreeError::Unreadable(error)) => Err(error.into()),
+        }
+    }
+
+    fn nar(&self) -> (HashPart, Sha256Digest) {
+        (self.info.path.hash_part(), self.info.nar_hash)
+    }
+
+    /// Whether all that may be wanted is there.
+    fn is_there(&self, order: Order) -> bool {
+        let has = |coding| self.workshop.catalog().stored(&self.nar(), coding).is_some();
+        match self.workshop.settings.format {
+            Format::Auto => has(Coding::Zstd) && (!order.has_small_files || has(Coding::Flat)),
+            Format::Zstd => has(Coding::Zstd),
+            Format::Flat => has(Coding::Flat),
+            Format::Both => has(Coding::Zstd) && has(Coding::Flat),
+        }
+    }
+
+    /// The codings that are wanted and not there.
+    fn codings(&self, mean_file_len: Option<u64>) -> Vec<Coding> {
+        let is_of_small_files = mean_file_len.is_some_and(|len| len < SMALL_FILES_MEAN_LEN);
+        let wanted: &[_] = match self.workshop.settings.format {
+            Format::Auto if is_of_small_files => &[Coding::Flat, Coding::Zstd],
+            Format::Auto | Format::Zstd => &[Coding::Zstd],
+            Format::Flat => &[Coding::Flat],
+            Format::Both => &[Coding::Flat, Coding::Zstd],
+        };
+        let is_missing = |coding: &Coding| self.workshop.catalog().stored(&self.nar(), *coding).is_none();
+        wanted.iter().copied().filter(is_missing).collect()
+    }
+
+    async fn make(&self, tree: &Tree) -> Result<Filled, TreeError> {
+        let workshop = self.workshop;
+        point(workshop, "fill: root open")?;
+        let layout = tree.layout(workshop.disks.runtime()).await?;
+        let len_bytes = layout.known_len_bytes();
+        if len_bytes != self.info.nar_size {
+            // The hash does not matter any more.
+            if let Verdict::Damaged(reason) = tree::compare(&self.info, self.info.nar_hash, len_bytes) {
+                return Err(TreeError::Damaged(reason));
+            }
+        }
+        let space = workshop.space().await.map_err(SinkError::Cache)?;
+        if len_bytes > workshop.len_max(&space) {
+            return Err(SinkError::TooLong.into());
+        }
+        let codings = self.codings(layout.mean_file_len_bytes());
+        if codings.is_empty() {
+            return Ok(Filled::Nothing);
+        }
+        let mut encodings = Encodings::begin(workshop, &self.info, &codings).await?;
+        tree.read(&workshop.disks, layout.pieces(0..len_bytes), Resident::Used, &mut encodings).await?;
+        point(workshop, "fill: tree read")?;
+        // What was compressed at the lowest priority would look dearer than it is, but all look so.
+        let fill_us = u32::try_from(self.began.elapsed().as_micros()).unwrap_or(u32::MAX);
+        let (nar_hash, finished) = encodings.finish(fill_us).await?;
+        if let Verdict::Damaged(reason) = tree::compare(&self.info, nar_hash, len_bytes) {
+            return Err(TreeError::Damaged(reason));
+        }
+        for (stored, draft) in finished {
+            point(workshop, "fill: publish")?;
+            self.publish(stored, draft).await?;
+        }
+        workshop.shared.counters.filled_bytes.add(len_bytes);
+        Ok(Filled::Done)
+    }
+
+    async fn publish(&self, stored: Stored, draft: Counted) -> Result<(), SinkError> {
+        let (nar, narinfo) = (self.nar(), self.narinfo(&stored));
+        let folder = Arc::clone(&self.workshop.folder);
+        let Some(draft) = draft.take() else { return Ok(()) };
+        let job = move || folder.publish(&nar, draft, &stored, narinfo.as_deref(), now_s());
+        let published = self.workshop.disks.runtime().wait_for(job).await;
+        if published.map_err(SinkError::Cache)?.is_some() {
+            self.workshop.shared.counters.evictions.add(1);
+        }
+        Ok(())
+    }
+
+    /// The narinfo that names this file, unless a compressed one is there, whose narinfo stays.
+    fn narinfo(&self, stored: &Stored) -> Option<String> {
+        let nar = self.nar();
+        if stored.coding == Coding::Flat && self.workshop.catalog().stored(&nar, Coding::Zstd).is_some() {
+            return None;
+        }
+        let mut narinfo = NarInfo {
+            info: self.info.clone(),
+            url: CacheFolder::file_name(&nar, stored.coding),
+            compression: stored.coding.compression(),
+            file_hash: Some(stored.file_hash),
+            file_size: Some(stored.file_size),
+        };
+        narinfo.info.sign(&self.workshop.places.store_dir, &self.workshop.secret_keys);
+        let mut text = String::new();
+        narinfo.write(&self.workshop.places.store_dir, &mut text);
+        Some(text)
+    }
+
+    /// The tree is not what the database says, unless one of them was just changed.
+    async fn is_damaged(&self, tree: &Tree, reason: &str) -> Result<Filled, Obstacle> {
+        let is_valid = self.workshop.database.is_still_valid(&self.info).await?;
+        if !is_valid || !tree.is_unchanged(&self.workshop.places, &self.info) {
+            return Ok(Filled::Nothing);
+        }
+        self.workshop.found_damaged(&self.info, tree.mark, reason);
+        Ok(Filled::Damaged)
+    }
+
+    /// The root is not there: collected, or missing.
+    async fn vanished(&self) -> Result<Filled, Obstacle> {
+        if !self.workshop.database.is_still_valid(&self.info).await? {
+            return Ok(Filled::Nothing);
+        }
+        let path = self.info.path.full(&self.workshop.places.store_dir);
+        Ok(Filled::Failed(format!(
+            "{path} is valid and not there; `nix-store --repair-path {path}` mends it"
+        )))
+    }
+}
+
+/// A fault point of a fill. What fails there is the cache.
+fn point(workshop: &Workshop, name: &str) -> Result<(), SinkError> {
+    fault::point(name).map_err(|error| cannot_write(workshop, error))
+}
+
+fn cannot_encode(workshop: &Workshop, error: FrameError) -> SinkError {
+    cannot_write(workshop, io::Error::other(error))
+}
+
+fn cannot_write(workshop: &Workshop, source: io::Error) -> SinkError {
+    SinkError::Cache(StoreError::Io {
+        path: workshop.folder.path().to_path_buf(),
+        operation: "write to",
+        source,
+    })
+}
+
+/// A NAR that is encoded in several ways at once.
+struct Encodings<'a> {
+    workshop: &'a Workshop,
+    nar_hasher: Sha256,
+    nar_size: u64,
+    files: Vec<Encoding>,
+    /// What may be written before room is made again. Bytes.
+    room: u64,
+    /// For what an encoder says.
+    frame: Vec<u8>,
+}
+
+/// A NAR on its way into one file.
+struct Encoding {
+    draft: Counted,
+    writer: Writer,
+    form: Form,
+}
+
+enum Form {
+    /// Its hash is that of the NAR.
+    Flat,
+    Zstd {
+        encoder: Box<FrameEncoder>,
+        file_hasher: Sha256,
+    },
+}
+
+impl<'a> Encodings<'a> {
+    async fn begin(
+        workshop: &'a Rc<Workshop>,
+        info: &PathInfo,
+        codings: &[Coding],
+    ) -> Result<Self, SinkError> {
+        let mut files = Vec::new();
+        for coding in codings {
+            let folder = Arc::clone(&workshop.folder);
+            let draft =
+                workshop.disks.runtime().wait_for(move || folder.draft()).await.map_err(SinkError::Cache)?;
+            let file = draft.as_fd().try_clone_to_owned().map_err(|error| cannot_write(workshop, error))?;
+            let form = match coding {
+                Coding::Flat => Form::Flat,
+                Coding::Zstd => {
+                    let encoder = FrameEncoder::new(workshop.settings.level, Some(info.nar_size));
+                    let encoder = Box::new(encoder.map_err(|error| cannot_encode(workshop, error))?);
+                    Form::Zstd { encoder, file_hasher: Sha256::new() }
+                }
+            };
+            let writer = Writer::open(&workshop.disks, file).await;
+            files.push(Encoding { draft: Counted::new(workshop, draft), writer, form });
+        }
+        let (nar_hasher, nar_size) = (Sha256::new(), info.nar_size);
+        let frame = Vec::with_capacity(BACKGROUND_PIECE_LEN_BYTES);
+        Ok(Self { workshop, nar_hasher, nar_size, files, room: 0, frame })
+    }
+
+    /// Makes room for what `len` bytes of the NAR may become.
+    async fn claim_room(&mut self, len: u64) -> Result<(), SinkError> {
+        let wanted = len * self.files.len() as u64;
+        while self.room < wanted {
+            let more = FILL_ROOM_LEN_BYTES.min(self.nar_size).max(wanted);
+            match self.workshop.make_room(more, false).await.map_err(SinkError::Cache)? {
+                Room::Made => self.room += more,
+                Room::None => return Err(cannot_write(self.workshop, io::ErrorKind::StorageFull.into())),
+            }
+        }
+        self.room -= wanted;
+        Ok(())
+    }
+
+    /// The NAR's hash, and the files.
+    async fn finish(mut self, fill_us: u32) -> Result<(Sha256Digest, Vec<(Stored, Counted)>), SinkError> {
+        let (workshop, nar_hash) = (self.workshop, self.nar_hasher.finish());
+        let mut finished = Vec::new();
+        for Encoding { draft, mut writer, form } in self.files {
+            let (coding, file_hash) = match form {
+                Form::Flat => (Coding::Flat, nar_hash),
+                Form::Zstd { encoder, mut file_hasher } => {
+                    self.frame.clear();
+                    encoder.finish(&mut self.frame).map_err(|error| cannot_encode(workshop, error))?;
+                    file_hasher.update(&self.frame);
+                    writer.push(&self.frame).await.map_err(|error| cannot_write(workshop, error))?;
+                    (Coding::Zstd, file_hasher.finish())
+                }
+            };
+            let file_size = writer.finish().await.map_err(|error| cannot_write(workshop, error))?;
+            finished.push((Stored { coding, file_hash, file_size, nar_size: self.nar_size, fill_us }, draft));
+        }
+        Ok((nar_hash, finished))
+    }
+}
+
+impl Sink for Encodings<'_> {
+    async fn push(&mut self, bytes: &[u8]) -> Result<(), SinkError> {
+        if self.workshop.shared.is_ending() {
+            return Err(SinkError::Ended);
+        }
+        self.claim_room(bytes.len() as u64).await?;
+        self.nar_hasher.update(bytes);
+        let workshop = self.workshop;
+        for Encoding { draft, writer, form } in &mut self.files {
+            let written = match form {
+                Form::Flat => writer.push(bytes).await,
+                Form::Zstd { encoder, file_hasher } => {
+                    self.frame.clear();
+                    encoder.update(bytes, &mut self.frame).map_err(|error| cannot_encode(workshop, error))?;
+                    file_hasher.update(&self.frame);
+                    writer.push(&self.frame).await
+                }
+            };
+            written.map_err(|error| cannot_write(workshop, error))?;
+            draft.count_to(writer.len());
+        }
+        Ok(())
+    }
+}
+
+/// A draft whose length counts among what the cache takes, until it is published or dropped.
+struct Counted {
+    workshop: Rc<Workshop>,
+    draft: Option<Draft>,
+    len: u64,
+}
+
+impl Counted {
+    fn new(workshop: &Rc<Workshop>, draft: Draft) -> Self {
+        Self { workshop: Rc::clone(workshop), draft: Some(draft), len: 0 }
+    }
+
+    fn count_to(&mut self, len: u64) {
+        let before = std::mem::replace(&mut self.len, len);
+        self.workshop.count_draft(len, before);
+    }
+
+    /// The draft, which counts no longer.
+    fn take(mut self) -> Option<Draft> {
+        self.draft.take()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.count_to(0);
+    }
+}

@@ -1,0 +1,501 @@
+//! Scrubbing: everything that is served is read from the disk and compared with what it must be.
+//!
+//! Store paths come first, in the order of the database, then cached files, in the order of their names. How far a pass has come is
+//! kept in the cache's folder, so that it goes on there after it was killed. The plane makes one pass after another, slowly;
+//! `narwire scrub` makes one as fast as it can.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tracing::{debug, info, warn};
+
+use super::check::{CheckedFile, CheckedPath, Stop, check_file, check_path};
+use super::direct::Disks;
+use super::executor;
+use super::tree::SinkError;
+use super::workshop::{DatabaseDesk, Workshop, now_s};
+use crate::codec::narinfo::PathInfo;
+use crate::codec::store_path::StoreDir;
+use crate::limits::{
+    SCRUB_BATCH, SCRUB_FINDINGS_MAX, SCRUB_INTERVAL, SCRUB_KEEP_INTERVAL, SCRUB_STATE_LEN_MAX,
+};
+use crate::store::catalog::{Entry, Record, RootMark, Stored};
+use crate::store::db::RowId;
+use crate::store::nar_cache::{CacheFolder, CacheFolderError};
+use crate::store::{LocalStore, StoreError, fault};
+
+/// How far a pass has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What is looked at.
+    pub phase: Phase,
+    /// Store paths or files of this phase that were looked at.
+    pub done: u64,
+    /// How many there are, about.
+    pub total: u64,
+    /// How much of them was read. Bytes.
+    pub done_bytes: u64,
+    /// How much there is, about. Bytes.
+    pub total_bytes: u64,
+    /// The store path or file that is being read.
+    pub current: &'a str,
+}
+
+/// What a pass looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Store paths, compared with the database.
+    #[default]
+    StorePaths,
+    /// Cached files, compared with the catalog.
+    CachedFiles,
+}
+
+/// What a pass has found, from its beginning, however often it was killed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Store paths that were looked at.
+    pub paths: u64,
+    /// Cached files that were looked at.
+    pub files: u64,
+    /// What was read. Bytes.
+    pub bytes: u64,
+    /// Whether the beginning was done by a pass that was killed.
+    #[serde(skip)]
+    pub is_resumed: bool,
+    /// Store paths whose trees are not what the database says.
+    pub damaged_paths: Findings,
+    /// Cached files that were damaged, and were put aside.
+    pub quarantined_files: Findings,
+    /// What could not be read, each with its reason.
+    pub unreadable: Findings,
+}
+
+/// Things that were found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// How many.
+    pub count: u64,
+    /// Their names (store paths in full, files relative to the cache): at most [`SCRUB_FINDINGS_MAX`] of them.
+    pub names: Vec<String>,
+}
+
+/// Why nothing, or not everything, could be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum ScrubError {
+    /// The database cannot be asked.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The NAR cache cannot be opened.
+    #[error(transparent)]
+    Cache(#[from] CacheFolderError),
+}
+
+impl Findings {
+    fn add(&mut self, name: String) {
+        self.count += 1;
+        if self.names.len() < SCRUB_FINDINGS_MAX {
+            self.names.push(name);
+        }
+    }
+}
+
+/// Makes one pass over a store and a cache, or over one of them, and waits for it. A server may run beside it. A pass over the cache
+/// that was killed goes on where it was.
+///
+/// `cache` is its directory, and the store directory of the paths in it. Damaged files in it are put aside.
+pub fn scrub(
+    store: Option<&LocalStore>,
+    cache: Option<(&Path, &StoreDir)>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Outcome, ScrubError> {
+    let folder = cache.map(|(path, store_dir)| CacheFolder::open_beside(path, store_dir)).transpose()?;
+    let places = store.cloned().map(Arc::new);
+    executor::run(async |runtime| {
+        let folder = folder.map(Arc::new);
+        let kept = Kept::load(folder.as_ref(), COMMAND_STATE_NAME);
+        let mut pass = Pass {
+            disks: Disks::new(runtime),
+            store: places.map(|places| (DatabaseDesk::new(runtime, Arc::clone(&places)), places)),
+            folder,
+            state_name: COMMAND_STATE_NAME,
+            meter: Meter::new(kept.filter(|kept| !kept.is_finished), Listener::Command(progress)),
+        };
+        match pass.run().await {
+            Ok(()) | Err(Stop::Ended) => Ok(pass.meter.kept.outcome),
+            Err(Stop::Store(error)) => Err(error.into()),
+        }
+    })
+}
+
+/// Makes one slow pass after another, until the plane ends.
+pub async fn scrub_for_ever(workshop: Rc<Workshop>) {
+    if workshop.settings.scrub_rate == 0 {
+        return;
+    }
+    let mut kept = Kept::load(Some(&workshop.folder), PLANE_STATE_NAME);
+    loop {
+        let ended = kept.take_if(|kept| kept.is_finished);
+        let waited_s = ended.map(|ended| now_s().saturating_sub(ended.began_s));
+        let left = waited_s.map(|waited_s| SCRUB_INTERVAL.saturating_sub(Duration::from_secs(waited_s)));
+        if !workshop.pause(left.unwrap_or_default()).await {
+            return;
+        }
+        let mut pass = Pass {
+            disks: Rc::clone(&workshop.disks),
+            store: Some((workshop.database.clone(), Arc::clone(&workshop.places))),
+            folder: Some(Arc::clone(&workshop.folder)),
+            state_name: PLANE_STATE_NAME,
+            meter: Meter::new(
+                kept.take(),
+                Listener::Plane(&workshop, Pace::new(workshop.settings.scrub_rate)),
+            ),
+        };
+        match pass.run().await {
+            Ok(()) => {
+                let Outcome { paths, files, damaged_paths, quarantined_files, .. } = &pass.meter.kept.outcome;
+                let (damaged, quarantined) = (damaged_paths.count, quarantined_files.count);
+                info!(
+                    "scrubbed {paths} store paths ({damaged} damaged), {files} cached files ({quarantined} damaged)"
+                );
+            }
+            Err(Stop::Ended) => return,
+            Err(Stop::Store(error)) => {
+                warn!("the scrub cannot go on, and waits: {error}");
+                if !workshop.pause(SCRUB_RETRY).await {
+                    return;
+                }
+            }
+        }
+        kept = Some(pass.meter.kept);
+    }
+}
+
+/// How long a scrub waits that could not ask the database.
+const SCRUB_RETRY: Duration = Duration::from_mins(5);
+
+/// The plane's own pass, and the one of the command. They go on beside each other.
+const PLANE_STATE_NAME: &str = "scrub.json";
+const COMMAND_STATE_NAME: &str = "scrub-command.json";
+
+/// Where a pass stands, as it is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    /// Seconds since 1970.
+    began_s: u64,
+    is_finished: bool,
+    phase: Phase,
+    /// The last store path that was looked at.
+    row: RowId,
+    /// The last file that was looked at.
+    file: String,
+    /// Of this phase.
+    done: u64,
+    done_bytes: u64,
+    outcome: Outcome,
+}
+
+impl Kept {
+    /// What was kept; none also if nobody can make sense of it, for then a pass begins anew.
+    fn load(folder: Option<&Arc<CacheFolder>>, name: &str) -> Option<Self> {
+        let text = folder?.kept(name, SCRUB_STATE_LEN_MAX).ok()??;
+        serde_json::from_str(&text).ok()
+    }
+}
+
+/// One pass.
+struct Pass<'a> {
+    disks: Rc<Disks>,
+    store: Option<(DatabaseDesk, Arc<LocalStore>)>,
+    folder: Option<Arc<CacheFolder>>,
+    state_name: &'static str,
+    meter: Meter<'a>,
+}
+
+impl Pass<'_> {
+    async fn run(&mut self) -> Result<(), Stop> {
+        if self.meter.kept.phase == Phase::StorePaths {
+            self.scrub_paths().await?;
+            let kept = &mut self.meter.kept;
+            (kept.phase, kept.done, kept.done_bytes) = (Phase::CachedFiles, 0, 0);
+        }
+        self.scrub_files().await?;
+        self.meter.kept.is_finished = true;
+        self.keep().await;
+        Ok(())
+    }
+
+    async fn scrub_paths(&mut self) -> Result<(), Stop> {
+        let Some((database, places)) = self.store.clone() else { return Ok(()) };
+        let totals = database.ask(|database| Ok((database.count()?, database.nar_sizes()?)));
+        (self.meter.total, self.meter.total_bytes) = totals.await?;
+        loop {
+            let after = self.meter.kept.row;
+            let paths = database.ask(move |database| database.valid_paths(after, SCRUB_BATCH)).await?;
+            if paths.is_empty() {
+                return Ok(());
+            }
+            for (row, path) in paths {
+                // Asked for now, because the batch may be hours old.
+                if let Some(info) = database.path_info(path.hash_part()).await? {
+                    self.scrub_path(&database, &places, &info).await?;
+                }
+                self.meter.kept.row = row;
+                self.meter.finish_one();
+                self.keep_sometimes().await;
+            }
+        }
+    }
+
+    async fn scrub_path(
+        &mut self,
+        database: &DatabaseDesk,
+        places: &Arc<LocalStore>,
+        info: &PathInfo,
+    ) -> Result<(), Stop> {
+        let full = info.path.full(&places.store_dir);
+        self.meter.begin(&full);
+        let meter = &mut self.meter;
+        let checked =
+            check_path(&self.disks, database, places, info, &mut async |len| meter.read(len).await).await?;
+        self.meter.kept.outcome.paths += 1;
+        match checked {
+            CheckedPath::Sound => self.meter.found_sound(info),
+            CheckedPath::Damaged(mark, reason) => self.meter.found_damaged(info, mark, full, &reason),
+            CheckedPath::Gone => {}
+            CheckedPath::Unreadable(reason) => self.meter.found_unreadable(format!("{full}: {reason}")),
+        }
+        if let Listener::Plane(workshop, _) = &self.meter.listener {
+            workshop.shared.counters.scrubbed_paths.add(1);
+        }
+        Ok(())
+    }
+
+    async fn scrub_files(&mut self) -> Result<(), Stop> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let mut files: Vec<_> = folder
+            .catalog()
+            .records()
+            .filter_map(|record| match record.entry {
+                Entry::Stored(stored) => {
+                    Some((CacheFolder::file_name(&record.nar, stored.coding), record, stored))
+                }
+                Entry::Damaged(_) => None,
+            })
+            .collect();
+        files.sort_by(|(left, ..), (right, ..)| left.cmp(right));
+        self.meter.total = files.len() as u64;
+        self.meter.total_bytes = files.iter().map(|(_, _, stored)| stored.file_size).sum();
+        let first = files.partition_point(|(name, ..)| *name <= self.meter.kept.file);
+        for (name, record, stored) in files.drain(first..) {
+            self.scrub_file(&folder, &name, record, &stored).await?;
+            self.meter.kept.file = name;
+            self.meter.finish_one();
+            self.keep_sometimes().await;
+        }
+        Ok(())
+    }
+
+    async fn scrub_file(
+        &mut self,
+        folder: &Arc<CacheFolder>,
+        name: &str,
+        record: Record,
+        stored: &Stored,
+    ) -> Result<(), Stop> {
+        if let Listener::Plane(workshop, _) = self.meter.listener {
+            // Nobody is told of a path that is no longer valid, so its file only takes room.
+            let info = workshop.database.path_info(record.nar.0).await?;
+            if info.is_none_or(|info| info.nar_hash != record.nar.1) {
+                workshop.missed(record).await;
+                return Ok(());
+            }
+        }
+        self.meter.begin(name);
+        let meter = &mut self.meter;
+        let mut watch = async |len| meter.read(len).await;
+        let checked = check_file(&self.disks, folder, &record.nar, stored, &mut watch).await?;
+        self.meter.kept.outcome.files += 1;
+        if let Listener::Plane(workshop, _) = self.meter.listener {
+            workshop.shared.counters.scrubbed_files.add(1);
+        }
+        // What was replaced or evicted while it was read says nothing.
+        let is_the_same = folder.catalog().stored(&record.nar, stored.coding) == Some(*stored);
+        match checked {
+            CheckedFile::Damaged(reason) if is_the_same => {
+                self.quarantine(folder, name, record, &reason).await;
+            }
+            // Only who owns the cache can take the record away.
+            CheckedFile::Missing => {
+                if let Listener::Plane(workshop, _) = self.meter.listener {
+                    workshop.missed(record).await;
+                }
+            }
+            CheckedFile::Unreadable(reason) => self.meter.found_unreadable(format!("{name}: {reason}")),
+            CheckedFile::Sound | CheckedFile::Damaged(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn quarantine(&mut self, folder: &Arc<CacheFolder>, name: &str, record: Record, reason: &str) {
+        let quarantined = match self.meter.listener {
+            Listener::Plane(workshop, _) => workshop.quarantine(record, reason).await,
+            Listener::Command(_) => {
+                let of = Arc::clone(folder);
+                self.disks.runtime().wait_for(move || of.quarantine(&record)).await
+            }
+        };
+        match quarantined {
+            Ok(()) => self.meter.kept.outcome.quarantined_files.add(name.to_owned()),
+            Err(error) => {
+                self.meter.found_unreadable(format!("{name} is damaged ({reason}) and stays: {error}"));
+            }
+        }
+    }
+
+    async fn keep_sometimes(&mut self) {
+        if self.meter.kept_at.elapsed() >= SCRUB_KEEP_INTERVAL {
+            self.keep().await;
+        }
+    }
+
+    async fn keep(&mut self) {
+        self.meter.kept_at = Instant::now();
+        let Some(folder) = self.folder.clone() else { return };
+        let (name, kept) = (self.state_name, self.meter.kept.clone());
+        let job = move || {
+            fault::point("scrub: keep").map_err(|source| StoreError::Io {
+                path: folder.path().join(name),
+                operation: "keep",
+                source,
+            })?;
+            let text = serde_json::to_string(&kept).unwrap_or_default();
+            folder.keep(name, &text)
+        };
+        if let Err(error) = self.disks.runtime().wait_for(job).await {
+            // Then it is looked at again.
+            debug!("how far the scrub has come cannot be kept: {error}");
+        }
+    }
+}
+
+/// Counts what a pass does, tells of it, and lets it take its time.
+struct Meter<'a> {
+    kept: Kept,
+    kept_at: Instant,
+    /// Of this phase.
+    total: u64,
+    total_bytes: u64,
+    current: String,
+    listener: Listener<'a>,
+}
+
+/// Whose pass it is.
+enum Listener<'a> {
+    Command(&'a mut dyn FnMut(Progress<'_>)),
+    Plane(&'a Rc<Workshop>, Pace),
+}
+
+impl<'a> Meter<'a> {
+    /// Goes on from what was kept, or begins.
+    fn new(kept: Option<Kept>, listener: Listener<'a>) -> Self {
+        let is_resumed = kept.is_some();
+        let mut kept = kept.unwrap_or_else(|| Kept { began_s: now_s(), ..Kept::default() });
+        kept.outcome.is_resumed = is_resumed;
+        let kept_at = Instant::now();
+        Self { kept, kept_at, total: 0, total_bytes: 0, current: String::new(), listener }
+    }
+
+    fn begin(&mut self, current: &str) {
+        current.clone_into(&mut self.current);
+        self.tell();
+    }
+
+    async fn read(&mut self, len: u64) -> Result<(), SinkError> {
+        self.kept.done_bytes += len;
+        self.kept.outcome.bytes += len;
+        if let Listener::Plane(workshop, pace) = &mut self.listener {
+            workshop.shared.counters.scrubbed_bytes.add(len);
+            let early = pace.spend(len);
+            if workshop.shared.is_ending() || (!early.is_zero() && !workshop.pause(early).await) {
+                return Err(SinkError::Ended);
+            }
+        }
+        self.tell();
+        Ok(())
+    }
+
+    fn finish_one(&mut self) {
+        self.kept.done += 1;
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        let Listener::Command(progress) = &mut self.listener else { return };
+        progress(Progress {
+            phase: self.kept.phase,
+            done: self.kept.done,
+            total: self.total.max(self.kept.done),
+            done_bytes: self.kept.done_bytes,
+            total_bytes: self.total_bytes.max(self.kept.done_bytes),
+            current: &self.current,
+        });
+    }
+
+    fn found_sound(&self, info: &PathInfo) {
+        let nar = (info.path.hash_part(), info.nar_hash);
+        if let Listener::Plane(workshop, _) = &self.listener
+            && workshop.damaged.borrow().contains_key(&nar)
+        {
+            workshop.found_mended(&nar);
+        }
+    }
+
+    fn found_damaged(&mut self, info: &PathInfo, mark: RootMark, full: String, reason: &str) {
+        if let Listener::Plane(workshop, _) = &self.listener {
+            workshop.found_damaged(info, mark, reason);
+        }
+        self.kept.outcome.damaged_paths.add(full);
+    }
+
+    fn found_unreadable(&mut self, what: String) {
+        if matches!(self.listener, Listener::Plane(..)) {
+            warn!("cannot scrub {what}");
+        }
+        self.kept.outcome.unreadable.add(what);
+    }
+}
+
+/// Keeps to a rate.
+struct Pace {
+    /// Bytes a second.
+    rate: u64,
+    began: Instant,
+    spent: u64,
+}
+
+impl Pace {
+    fn new(rate: u64) -> Self {
+        Self { rate, began: Instant::now(), spent: 0 }
+    }
+
+    /// Takes `len` bytes; says how long it is until it is time for more.
+    fn spend(&mut self, len: u64) -> Duration {
+        self.spent += len;
+        let due_ns = u128::from(self.spent) * 1_000_000_000 / u128::from(self.rate);
+        let due = Duration::from_nanos(u64::try_from(due_ns).unwrap_or(u64::MAX));
+        let elapsed = self.began.elapsed();
+        if elapsed > due + PACE_FORGET {
+            // What was not used is not made up for.
+            (self.began, self.spent) = (Instant::now(), 0);
+        }
+        due.saturating_sub(elapsed)
+    }
+}
+
+/// How far a scrub may fall behind and catch up.
+const PACE_FORGET: Duration = Duration::from_secs(1);

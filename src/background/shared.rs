@@ -1,0 +1,114 @@
+//! What the plane and the rest of the process share.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use async_channel::Receiver;
+use tracing::{info, warn};
+
+use super::report::{Report, State};
+
+/// Numbers, a state, and whether the plane is to end.
+pub struct Shared {
+    pub counters: Counters,
+    state: Mutex<State>,
+    /// Closed when the plane is to end; nothing is ever sent.
+    end: Receiver<Infallible>,
+}
+
+/// See [`Report`].
+#[derive(Default)]
+pub struct Counters {
+    pub hints_taken: Counter,
+    pub hints_dropped: Counter,
+    pub fills_done: Counter,
+    pub fills_failed: Counter,
+    pub fills_damaged: Counter,
+    pub fills_refused: Counter,
+    pub filled_bytes: Counter,
+    pub evictions: Counter,
+    pub evicted_bytes: Counter,
+    pub scrubbed_paths: Counter,
+    pub scrubbed_files: Counter,
+    pub scrubbed_bytes: Counter,
+    pub quarantined_files: Counter,
+    pub damaged_paths: Counter,
+}
+
+/// A number that others read at any time.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, number: u64) {
+        self.0.fetch_add(number, Ordering::Relaxed);
+    }
+
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    pub fn new(end: Receiver<Infallible>) -> Self {
+        Self { counters: Counters::default(), state: Mutex::new(State::Working), end }
+    }
+
+    /// Whether the plane is to end.
+    pub fn is_ending(&self) -> bool {
+        self.end.is_closed()
+    }
+
+    /// Comes when the plane is to end.
+    pub async fn end(&self) {
+        // Nothing is ever sent, so this is the channel's end.
+        let _ = self.end.recv().await;
+    }
+
+    /// Enters a state, and says so if it is another kind than before.
+    pub fn enter(&self, state: State) {
+        let mut present = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::discriminant(&*present) != std::mem::discriminant(&state) {
+            match &state {
+                State::Working => info!("the NAR cache works again"),
+                State::Full => warn!("the NAR cache is {state}; NARs are served live"),
+                State::Failing(_) => {
+                    warn!("the NAR cache is {state}; NARs are served live, and it is tried again");
+                }
+            }
+        }
+        *present = state;
+    }
+
+    /// The present state.
+    pub fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn report(&self, used_bytes: u64) -> Report {
+        let counters = &self.counters;
+        Report {
+            state: self.state(),
+            hints_taken: counters.hints_taken.get(),
+            hints_dropped: counters.hints_dropped.get(),
+            fills_done: counters.fills_done.get(),
+            fills_failed: counters.fills_failed.get(),
+            fills_damaged: counters.fills_damaged.get(),
+            fills_refused: counters.fills_refused.get(),
+            filled_bytes: counters.filled_bytes.get(),
+            evictions: counters.evictions.get(),
+            evicted_bytes: counters.evicted_bytes.get(),
+            scrubbed_paths: counters.scrubbed_paths.get(),
+            scrubbed_files: counters.scrubbed_files.get(),
+            scrubbed_bytes: counters.scrubbed_bytes.get(),
+            quarantined_files: counters.quarantined_files.get(),
+            damaged_paths: counters.damaged_paths.get(),
+            used_bytes,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The tasks that decide what is done when; each runs until the plane is to end.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_channel::{Receiver, Sender};
+use futures_lite::future;
+use tracing::{debug, info, warn};
+
+use super::check;
+use super::fill::{self, Filled, Order};
+use super::report::State;
+use super::settings::Policy;
+use super::workshop::Workshop;
+use super::{Doubt, Hint};
+use crate::codec::store_path::HashPart;
+use crate::limits::{
+    ASKED_ONCE_MAX, FOLLOW_BATCH, FOLLOW_INTERVAL, HOUSEKEEPING_INTERVAL, STUCK_RETRY_MAX, STUCK_RETRY_MIN,
+};
+use crate::store::StoreError;
+use crate::store::change::ChangeCounter;
+use crate::store::db::RowId;
+
+/// Lets files and records agree after whatever ended the last process. False when the plane ends before.
+pub async fn reconcile(workshop: &Rc<Workshop>) -> bool {
+    let mut retry = Retry::new();
+    loop {
+        let (folder, shared) = (Arc::clone(&workshop.folder), Arc::clone(&workshop.shared));
+        let job = move || {
+            folder.reconcile(&mut |_| {
+                if shared.is_ending() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        };
+        match workshop.disks.runtime().wait_for(job).await {
+            Ok(reconciled) => {
+                info!("the NAR cache has {} bytes", workshop.catalog().stored_len_bytes());
+                debug!("{reconciled:?}");
+                workshop.shared.enter(State::Working);
+                return !workshop.shared.is_ending();
+            }
+            Err(error) => workshop.shared.enter(State::Failing(error.to_string())),
+        }
+        if !workshop.pause(retry.next()).await {
+            return false;
+        }
+    }
+}
+
+/// Takes hints, and orders what they are reason enough for.
+pub async fn listen(workshop: Rc<Workshop>, hints: Receiver<Hint>, orders: Sender<Order>) {
+    let mut asked_once = AskedOnce::default();
+    loop {
+        let ended = async {
+            workshop.shared.end().await;
+            None
+        };
+        let Some(hint) = future::or(ended, async { hints.recv().await.ok() }).await else { return };
+        let is_wanted = match workshop.settings.policy {
+            Policy::Off => false,
+            Policy::Hot => hint.has_small_files || asked_once.is_again(hint.hash_part),
+            Policy::All => true,
+        };
+        let Hint { hash_part, has_small_files } = hint;
+        if !is_wanted || !workshop.claim(hash_part) {
+            continue;
+        }
+        if orders.try_send(Order { hash_part, has_small_files }).is_err() {
+            workshop.release(hash_part);
+            workshop.shared.counters.hints_dropped.add(1);
+        }
+    }
+}
+
+/// Looks into files that were not what the catalog says when they were to be sent.
+pub async fn look_into(workshop: Rc<Workshop>, doubts: Receiver<Doubt>) {
+    loop {
+        let ended = async {
+            workshop.shared.end().await;
+            None
+        };
+        let Some((nar, coding)) = future::or(ended, async { doubts.recv().await.ok() }).await else { return };
+        check::look_into(&workshop, nar, coding).await;
+    }
+}
+
+/// Carries out orders, those that were asked for before those of paths that are merely there.
+pub async fn fill(workshop: Rc<Workshop>, asked: Receiver<Order>, followed: Receiver<Order>) {
+    let next = async || {
+        let asked = async { asked.recv().await.ok() };
+        // Without the policy to encode all there never are any.
+        let followed = async {
+            match followed.recv().await {
+                Ok(order) => Some(order),
+                Err(_) => future::pending().await,
+            }
+        };
+        future::or(asked, followed).await
+    };
+    while let Some(order) = next().await {
+        if workshop.shared.is_ending() {
+            return;
+        }
+        let is_ended = !carry_out(&workshop, order).await;
+        workshop.release(order.hash_part);
+        if is_ended {
+            return;
+        }
+    }
+}
+
+/// Encodes one NAR, as often as the cache is in the way. False when the plane ends meanwhile.
+async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
+    let counters = &workshop.shared.counters;
+    let mut retry = Retry::new();
+    loop {
+        match fill::fill(workshop, order).await {
+            Filled::Done => {
+                counters.fills_done.add(1);
+                workshop.shared.enter(State::Working);
+                return true;
+            }
+            Filled::Nothing => return true,
+            Filled::Refused => {
+                counters.fills_refused.add(1);
+                workshop.remember_failure(order.hash_part);
+                return true;
+            }
+            Filled::Damaged => {
+                counters.fills_damaged.add(1);
+                return true;
+            }
+            Filled::Failed(reason) => {
+                warn!("a NAR is not cached: {reason}");
+                counters.fills_failed.add(1);
+                workshop.remember_failure(order.hash_part);
+                return true;
+            }
+            Filled::Stuck(state) => {
+                counters.fills_failed.add(1);
+                workshop.shared.enter(state);
+                workshop.stuck.set(workshop.stuck.get() + 1);
+                let goes_on = workshop.pause(retry.next()).await;
+                workshop.stuck.set(workshop.stuck.get() - 1);
+                if !goes_on {
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+/// Orders all valid paths, and those that become valid, if that is the policy.
+pub async fn follow(workshop: Rc<Workshop>, orders: Sender<Order>) {
+    if workshop.settings.policy != Policy::All {
+        return;
+    }
+    loop {
+        match follow_database(&workshop, &orders).await {
+            Ok(ControlFlow::Break(())) => return,
+            Ok(ControlFlow::Continue(())) => {}
+            Err(error) => debug!("valid paths cannot be listed: {error}"),
+        }
+        if !workshop.pause(FOLLOW_INTERVAL).await {
+            return;
+        }
+    }
+}
+
+/// Orders the paths of one database, until another takes its place.
+async fn follow_database(
+    workshop: &Rc<Workshop>,
+    orders: &Sender<Order>,
+) -> Result<ControlFlow<()>, StoreError> {
+    let (runtime, places) = (workshop.disks.runtime(), Arc::clone(&workshop.places));
+    let counter = runtime.wait_for(move || ChangeCounter::open(&places)).await?;
+    let mut after = RowId::default();
+    let mut seen = None;
+    while counter.still_current() {
+        // Before the question, so that what is registered meanwhile shows.
+        let stamp = counter.stamp();
+        while seen != Some(stamp) {
+            let paths =
+                workshop.database.ask(move |database| database.valid_paths(after, FOLLOW_BATCH)).await?;
+            if paths.is_empty() {
+                seen = Some(stamp);
+            }
+            for (row, path) in paths {
+                after = row;
+                let hash_part = path.hash_part();
+                if !workshop.claim(hash_part) {
+                    continue;
+                }
+                let ended = async {
+                    workshop.shared.end().await;
+                    false
+                };
+                let order = Order { hash_part, has_small_files: false };
+                if !future::or(ended, async { orders.send(order).await.is_ok() }).await {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        if !workshop.pause(FOLLOW_INTERVAL).await {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Looks now and then at what nobody asks for.
+pub async fn keep_house(workshop: Rc<Workshop>) {
+    loop {
+        if let Err(error) = keep_house_once(&workshop).await {
+            debug!("{error}");
+        }
+        if !workshop.pause(HOUSEKEEPING_INTERVAL).await {
+            return;
+        }
+    }
+}
+
+async fn keep_house_once(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
+    check::look_again(workshop).await?;
+    let folder = Arc::clone(&workshop.folder);
+    let look = move || {
+        if !folder.is_there() {
+            return Err(format!("{} was removed or replaced", folder.path().display()));
+        }
+        // A file that is begun says whether there can be any.
+        folder.draft().and_then(|_| folder.catalog().keep_uses()).map_err(|error| error.to_string())
+    };
+    match workshop.disks.runtime().wait_for(look).await {
+        Err(reason) => {
+            workshop.shared.enter(State::Failing(reason));
+            return Ok(());
+        }
+        // Those that wait know better than a file that is only begun.
+        Ok(()) if workshop.stuck.get() == 0 => workshop.shared.enter(State::Working),
+        Ok(()) => {}
+    }
+    workshop.make_room(0, false).await.map(drop)
+}
+
+/// Longer and longer waits.
+struct Retry(Duration);
+
+impl Retry {
+    fn new() -> Self {
+        Self(STUCK_RETRY_MIN)
+    }
+
+    fn next(&mut self) -> Duration {
+        let next = self.0;
+        self.0 = (2 * next).min(STUCK_RETRY_MAX);
+        next
+    }
+}
+
+/// The paths that were asked for once: about the last [`ASKED_ONCE_MAX`].
+#[derive(Default)]
+struct AskedOnce {
+    recent: HashSet<HashPart>,
+    older: HashSet<HashPart>,
+}
+
+impl AskedOnce {
+    /// Whether a path was asked for before; remembers it otherwise.
+    fn is_again(&mut self, hash_part: HashPart) -> bool {
+        if self.older.remove(&hash_part) || !self.recent.insert(hash_part) {
+            self.recent.remove(&hash_part);
+            return true;
+        }
+        if self.recent.len() >= ASKED_ONCE_MAX {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        false
+    }
+}
