@@ -211,6 +211,8 @@ pub const CACHE_INFO_LEN_MAX: u64 = 64 * 1024;
 /// A NAR whose files are shorter than this on average costs most to make again, and gains most from being kept as it is: shorter
 /// files are copied, longer ones sent without. Bytes.
 pub const SMALL_FILES_MEAN_LEN: u64 = SENDFILE_LEN_MIN;
+/// How long to wait before opening a NAR cache is tried again.
+pub const CACHE_OPEN_INTERVAL: Duration = Duration::from_secs(5);
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn` (4096 as well since
 /// Linux 5.4). A closure download opens 25 connections at once per client.
 pub const LISTEN_BACKLOG: i32 = 4096;

@@ -19,9 +19,12 @@ use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::ring::service::{Reply, ReplyBody};
+use crate::store::catalog::Stored;
 
 /// Where in [`KnownPath::text`] the opaque part of the entity tag is: behind `ETag: "`.
 const ETAG_OPAQUE: Range<usize> = 7..7 + DIGEST_DIGITS;
+/// The line of a narinfo that tells its file from all others; [`NarInfo::write`] says in which order they are.
+const FILE_HASH_LINE: usize = 3;
 /// Room for most narinfos, so that few grow while they are written. Bytes.
 const NARINFO_LEN_TYPICAL: usize = 2048;
 
@@ -57,17 +60,31 @@ impl Renderer {
         Self { store_dir, secret_keys, keys_digest: digest.finish() }
     }
 
-    /// Renders and signs the narinfo of a path; or says that `previous` is it.
+    /// Renders and signs the narinfo of a path, whose NAR is also there `compressed` perhaps; or says that `previous` is it.
     ///
     /// Signing is most of the work, and after a commit to the database nearly every answer is the same as before. Signatures
     /// follow from what they sign and the key (RFC 8032), so the text before it is signed and the keys tell whether it is.
-    pub fn render(&self, info: PathInfo, previous: Option<&Arc<KnownPath>>) -> Arc<KnownPath> {
-        let mut narinfo = NarInfo {
-            url: nar_url(&info),
-            compression: Compression::None,
-            file_hash: Some(info.nar_hash),
-            file_size: Some(info.nar_size),
-            info,
+    pub fn render(
+        &self,
+        info: PathInfo,
+        compressed: Option<&Stored>,
+        previous: Option<&Arc<KnownPath>>,
+    ) -> Arc<KnownPath> {
+        let mut narinfo = match compressed {
+            None => NarInfo {
+                url: nar_url(&info, NarCompression::None),
+                compression: Compression::None,
+                file_hash: Some(info.nar_hash),
+                file_size: Some(info.nar_size),
+                info,
+            },
+            Some(stored) => NarInfo {
+                url: nar_url(&info, NarCompression::Zstd),
+                compression: Compression::Zstd,
+                file_hash: Some(stored.file_hash),
+                file_size: Some(stored.file_size),
+                info,
+            },
         };
         let mut text = String::with_capacity(NARINFO_LEN_TYPICAL);
         narinfo.write(&self.store_dir, &mut text);
@@ -129,6 +146,13 @@ impl KnownPath {
         narinfo.reply(conditions)
     }
 
+    /// Whether its narinfo tells of this compressed NAR, or of none.
+    pub fn tells_of(&self, compressed: Option<&Stored>) -> bool {
+        let file_hash = compressed.map_or(self.nar_hash, |stored| stored.file_hash);
+        let line = self.narinfo().lines().nth(FILE_HASH_LINE).unwrap_or_default();
+        line.strip_prefix("FileHash: ").is_some_and(|told| told == file_hash.to_string())
+    }
+
     /// `<hash part>-<name>`, which ends the first line of every narinfo.
     pub fn base_name(&self) -> &str {
         let line = self.narinfo().lines().next().unwrap_or_default();
@@ -170,9 +194,9 @@ const fn allocated_len(len: usize) -> usize {
 }
 
 /// Where the NAR of a path is, relative to the cache. It names the contents, so it is right as long as it works.
-pub fn nar_url(info: &PathInfo) -> String {
+pub fn nar_url(info: &PathInfo, compression: NarCompression) -> String {
     let address = NarAddress::NarHash { nar_hash: info.nar_hash, hash_part: info.path.hash_part() };
-    NarRequest { address, compression: NarCompression::None }.to_string()
+    NarRequest { address, compression }.to_string()
 }
 
 #[cfg(test)]
@@ -181,10 +205,11 @@ pub(super) mod tests {
     use crate::codec::http::Method;
     use crate::codec::http::request::{self, Parsed};
     use crate::codec::signature::{KeyName, Signature};
+    use crate::store::nar_cache::Coding;
 
     /// A path with five references and, once rendered, two signatures: about what most paths of a distribution have.
     pub(in crate::server) fn typical() -> Arc<KnownPath> {
-        renderer(&[1]).render(info(), None)
+        renderer(&[1]).render(info(), None, None)
     }
 
     fn renderer(seeds: &[u8]) -> Renderer {
@@ -271,8 +296,8 @@ pub(super) mod tests {
     #[test]
     fn the_same_facts_are_the_same_answer() {
         let (renderer, path) = (renderer(&[1]), typical());
-        assert!(Arc::ptr_eq(&path, &renderer.render(info(), Some(&path))));
-        let again = renderer.render(info(), None);
+        assert!(Arc::ptr_eq(&path, &renderer.render(info(), None, Some(&path))));
+        let again = renderer.render(info(), None, None);
         assert_eq!(again.text, path.text, "signatures follow from what they sign");
     }
 
@@ -292,28 +317,53 @@ pub(super) mod tests {
             renderer(&[1]).secret_keys[0].sign(&info().fingerprint(&StoreDir::parse("/nix/store").unwrap()));
         others.push(PathInfo { signatures: vec![info().signatures[0].clone(), own], ..info() });
         for other in others {
-            let rendered = renderer(&[1]).render(other.clone(), Some(&path));
+            let rendered = renderer(&[1]).render(other.clone(), None, Some(&path));
             assert!(!Arc::ptr_eq(&path, &rendered), "{other:?}");
             assert_ne!(path.etag_opaque(), rendered.etag_opaque(), "{other:?}");
-            assert_eq!(rendered.text, renderer(&[1]).render(other, None).text);
+            assert_eq!(rendered.text, renderer(&[1]).render(other, None, None).text);
         }
         for seeds in [&[][..], &[2], &[1, 2], &[2, 1]] {
-            let rendered = renderer(seeds).render(info(), Some(&path));
+            let rendered = renderer(seeds).render(info(), None, Some(&path));
             assert_ne!(path.etag_opaque(), rendered.etag_opaque(), "{seeds:?}");
             assert_ne!(path.narinfo(), rendered.narinfo(), "{seeds:?}");
         }
         assert_ne!(
-            renderer(&[1, 2]).render(info(), None).etag_opaque(),
-            renderer(&[2, 1]).render(info(), None).etag_opaque(),
+            renderer(&[1, 2]).render(info(), None, None).etag_opaque(),
+            renderer(&[2, 1]).render(info(), None, None).etag_opaque(),
             "the order of signatures is part of the answer"
         );
+    }
+
+    #[test]
+    fn a_compressed_nar_is_told_of_and_signed_as_before() {
+        let flat = typical();
+        let stored = Stored {
+            coding: Coding::Zstd,
+            file_hash: Sha256Digest([9; 32]),
+            file_size: 4711,
+            nar_size: flat.nar_size,
+            fill_us: 0,
+        };
+        let compressed = renderer(&[1]).render(info(), Some(&stored), Some(&flat));
+        let parse = |path: &KnownPath| {
+            NarInfo::parse(path.narinfo(), &StoreDir::parse("/nix/store").unwrap()).unwrap()
+        };
+        let narinfo = parse(&compressed);
+        assert_eq!((narinfo.compression, narinfo.file_size), (Compression::Zstd, Some(4711)));
+        assert_eq!(narinfo.file_hash, Some(stored.file_hash));
+        assert_eq!(narinfo.url, nar_url(&info(), NarCompression::Zstd));
+        assert_eq!(narinfo.info.signatures, parse(&flat).info.signatures);
+        assert_ne!(compressed.etag_opaque(), flat.etag_opaque());
+        assert!(flat.tells_of(None) && !flat.tells_of(Some(&stored)));
+        assert!(compressed.tells_of(Some(&stored)) && !compressed.tells_of(None));
+        assert!(!compressed.tells_of(Some(&Stored { file_hash: Sha256Digest([8; 32]), ..stored })));
     }
 
     #[test]
     fn nothing_is_kept_beside_what_is_counted() {
         let renderer = renderer(&[1]);
         let mut path = None;
-        let allocated = allocation_counter::measure(|| path = Some(renderer.render(info(), None)));
+        let allocated = allocation_counter::measure(|| path = Some(renderer.render(info(), None, None)));
         let (path, kept_len) = (path.unwrap(), usize::try_from(allocated.bytes_current).unwrap());
         assert_eq!(allocated.count_current, 2, "the path, and its text");
         assert!(

@@ -295,7 +295,7 @@ mod tests {
             signatures: Vec::new(),
             ca: None,
         };
-        Renderer::new(StoreDir::parse("/nix/store").unwrap(), Arc::from([])).render(info, None)
+        Renderer::new(StoreDir::parse("/nix/store").unwrap(), Arc::from([])).render(info, None, None)
     }
 
     #[test]

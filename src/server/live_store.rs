@@ -24,12 +24,14 @@ use super::known_path::KnownPath;
 use super::layouts::{Found, Layouts, Told, WalkNews, key_of};
 use super::lookup::{Known, SharedStore};
 use super::nar_body::{NarBody, Root, SharedLayout};
+use super::nar_cache::CachedNar;
 use super::plane::{Full, Plane, Planes, Toolbox};
 use super::refusal::{Failure, not_found, overloaded};
 use super::representation::{
     Conditions, Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, Representation,
 };
 use super::request::{Damaged, Message, Stage, Step, Wish};
+use crate::codec::hash::Sha256Digest;
 use crate::codec::http::Status;
 use crate::codec::http::field::ETag;
 use crate::codec::http::response::{CacheControl, Fields};
@@ -42,8 +44,9 @@ use crate::ring::op::{ConnectionId, FileKind, OpenedFile};
 use crate::ring::reactor;
 use crate::ring::service::{Reply, ReplyBody};
 use crate::store::StoreError;
-use crate::store::catalog::NarKey;
+use crate::store::catalog::{Lease, NarKey, Stored};
 use crate::store::change::{ChangeCounter, Stamp};
+use crate::store::nar_cache::{CacheFolder, Coding};
 use crate::store::walk::{self, Kept, Walked, WholeHash};
 
 /// The store, seen by one worker.
@@ -57,6 +60,8 @@ pub struct LiveStore {
     /// Who waits for what is being looked up.
     asked: HashMap<HashPart, Vec<Asker>>,
     layouts: Layouts,
+    /// The directory of the NAR cache, once it was needed.
+    cache_directory: Option<Descriptor>,
     planes: Planes,
     mailbox: Mailbox<reactor::Message<Message>>,
 }
@@ -72,12 +77,21 @@ struct Asker {
 pub enum Awaited {
     /// What is known of the path.
     Knowledge,
+    /// The file of its NAR in the NAR cache to be opened.
+    Cached(Arc<KnownPath>, Cached),
     /// Its root to be opened.
     Root(Arc<KnownPath>),
     /// Whether it is still valid now that its root is open.
     Validity(Arc<KnownPath>, Root),
     /// The beginning of its layout.
     Layout(Arc<KnownPath>, Root),
+}
+
+/// A file that the catalog of the NAR cache has.
+pub struct Cached {
+    stored: Stored,
+    /// Keeps the file from being evicted.
+    lease: Lease,
 }
 
 /// What a worker remembers of a hash part.
@@ -104,6 +118,7 @@ impl LiveStore {
             known: Cache::with_weighter(1024, KNOWN_PATHS_LEN_MAX, KnownWeighter),
             asked: HashMap::new(),
             layouts: Layouts::default(),
+            cache_directory: None,
             planes,
             mailbox,
         }
@@ -183,8 +198,22 @@ impl LiveStore {
         }
     }
 
-    /// Goes on after a root was opened.
+    /// Goes on after a file was opened.
     pub fn opened(
+        &mut self,
+        id: ConnectionId,
+        wish: &Wish,
+        awaited: Awaited,
+        result: Result<OpenedFile, Errno>,
+    ) -> Step {
+        match awaited {
+            Awaited::Cached(path, cached) => self.cached_opened(wish, path, cached, result),
+            Awaited::Root(path) => self.root_opened(id, wish, path, result),
+            Awaited::Knowledge | Awaited::Validity(..) | Awaited::Layout(..) => Step::Absent,
+        }
+    }
+
+    fn root_opened(
         &mut self,
         id: ConnectionId,
         wish: &Wish,
@@ -297,9 +326,22 @@ impl LiveStore {
             self.counter = self.shared.counter();
         }
         match self.known.get(&hash_part) {
-            Some(known) if known.stamp == self.counter.stamp() => Knowledge::Now(known.path.clone()),
+            Some(known) if known.stamp == self.counter.stamp() && self.is_seen(known) => {
+                Knowledge::Now(known.present_path().cloned())
+            }
             _ => Knowledge::Outdated,
         }
+    }
+
+    /// Whether the NAR cache still says what it said when this was rendered.
+    fn is_seen(&self, known: &Known) -> bool {
+        let (Some(cache), Some(path)) = (self.shared.nar_cache(), &known.path) else { return true };
+        if cache.generation() == known.seen.get().generation {
+            return true;
+        }
+        let view = cache.view(&key_of(path));
+        known.seen.set(view.seen);
+        path.tells_of(view.compressed.as_ref())
     }
 
     fn narinfo(wish: &Wish, path: Option<Arc<KnownPath>>) -> Step {
@@ -311,19 +353,72 @@ impl LiveStore {
         path.filter(|path| request.address.nar_hash().is_none_or(|nar_hash| nar_hash == path.nar_hash))
     }
 
-    /// Answers from memory, or has the root opened.
+    /// Answers from memory, or has the cached NAR opened, or the root of the path.
     fn find_nar(
-        &self,
+        &mut self,
         id: ConnectionId,
         wish: &Wish,
         request: &NarRequest,
         path: Option<Arc<KnownPath>>,
     ) -> Step {
         let Some(path) = Self::wanted(request, path) else { return Step::Absent };
-        // No file will be read, so nothing has to be kept from the garbage collector.
-        if let Some(layout) = self.layouts.whole(&key_of(&path)) {
-            return Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout));
+        let whole = self.layouts.whole(&key_of(&path));
+        match (request.compression, whole) {
+            // No file will be read, so nothing has to be kept from the garbage collector.
+            (NarCompression::None, Some(layout)) => {
+                Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout))
+            }
+            (compression, whole) => match (self.open_cached(compression, &path), whole) {
+                (Some(step), _) => step,
+                (None, Some(layout)) => Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout)),
+                (None, None) => self.open_root(path),
+            },
         }
+    }
+
+    /// Has the file of the NAR opened, if the NAR cache has one.
+    fn open_cached(&mut self, compression: NarCompression, path: &Arc<KnownPath>) -> Option<Step> {
+        let (cache, coding) = (self.shared.nar_cache()?, coding(compression));
+        let (stored, lease) = cache.lease(&key_of(path), coding)?;
+        if self.cache_directory.is_none() {
+            self.cache_directory = cache.directory().map(Descriptor::from);
+        }
+        let directory = self.cache_directory.clone()?;
+        // Nothing in such a name is a NUL.
+        let name = CString::new(CacheFolder::file_name(&key_of(path), coding)).ok()?;
+        let stage = Stage::Store(Awaited::Cached(Arc::clone(path), Cached { stored, lease }));
+        Some(Step::Open { directory, path: name, stage })
+    }
+
+    /// Goes on after the file of a NAR was opened. What is not as the catalog says is made live.
+    fn cached_opened(
+        &mut self,
+        wish: &Wish,
+        path: Arc<KnownPath>,
+        cached: Cached,
+        result: Result<OpenedFile, Errno>,
+    ) -> Step {
+        let (Cached { stored, lease }, nar) = (cached, key_of(&path));
+        let (Some(cache), Route::Nar(request)) = (self.shared.nar_cache(), &wish.route) else {
+            return Step::Absent;
+        };
+        match result {
+            Ok(OpenedFile { file, status })
+                if status.kind == FileKind::Regular && status.len_bytes == stored.file_size =>
+            {
+                let body = CachedNar::new(file, (&stored, lease), nar, Arc::clone(cache));
+                let content = Content::Body(Box::new(body), stored.file_size);
+                Step::Reply(representation(request, stored.file_hash, content).reply(&wish.conditions))
+            }
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => self.open_root(path),
+            _ => {
+                cache.doubt(nar, stored.coding);
+                self.open_root(path)
+            }
+        }
+    }
+
+    fn open_root(&self, path: Arc<KnownPath>) -> Step {
         // A base name has no NUL.
         let Ok(name) = CString::new(path.base_name()) else { return Step::Absent };
         Step::Open { directory: self.directory.clone(), path: name, stage: Stage::Store(Awaited::Root(path)) }
@@ -420,6 +515,11 @@ impl LiveStore {
         root: Root,
         layout: Rc<SharedLayout>,
     ) -> Reply {
+        if let Some(cache) = self.shared.nar_cache()
+            && path.nar_size > INLINE_BODY_LEN_MAX as u64
+        {
+            cache.asked(path, layout.has_small_files());
+        }
         match &wish.route {
             Route::Nar(request) if request.compression == NarCompression::Zstd => {
                 self.encoded_reply(id, request, path, &root, layout)
@@ -509,13 +609,25 @@ fn flat_reply(
         let body = NarBody::new(path.store_path(), root, layout);
         Content::Body(Box::new(body), path.nar_size)
     };
+    representation(request, path.nar_hash, content).reply(conditions)
+}
+
+/// A NAR of known length, whichever way it is made: as it is, it has the same bytes and the same entity tag from the store and from
+/// a file; of a compressed one each file has its own.
+fn representation(request: &NarRequest, file_hash: Sha256Digest, content: Content) -> Representation {
     Representation {
         content_type: NAR_TYPE,
         cache_control: cache_control(request),
-        etag: ETag::new(path.nar_hash.to_nix32().as_bytes()),
+        etag: ETag::new(file_hash.to_nix32().as_bytes()),
         content,
     }
-    .reply(conditions)
+}
+
+fn coding(compression: NarCompression) -> Coding {
+    match compression {
+        NarCompression::None => Coding::Flat,
+        NarCompression::Zstd => Coding::Zstd,
+    }
 }
 
 /// How long others may keep a NAR.
@@ -541,6 +653,7 @@ impl Weighter<HashPart, Known> for KnownWeighter {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::fs::File;
     use std::os::fd::OwnedFd;
     use std::time::Duration;
@@ -563,7 +676,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let demo = DemoStore::create(None, &mut |_| {}).unwrap();
-            let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
+            let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), None).unwrap());
             let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
             let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
             let planes = Planes { lookups, walks, encodes };
@@ -665,7 +778,8 @@ mod tests {
     #[test]
     fn a_hundred_thousand_paths_are_remembered() {
         let mut bench = Bench::new();
-        let known = Known { stamp: bench.store.counter.stamp(), path: Some(typical()) };
+        let known =
+            Known { stamp: bench.store.counter.stamp(), path: Some(typical()), seen: Cell::default() };
         let hash_parts: Vec<_> =
             (0..100_000).map(|index| HashPart::parse(format!("{index:032}").as_bytes()).unwrap()).collect();
         for hash_part in &hash_parts {

@@ -1,5 +1,6 @@
 //! What is asked of a live store, on threads that may wait: the plane's half of [`super::live_store`].
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
@@ -8,12 +9,14 @@ use tracing::{error, info, warn};
 
 use super::encoder::Encoders;
 use super::known_path::{KnownPath, Renderer, nar_url};
+use super::nar_cache::{NarCache, Seen, View};
 use super::plane::Toolbox;
 use super::refusal::Failure;
 use super::representation::{
     IMMUTABLE_CACHE_CONTROL, JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL, TEXT_TYPE,
 };
 use crate::codec::build_id::BuildId;
+use crate::codec::http::route::NarCompression;
 use crate::codec::nar::listing;
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::SecretKey;
@@ -41,6 +44,8 @@ pub struct SharedStore {
     /// Texts that were made and are being sent. Bytes.
     made_len: Arc<AtomicUsize>,
     encoders: Encoders,
+    /// Where its NARs are kept encoded.
+    nar_cache: Option<Arc<NarCache>>,
 }
 
 /// What is known of a hash part, and in which state of the database that was so.
@@ -50,11 +55,26 @@ pub struct Known {
     pub stamp: Stamp,
     /// The path, if there is one.
     pub path: Option<Arc<KnownPath>>,
+    /// When the NAR cache was asked about it last, and whether the path is damaged. What the cache has changes far more often than
+    /// what it has of one path, so a worker notes here that the answer is still right.
+    pub seen: Cell<Seen>,
+}
+
+impl Known {
+    /// The path, if there is one that may be served.
+    pub fn present_path(&self) -> Option<&Arc<KnownPath>> {
+        self.path.as_ref().filter(|_| !self.seen.get().is_damaged)
+    }
 }
 
 impl SharedStore {
     /// Opens the store.
-    pub fn open(index: usize, places: LocalStore, secret_keys: Arc<[SecretKey]>) -> Result<Self, StoreError> {
+    pub fn open(
+        index: usize,
+        places: LocalStore,
+        secret_keys: Arc<[SecretKey]>,
+        nar_cache: Option<Arc<NarCache>>,
+    ) -> Result<Self, StoreError> {
         let counter = ChangeCounter::open(&places)?;
         Ok(Self {
             index,
@@ -66,7 +86,13 @@ impl SharedStore {
             is_lost: AtomicBool::new(false),
             made_len: Arc::default(),
             encoders: Encoders::default(),
+            nar_cache,
         })
+    }
+
+    /// Where its NARs are kept encoded, if they are.
+    pub fn nar_cache(&self) -> Option<&Arc<NarCache>> {
+        self.nar_cache.as_ref()
     }
 
     /// Where it is.
@@ -125,8 +151,13 @@ impl SharedStore {
         let stamp = self.counter().stamp();
         let info =
             toolbox.database(self.index, &self.places).and_then(|database| database.path_info(hash_part));
-        let info = info.map_err(|error| Failure::log(&error))?;
-        Ok(Known { stamp, path: info.map(|info| self.renderer.render(info, previous)) })
+        let Some(info) = info.map_err(|error| Failure::log(&error))? else {
+            return Ok(Known { stamp, path: None, seen: Cell::default() });
+        };
+        let nar = (info.path.hash_part(), info.nar_hash);
+        let view = self.nar_cache.as_ref().map_or_else(View::default, |cache| cache.view(&nar));
+        let path = self.renderer.render(info, view.compressed.as_ref(), previous);
+        Ok(Known { stamp, path: Some(path), seen: Cell::new(view.seen) })
     }
 
     /// The `.ls` of a path.
@@ -183,7 +214,7 @@ impl SharedStore {
             .map_err(|error| Failure::log(&error))?;
         Ok(found.map(|found| {
             let link = serde_json::json!({
-                "archive": format!("../{}", nar_url(&found.info)),
+                "archive": format!("../{}", nar_url(&found.info, NarCompression::None)),
                 "member": found.member,
             });
             Made { cache_control: NARINFO_CACHE_CONTROL, ..Made::immutable(JSON_TYPE, link.to_string()) }

@@ -14,6 +14,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::nar_cache::{NarCache, Status};
+use crate::background::State;
+
 /// The media type of [`Metrics::text`].
 pub const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -24,46 +27,14 @@ pub struct Metrics {
     nar_cache: Arc<NarCacheMetrics>,
 }
 
-/// How the NAR cache is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum NarCacheState {
-    /// There is none.
-    #[default]
-    Off,
-    /// It does what it is to do.
-    Working,
-    /// It does not, for this reason. What it has may still be served, and everything else is.
-    Failing(String),
-}
-
-/// The NAR cache in numbers. Counts begin with the process; without a cache all are 0.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NarCacheFigures {
-    /// How it is.
-    pub state: NarCacheState,
-    /// NARs that were encoded and are kept.
-    pub fills_stored: u64,
-    /// NARs that were encoded and found to be others than the database says.
-    pub fills_damaged: u64,
-    /// NARs that could not be read or written.
-    pub fills_failed: u64,
-    /// What all files take now. Bytes.
-    pub len_bytes: u64,
-    /// Files that were removed to make room.
-    pub evictions: u64,
-    /// Requests that could not be taken note of, because too many came at once.
-    pub hints_dropped: u64,
-    /// What was read to look for damage. Bytes.
-    pub scrubbed_len_bytes: u64,
-    /// Store paths that are known to be damaged now.
-    pub damaged_paths: u64,
-    /// Damaged files of the cache that were moved away.
-    pub quarantined_files: u64,
-}
-
 impl Metrics {
-    /// Metrics of a process whose NAR cache is what `nar_cache` says; it is asked on a worker, and must not wait.
-    pub fn new(nar_cache: impl Fn() -> NarCacheFigures + Send + Sync + 'static) -> Self {
+    /// Metrics of a process with this NAR cache.
+    pub fn new(nar_cache: Option<Arc<NarCache>>) -> Self {
+        Self::of(move || nar_cache.as_ref().map(|cache| cache.status()))
+    }
+
+    /// `nar_cache` is asked on a worker, and must not wait.
+    fn of(nar_cache: impl Fn() -> Option<Status> + Send + Sync + 'static) -> Self {
         let nar_cache = Arc::new(NarCacheMetrics(Box::new(nar_cache)));
         let mut registry = Registry::with_prefix("narwire");
         registry.register(
@@ -83,24 +54,14 @@ impl Metrics {
         text
     }
 
-    /// How the NAR cache is now.
-    pub fn nar_cache(&self) -> NarCacheState {
-        (self.nar_cache.0)().state
-    }
-}
-
-impl fmt::Display for NarCacheState {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Off => formatter.write_str("off"),
-            Self::Working => formatter.write_str("working"),
-            Self::Failing(reason) => write!(formatter, "failing: {reason}"),
-        }
+    /// How the NAR cache is now, in words.
+    pub fn nar_cache(&self) -> String {
+        (self.nar_cache.0)().map_or_else(|| "off".to_owned(), |status| status.to_string())
     }
 }
 
 /// Asks for the figures at each scrape, so that all in one answer are of one moment.
-struct NarCacheMetrics(Box<dyn Fn() -> NarCacheFigures + Send + Sync>);
+struct NarCacheMetrics(Box<dyn Fn() -> Option<Status> + Send + Sync>);
 
 impl fmt::Debug for NarCacheMetrics {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,49 +71,61 @@ impl fmt::Debug for NarCacheMetrics {
 
 impl Collector for NarCacheMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let figures = (self.0)();
-        let is_up = match figures.state {
+        let report = match (self.0)() {
             // Zeros of what does not exist would only raise alarms.
-            NarCacheState::Off => return Ok(()),
-            NarCacheState::Working => 1,
-            NarCacheState::Failing(_) => 0,
+            None => return Ok(()),
+            Some(Status::Closed(_)) => return gauge(&mut encoder, UP, UP_HELP, 0),
+            Some(Status::Open(report)) => report,
         };
-        gauge(&mut encoder, "nar_cache_up", "Whether the NAR cache does what it is to do", is_up)?;
+        gauge(&mut encoder, UP, UP_HELP, u64::from(report.state == State::Working))?;
         let help = "NARs that were encoded for the cache, by what came of it";
         let mut fills = encoder.encode_descriptor("nar_cache_fills", help, None, MetricType::Counter)?;
         for (result, count) in [
-            ("stored", figures.fills_stored),
-            ("damaged", figures.fills_damaged),
-            ("failed", figures.fills_failed),
+            ("stored", report.fills_done),
+            ("damaged", report.fills_damaged),
+            ("failed", report.fills_failed),
+            ("refused", report.fills_refused),
         ] {
             ConstCounter::new(count).encode(fills.encode_family(&[("result", result)])?)?;
         }
-        gauge(&mut encoder, "nar_cache_bytes", "What all files of the NAR cache take", figures.len_bytes)?;
+        gauge(&mut encoder, "nar_cache_bytes", "What all files of the NAR cache take", report.used_bytes)?;
         for (name, help, count) in [
-            ("nar_cache_evictions", "Files removed from the NAR cache to make room", figures.evictions),
+            ("nar_cache_filled_bytes", "Length of the NARs that were encoded", report.filled_bytes),
+            ("nar_cache_evictions", "Files removed from the NAR cache", report.evictions),
+            ("nar_cache_evicted_bytes", "Length of these files", report.evicted_bytes),
             (
-                "nar_cache_hints_dropped",
-                "Requests that the NAR cache could not take note of",
-                figures.hints_dropped,
+                "nar_cache_hints",
+                "Requests of NARs that were not there, of which the NAR cache took note",
+                report.hints_taken,
             ),
             (
-                "scrub_bytes",
-                "Bytes read from store and NAR cache to look for damage",
-                figures.scrubbed_len_bytes,
+                "nar_cache_hints_dropped",
+                "Such requests of which it could not take note, because too many came at once",
+                report.hints_dropped,
+            ),
+            ("scrub_bytes", "Bytes read to look for damage", report.scrubbed_bytes),
+            ("scrub_paths", "Store paths that were compared with the database", report.scrubbed_paths),
+            (
+                "scrub_files",
+                "Files of the NAR cache that were compared with its catalog",
+                report.scrubbed_files,
             ),
             (
                 "quarantined_files",
                 "Damaged files of the NAR cache that were moved away",
-                figures.quarantined_files,
+                report.quarantined_files,
             ),
         ] {
             let counter = ConstCounter::new(count);
             counter.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
         let help = "Store paths that are known to be damaged, and are not served";
-        gauge(&mut encoder, "damaged_paths", help, figures.damaged_paths)
+        gauge(&mut encoder, "damaged_paths", help, report.damaged_paths)
     }
 }
+
+const UP: &str = "nar_cache_up";
+const UP_HELP: &str = "Whether the NAR cache does what it is to do";
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
@@ -161,10 +134,31 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::background::Report;
 
-    fn lines(figures: NarCacheFigures) -> Vec<String> {
-        let text = Metrics::new(move || figures.clone()).text();
-        text.lines().map(str::to_owned).collect()
+    fn lines(status: Option<Status>) -> Vec<String> {
+        Metrics::of(move || status.clone()).text().lines().map(str::to_owned).collect()
+    }
+
+    fn report(state: State) -> Report {
+        Report {
+            state,
+            hints_taken: 1,
+            hints_dropped: 2,
+            fills_done: 3,
+            fills_failed: 4,
+            fills_damaged: 15,
+            fills_refused: 5,
+            filled_bytes: 6,
+            evictions: 7,
+            evicted_bytes: 8,
+            scrubbed_paths: 9,
+            scrubbed_files: 10,
+            scrubbed_bytes: 11,
+            quarantined_files: 12,
+            damaged_paths: 13,
+            used_bytes: 14,
+        }
     }
 
     #[test]
@@ -175,35 +169,30 @@ mod tests {
             concat!("narwire_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "# EOF",
         ];
-        assert_eq!(lines(NarCacheFigures::default()), expected);
+        assert_eq!(lines(None), expected);
+        assert_eq!(Metrics::new(None).nar_cache(), "off");
     }
 
     #[test]
     fn every_figure_has_a_name_with_its_unit_and_one_line_of_help() {
-        let figures = NarCacheFigures {
-            state: NarCacheState::Working,
-            fills_stored: 1,
-            fills_damaged: 2,
-            fills_failed: 3,
-            len_bytes: 4,
-            evictions: 5,
-            hints_dropped: 6,
-            scrubbed_len_bytes: 7,
-            damaged_paths: 8,
-            quarantined_files: 9,
-        };
-        let lines = lines(figures);
+        let lines = lines(Some(Status::Open(report(State::Working))));
         for sample in [
             "narwire_nar_cache_up 1",
-            "narwire_nar_cache_fills_total{result=\"stored\"} 1",
-            "narwire_nar_cache_fills_total{result=\"damaged\"} 2",
-            "narwire_nar_cache_fills_total{result=\"failed\"} 3",
-            "narwire_nar_cache_bytes 4",
-            "narwire_nar_cache_evictions_total 5",
-            "narwire_nar_cache_hints_dropped_total 6",
-            "narwire_scrub_bytes_total 7",
-            "narwire_damaged_paths 8",
-            "narwire_quarantined_files_total 9",
+            "narwire_nar_cache_hints_total 1",
+            "narwire_nar_cache_hints_dropped_total 2",
+            "narwire_nar_cache_fills_total{result=\"stored\"} 3",
+            "narwire_nar_cache_fills_total{result=\"failed\"} 4",
+            "narwire_nar_cache_fills_total{result=\"refused\"} 5",
+            "narwire_nar_cache_fills_total{result=\"damaged\"} 15",
+            "narwire_nar_cache_filled_bytes_total 6",
+            "narwire_nar_cache_evictions_total 7",
+            "narwire_nar_cache_evicted_bytes_total 8",
+            "narwire_scrub_paths_total 9",
+            "narwire_scrub_files_total 10",
+            "narwire_scrub_bytes_total 11",
+            "narwire_quarantined_files_total 12",
+            "narwire_damaged_paths 13",
+            "narwire_nar_cache_bytes 14",
         ] {
             assert!(lines.iter().any(|line| line == sample), "{sample} is not in {lines:#?}");
             let name = sample.split(['{', ' ']).next().unwrap().trim_end_matches("_total");
@@ -213,11 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_fails_is_down_and_says_why() {
-        let state = NarCacheState::Failing("the disk is full".to_owned());
-        let figures = NarCacheFigures { state, ..NarCacheFigures::default() };
-        assert!(lines(figures.clone()).contains(&"narwire_nar_cache_up 0".to_owned()));
-        let metrics = Metrics::new(move || figures.clone());
-        assert_eq!(metrics.nar_cache().to_string(), "failing: the disk is full");
+    fn a_cache_that_is_in_trouble_is_down_and_says_why() {
+        let closed = Status::Closed("another narwire uses it".to_owned());
+        let failing = Status::Open(report(State::Failing("the disk is full".to_owned())));
+        for (status, words) in
+            [(closed, "off: another narwire uses it"), (failing, "failing: the disk is full")]
+        {
+            assert!(lines(Some(status.clone())).contains(&"narwire_nar_cache_up 0".to_owned()));
+            assert_eq!(Metrics::of(move || Some(status.clone())).nar_cache(), words);
+        }
     }
 }

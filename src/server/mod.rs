@@ -15,6 +15,7 @@ pub mod lookup;
 mod machine;
 pub mod metrics;
 pub mod nar_body;
+pub mod nar_cache;
 pub mod node;
 pub mod plane;
 pub mod refusal;
@@ -42,7 +43,8 @@ use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
 use self::machine::{connections_max, notice_signals, pin, raise_descriptor_limit};
-use self::metrics::{Metrics, NarCacheFigures};
+use self::metrics::Metrics;
+use self::nar_cache::NarCache;
 use self::node::{CacheNode, Source, Texts};
 use self::plane::{Plane, Planes};
 use self::request::Message;
@@ -117,7 +119,7 @@ impl Server {
                 priority: config.priority,
             },
             stores: origins.iter().filter_map(Origin::store).collect(),
-            metrics: Metrics::new(NarCacheFigures::default),
+            metrics: Metrics::new(origins.iter().find_map(Origin::nar_cache).cloned()),
         });
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
@@ -290,6 +292,13 @@ impl Origin {
         }
     }
 
+    fn nar_cache(&self) -> Option<&Arc<NarCache>> {
+        match self {
+            Self::Store { store, .. } => store.nar_cache(),
+            Self::Directory(_) => None,
+        }
+    }
+
     /// The source for one worker.
     fn source(&self, planes: &Planes, mailbox: &Mailbox<reactor::Message<Message>>) -> io::Result<Source> {
         Ok(match self {
@@ -308,12 +317,18 @@ impl Origin {
 }
 
 fn open_origins(config: &Config) -> anyhow::Result<Vec<Origin>> {
-    let secret_keys = config.secret_keys.iter().cloned().collect();
+    let secret_keys: Arc<[_]> = config.secret_keys.iter().cloned().collect();
     let origin = |(index, source): (usize, &SourceConfig)| {
         Ok(match source {
             SourceConfig::Store(places) => {
                 let directory = open_directory(&places.real_store)?;
-                let store = SharedStore::open(index, places.clone(), Arc::clone(&secret_keys))?;
+                let keys = || Arc::clone(&secret_keys);
+                let nar_cache = config
+                    .nar_cache
+                    .clone()
+                    .map(|nar_cache| NarCache::start(nar_cache, config.priority, places.clone(), keys()));
+                let nar_cache = nar_cache.transpose().context("cannot start threads")?;
+                let store = SharedStore::open(index, places.clone(), keys(), nar_cache)?;
                 Origin::Store { store: Arc::new(store), directory }
             }
             SourceConfig::Directory(path) => Origin::Directory(Arc::new(open_directory(path)?)),

@@ -3,6 +3,7 @@
 //! Whether it can be used is found out on a thread of its own, and again from time to time while it cannot: the process that
 //! this one takes over from may still hold it. Until then everything is answered live.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -12,7 +13,6 @@ use tracing::{info, warn};
 
 use super::config::NarCacheConfig;
 use super::known_path::KnownPath;
-use super::layouts::key_of;
 use crate::background::{Background, Hint, Report};
 use crate::codec::signature::SecretKey;
 use crate::limits::CACHE_OPEN_INTERVAL;
@@ -33,6 +33,15 @@ pub struct NarCache {
 struct Open {
     folder: Arc<CacheFolder>,
     background: Background,
+}
+
+/// How the cache is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It is not open, for this reason.
+    Closed(String),
+    /// It is open, and this is what the background plane says.
+    Open(Report),
 }
 
 /// What the cache says of a path.
@@ -120,16 +129,11 @@ impl NarCache {
         }
     }
 
-    /// What the background plane has done, once it runs.
-    pub fn report(&self) -> Option<Report> {
-        self.open.get().map(|open| open.background.report())
-    }
-
-    /// How it is, in words.
-    pub fn state(&self) -> String {
+    /// How it is.
+    pub fn status(&self) -> Status {
         match self.open.get() {
-            Some(open) => open.background.report().state,
-            None => format!("off: {}", self.trouble.lock().unwrap_or_else(PoisonError::into_inner)),
+            Some(open) => Status::Open(open.background.report()),
+            None => Status::Closed(self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()),
         }
     }
 
@@ -156,6 +160,15 @@ impl NarCache {
     }
 }
 
+impl fmt::Display for Status {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(trouble) => write!(formatter, "off: {trouble}"),
+            Self::Open(report) => report.state.fmt(formatter),
+        }
+    }
+}
+
 impl Open {
     fn catalog(&self) -> &Catalog {
         self.folder.catalog()
@@ -175,24 +188,29 @@ impl Opener {
     }
 }
 
-/// An encoded NAR on its way to one client. Its file is not evicted meanwhile.
-pub struct EncodedNar {
+/// A file of the NAR cache on its way to one client. It is not evicted meanwhile.
+pub struct CachedNar {
     file: FileBody,
-    lease: Lease,
+    _lease: Lease,
     nar: NarKey,
     coding: Coding,
     cache: Arc<NarCache>,
 }
 
-impl EncodedNar {
-    /// The NAR in `file`, which is what the catalog says.
-    pub fn new(file: Descriptor, (stored, lease): (&Stored, Lease), nar: NarKey, cache: Arc<NarCache>) -> Self {
+impl CachedNar {
+    /// What is in `file`, which is as the catalog says.
+    pub fn new(
+        file: Descriptor,
+        (stored, lease): (&Stored, Lease),
+        nar: NarKey,
+        cache: Arc<NarCache>,
+    ) -> Self {
         let file = FileBody { file, len_bytes: stored.file_size };
-        Self { file, lease, nar, coding: stored.coding, cache }
+        Self { file, _lease: lease, nar, coding: stored.coding, cache }
     }
 }
 
-impl Body for EncodedNar {
+impl Body for CachedNar {
     fn piece_at(&mut self, position: u64) -> Lookup<'_> {
         self.file.piece_at(position)
     }

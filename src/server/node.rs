@@ -137,7 +137,7 @@ impl CacheNode {
             let Source::Store(store) = &mut self.sources[source] else { return };
             let step = match result {
                 Ok(_) if !is_answered => store.ask_again(id, hash_part, awaited),
-                Ok(known) => store.informed(id, &wish, awaited, known.path.clone()),
+                Ok(known) => store.informed(id, &wish, awaited, known.present_path().cloned()),
                 Err(failure) => refused(*failure),
             };
             let answer = self.settle(id, wish, source, step);
@@ -238,9 +238,7 @@ impl Service for CacheNode {
             return Answer::Reply(not_found());
         };
         let step = match (&mut self.sources[source], stage) {
-            (Source::Store(store), Stage::Store(Awaited::Root(path))) => {
-                store.opened(id, &wish, path, result)
-            }
+            (Source::Store(store), Stage::Store(awaited)) => store.opened(id, &wish, awaited, result),
             (Source::Directory(directory), Stage::File) => directory.opened(&wish, result),
             _ => Step::Absent,
         };
@@ -331,7 +329,6 @@ mod tests {
     use crate::ring::inbox::inbox;
     use crate::ring::reactor::{Peers, Reactor};
     use crate::ring::uring::Uring;
-    use crate::server::metrics::NarCacheFigures;
     use crate::server::plane::Plane;
     use crate::store::demo::DemoStore;
 
@@ -346,12 +343,12 @@ mod tests {
         let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
         let planes = Planes { lookups, walks, encodes };
         let (mailbox, inbox) = inbox().unwrap();
-        let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([])).unwrap());
+        let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), None).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));
         let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone());
         let cache_info =
             CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
-        let metrics = Metrics::new(NarCacheFigures::default);
+        let metrics = Metrics::new(None);
         let texts = Arc::new(Texts { index: Bytes::new(), cache_info, stores: Vec::new(), metrics });
         let sources = vec![Source::Store(Box::new(store))];
         let node = CacheNode::new(sources, texts, planes, mailbox.clone(), false);
