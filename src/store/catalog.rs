@@ -29,6 +29,7 @@
 //! kept away by the folder's lock, and it lies in a hidden directory that belongs to narwire alone. narwire itself never
 //! truncates it: a damaged catalog is replaced by another file.
 
+mod file;
 mod map;
 mod record;
 
@@ -39,14 +40,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use self::file::{NAME, create, file_len_bytes, has_header, offset_of, survey, write_all};
 use self::map::{FileWords, ProcessWords};
-use self::record::{
-    EMPTY, KEY_LEN_BYTES, KEY_OFFSET, KIND_OFFSET, LAST_USED_OFFSET, RECORD_LEN_BYTES, RecordBytes,
-};
-use super::fault;
+use self::record::{EMPTY, KEY_OFFSET, KIND_OFFSET, LAST_USED_OFFSET, RecordBytes};
 use super::nar_cache::Coding;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::store_path::HashPart;
@@ -161,19 +160,7 @@ pub struct Lease {
 /// The bit of a slot's word that is set while no reader may have its record; beneath it are the readers.
 const CLOSED: u32 = 1 << 31;
 
-/// The name of the catalog in its directory, and of the one that will take its place.
-const NAME: &str = "catalog";
-const NEW_NAME: &str = "catalog.new";
-
-/// Length of the header. Bytes: a page, so that the buckets begin with one.
-const HEADER_LEN_BYTES: usize = 4096;
-/// What it begins with: name, version, records, records in a bucket. A CRC-32 of that follows, and zeros.
-const MAGIC: &[u8; 16] = b"narwire catalog\n";
-const VERSION: u32 = 1;
-
 const WORD_LEN_BYTES: usize = size_of::<u32>();
-const BUCKET_LEN_BYTES: usize = CATALOG_BUCKET_RECORDS * RECORD_LEN_BYTES;
-
 impl Entry {
     /// What tells it from other entries of the same NAR.
     pub fn kind(&self) -> Kind {
@@ -445,7 +432,6 @@ impl Catalog {
 
     fn bucket_of(&self, nar: &NarKey) -> usize {
         // Both halves count: many paths can have the same contents.
-        const _: () = assert!(KEY_LEN_BYTES == 64);
         crc32fast::hash(&record::key_bytes(nar)) as usize % self.buckets
     }
 
@@ -555,121 +541,13 @@ fn slots_of(bucket: usize) -> Range<usize> {
     bucket * CATALOG_BUCKET_RECORDS..(bucket + 1) * CATALOG_BUCKET_RECORDS
 }
 
-fn offset_of(slot: usize) -> usize {
-    HEADER_LEN_BYTES + slot * RECORD_LEN_BYTES
-}
-
 fn word_of(slot: usize, offset_in_record: usize) -> usize {
     (offset_of(slot) + offset_in_record) / WORD_LEN_BYTES
-}
-
-fn file_len_bytes(records: usize) -> usize {
-    HEADER_LEN_BYTES + records * RECORD_LEN_BYTES
 }
 
 /// Records have room for times until 2106.
 fn clamp_seconds(seconds: u64) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX)
-}
-
-fn header(records: usize) -> [u8; 32] {
-    let mut header = [0; 32];
-    header[..16].copy_from_slice(MAGIC);
-    header[16..20].copy_from_slice(&VERSION.to_le_bytes());
-    header[20..24].copy_from_slice(&u32::try_from(records).unwrap_or(u32::MAX).to_le_bytes());
-    header[24..28].copy_from_slice(&u32::try_from(CATALOG_BUCKET_RECORDS).unwrap_or(u32::MAX).to_le_bytes());
-    let sum = crc32fast::hash(&header[..28]);
-    header[28..].copy_from_slice(&sum.to_le_bytes());
-    header
-}
-
-/// Whether a file is a catalog of so many records: its header says so, and it is as long as that.
-fn has_header(file: &OwnedFd, records: usize) -> io::Result<bool> {
-    let status = rustix::fs::fstat(file)?;
-    let is_file = rustix::fs::FileType::from_raw_mode(status.st_mode).is_file();
-    if !is_file || u64::try_from(status.st_size).ok() != Some(file_len_bytes(records) as u64) {
-        return Ok(false);
-    }
-    let mut found = [0; 32];
-    Ok(read_up_to(file, &mut found, 0)? == found.len() && found == header(records))
-}
-
-/// Makes an empty catalog. It gets its name when it is whole.
-fn create(directory: BorrowedFd<'_>, records: usize) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match rustix::fs::unlinkat(directory, NEW_NAME, rustix::fs::AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let file = rustix::fs::openat(directory, NEW_NAME, flags, Mode::from_raw_mode(0o644))?;
-    rustix::fs::ftruncate(&file, file_len_bytes(records) as u64)?;
-    write_all(&file, &header(records), 0)?;
-    rustix::fs::fsync(&file)?;
-    fault::point("catalog: file written")?;
-    rustix::fs::renameat(directory, NEW_NAME, directory, NAME)?;
-    fault::point("catalog: file renamed")?;
-    rustix::fs::fsync(directory)?;
-    Ok(file)
-}
-
-/// Reads what the file has, passing over what is only length, and marks the buckets that are not empty.
-fn survey(file: &OwnedFd, buckets: usize, touched: &[AtomicU64]) -> io::Result<()> {
-    let mut bytes = vec![0; BUCKET_LEN_BYTES];
-    let mut bucket = 0;
-    while bucket < buckets {
-        let data = match rustix::fs::seek(file, SeekFrom::Data(offset_of_bucket(bucket))) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let hole = rustix::fs::seek(file, SeekFrom::Hole(data))?;
-        let first = data.saturating_sub(HEADER_LEN_BYTES as u64) / BUCKET_LEN_BYTES as u64;
-        bucket = usize::try_from(first).map_or(buckets, |first| first.max(bucket));
-        // From here on bucket by bucket, as long as there is something in them.
-        while bucket < buckets && offset_of_bucket(bucket) < hole {
-            if read_up_to(file, &mut bytes, offset_of_bucket(bucket))? < BUCKET_LEN_BYTES {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            if bytes.iter().any(|&byte| byte != 0) {
-                touched[bucket / 64].fetch_or(1 << (bucket % 64), Ordering::Relaxed);
-            }
-            bucket += 1;
-        }
-    }
-    Ok(())
-}
-
-fn offset_of_bucket(bucket: usize) -> u64 {
-    offset_of(bucket * CATALOG_BUCKET_RECORDS) as u64
-}
-
-/// Reads until the buffer is full or the file ends; returns how much that is.
-fn read_up_to(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut len = 0;
-    while len < buffer.len() {
-        match rustix::io::pread(file, &mut buffer[len..], offset + len as u64) {
-            Ok(0) => break,
-            Ok(read) => len += read,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(len)
-}
-
-fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                bytes = &bytes[written..];
-                offset += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Any bytes as a catalog's file: it opens, or is found damaged and replaced. Whatever it then has is found by its key, can be
@@ -683,7 +561,9 @@ pub fn fuzz_catalog(data: &[u8]) {
     let mut bytes = data.to_vec();
     if choice % 2 == 0 {
         // Past the header, so that it is the records that are looked at.
-        bytes = [&header(RECORDS)[..], &[0; HEADER_LEN_BYTES - 32], data].concat();
+        bytes = file::header(RECORDS).to_vec();
+        bytes.resize(file::HEADER_LEN_BYTES, 0);
+        bytes.extend_from_slice(data);
         bytes.resize(file_len_bytes(RECORDS), 0);
     }
     std::fs::write(folder.path().join(NAME), bytes).expect("the fuzzer has a disk");
