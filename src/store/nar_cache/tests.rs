@@ -497,12 +497,18 @@ fn child() {
         return;
     };
     fault::plan(&fault).unwrap();
-    let is_killed = fault.starts_with("kill");
-    live_through_everything(Path::new(&path), &mut |result| {
+    let (path, is_killed) = (Path::new(&path), fault.starts_with("kill"));
+    live_through_everything(path, &mut |result| {
         if let Err(error) = result {
             assert!(!is_killed, "{error}");
         }
     });
+    if fault.contains("@publish") {
+        // What could not be published is undone: nothing is left to mend.
+        assert_narinfos_are_true(path, |name| (10..=12).any(|own| name == narinfo_name(key(own).0)));
+        let left = reconcile(&open(path).unwrap());
+        assert_eq!(Reconciled { looked_at: 0, ..left }, Reconciled::default());
+    }
 }
 
 /// Runs [`child`]; true when it came to its end, false when it was killed.
