@@ -23,7 +23,11 @@ impl Runtime {
     /// The future must be awaited to its end: what a job returns to nobody is not dropped.
     pub async fn wait_for<T: Send + 'static>(self, job: impl FnOnce() -> T + Send + 'static) -> T {
         match self {
-            Self::Executor => glommio::executor().spawn_blocking(job).await,
+            // A task of its own: with each poll of an operation glommio keeps one more waker of who polls, and ends the process at
+            // 32,768 of them. Who does something else meanwhile polls that often.
+            Self::Executor => {
+                glommio::spawn_local(async { glommio::executor().spawn_blocking(job).await }).await
+            }
             Self::Thread => job(),
         }
     }
@@ -74,5 +78,29 @@ pub fn run<T>(task: impl AsyncFnOnce(Runtime) -> T) -> T {
     match make() {
         Ok(executor) => executor.run(task(Runtime::Executor)),
         Err(_) => future::block_on(task(Runtime::Thread)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::task::Poll;
+
+    use super::*;
+
+    #[test]
+    fn a_job_may_be_waited_for_while_much_else_is_done() {
+        let (release, released) = mpsc::channel::<()>();
+        let answer = make().unwrap().run(async {
+            let job = Runtime::Executor.wait_for(move || released.recv().is_ok());
+            let mut polls_left = 100_000;
+            let polling = future::poll_fn(|context| {
+                polls_left -= 1;
+                context.waker().wake_by_ref();
+                if polls_left == 0 { Poll::Ready(release.send(())) } else { Poll::Pending }
+            });
+            future::zip(job, polling).await.0
+        });
+        assert!(answer);
     }
 }
