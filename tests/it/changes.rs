@@ -89,7 +89,7 @@ fn always_as_fresh_as_the_last_commit(nix: Nix) {
 
 #[test]
 fn no_answer_is_older_than_the_request_for_it() {
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         always_as_fresh_as_the_last_commit(nix);
     }
 }
@@ -101,7 +101,7 @@ fn no_answer_is_older_than_the_request_for_it_without_a_log() {
 
 #[test]
 fn what_nix_has_registered_is_never_absent_while_everybody_asks_for_it() {
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let (store, elsewhere) = (Store::new(nix), Store::new(Nix::installed()));
         store.add_bytes("first", b"so that there is a database");
         let server = store.serve();
@@ -197,7 +197,7 @@ fn follows_a_replaced_database(nix: Nix) {
 
 #[test]
 fn a_replaced_database_is_followed() {
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         follows_a_replaced_database(nix);
     }
 }

@@ -73,7 +73,7 @@ fn the_commands_that_a_demo_prints_work_as_they_are() {
 #[test]
 fn nix_copies_from_a_demo_with_the_key_that_it_prints() {
     let demo = Demo::start(None);
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let destination = Store::new(nix);
         destination.copy_from(&demo.server.url(), &demo.key(), &[&demo.path()]);
         assert!(destination.real(&demo.path()).exists());
@@ -318,7 +318,7 @@ fn a_generated_key_signs_what_nix_verifies() {
     let (folder, fixture) = (tempfile::tempdir().unwrap(), fixture());
     let key = generated(folder.path());
     let server = fixture.store.serve_signed(&key);
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let destination = Store::new(nix);
         destination.copy_from(&server.url(), &key, &[fixture.path("program-1.0")]);
         destination.verify(&key);
@@ -329,7 +329,7 @@ fn a_generated_key_signs_what_nix_verifies() {
 fn a_generated_key_is_one_that_nix_itself_signs_with() {
     let (folder, fixture) = (tempfile::tempdir().unwrap(), fixture());
     let key = generated(folder.path());
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let secret = fs::File::open(&key.secret_file).unwrap();
         let public = run(nix.command("nix").args(["key", "convert-secret-to-public"]).stdin(secret));
         assert_eq!(public, key.public);

@@ -129,7 +129,7 @@ fn a_file_of_the_same_size_and_other_contents_is_refused_by_the_client() {
     let path = store.add_folder("damaged", 50, NOT_TINY);
     let server = store.serve_signed(&fixture.key);
     fs::write(victim(&store.real(&path)), [0; NOT_TINY]).unwrap();
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let complaint = Store::new(nix).copy_from_failing(&server.url(), &fixture.key, &[&path]);
         assert!(complaint.contains("hash mismatch") || complaint.contains("does not exist"), "{complaint}");
     }

@@ -33,10 +33,10 @@ fn copies_back(options: &str) {
     let fixture = fixture();
     let paths =
         ["program-1.0", "odd", "deep", "text", "fixed-flat", "empty-file"].map(|name| fixture.path(name));
-    for writer in Nix::both() {
+    for writer in Nix::all() {
         let folder = written_by(&writer, options, &paths);
         let server = Narwire::start([folder.path()]);
-        for reader in Nix::both() {
+        for reader in Nix::all() {
             let destination = Store::new(reader);
             destination.copy_from(&server.url(), &fixture.key, &paths);
             destination.verify(&fixture.key);
@@ -118,7 +118,7 @@ fn nix_log_reads_a_log_that_was_copied() {
     Nix::installed()
         .run("nix", &["store", "copy-log", "--from", fixture.store.uri(), "--to", &cache, derivation]);
     let server = Narwire::start([folder.path()]);
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         assert_eq!(
             nix.run("nix", &["log", "--store", &server.url(), fixture.path("library-1.0")]),
             "the builder speaks"

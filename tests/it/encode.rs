@@ -126,7 +126,7 @@ fn nix_takes_a_nar_whose_narinfo_says_that_it_is_compressed() {
         fs::write(folder.path().join(name), text).unwrap();
     }
     let narinfos = Narwire::start([folder.path()]);
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let destination = Store::new(nix);
         destination.copy_from(&narinfos.url(), &fixture.key, &paths);
         destination.verify(&fixture.key);

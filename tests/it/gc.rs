@@ -31,7 +31,7 @@ fn collect_during_download(store: &Store) -> (Vec<u8>, Vec<u8>, bool) {
 
 #[test]
 fn a_path_on_its_way_to_a_client_is_kept() {
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let store = Store::in_place(nix);
         let (received, wanted, kept) = collect_during_download(&store);
         assert!(kept, "the collector sees what the server holds open");
@@ -41,7 +41,7 @@ fn a_path_on_its_way_to_a_client_is_kept() {
 
 #[test]
 fn a_path_deleted_under_way_comes_whole_or_visibly_short() {
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         // The collector cannot see who uses a store whose paths are not where they say.
         let store = Store::new(nix);
         let (received, wanted, kept) = collect_during_download(&store);

@@ -20,7 +20,7 @@
 //!
 //! A test states a promise in its name and keeps to five or ten lines; what would make it longer belongs in `support`.
 //! Deadlines only end a test that hangs; nothing here measures time. `NARWIRE_TEST_WITHOUT=all` runs the same suite
-//! with every optional kernel capability switched off. `tests/run` provides the two versions of Nix.
+//! with every optional kernel capability switched off. `tests/run` provides the newer versions of Nix.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on panics
 

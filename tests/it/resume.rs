@@ -35,7 +35,7 @@ fn resumes_with_nix(name: &str, seed: u64) {
     let fixture = fixture();
     let server = fixture.store.serve_signed(&fixture.key);
     let path = fixture.path(name);
-    for (seed, nix) in (seed * 100..).zip(Nix::both()) {
+    for (seed, nix) in (seed * 100..).zip(Nix::all()) {
         let proxy = CuttingProxy::start(server.address(), places(seed, fixture.store.dump(path).len()));
         let destination = Store::new(nix);
         destination.copy_from(&proxy.url(), &fixture.key, &[path]);
@@ -51,7 +51,7 @@ fn nix_resumes_a_compressed_file_of_a_cache_directory() {
     let cache = format!("file://{}?compression=zstd", text(folder.path()));
     Nix::newer().run("nix", &["copy", "--from", fixture.store.uri(), "--to", &cache, fixture.path("sizes")]);
     let server = Narwire::start([folder.path()]);
-    for (seed, nix) in (14..).zip(Nix::both()) {
+    for (seed, nix) in (14..).zip(Nix::all()) {
         let proxy = CuttingProxy::start(server.address(), places(seed, 10_000_000));
         let destination = Store::new(nix);
         destination.copy_from(&proxy.url(), &fixture.key, &[fixture.path("sizes")]);

@@ -109,10 +109,11 @@ fn a_narinfo_without_references_keeps_the_space_that_nix_needs() {
 fn nix_copies_everything_and_verifies_it() {
     let fixture = fixture();
     let server = fixture.store.serve_signed(&fixture.key);
-    // To Nix 2.8 the name of a derivation means its outputs, so only the newer one copies derivations themselves.
+    // To Nix 2.8 the name of a derivation means its outputs, so only the newer ones copy derivations themselves.
     let (derivations, others): (Vec<_>, Vec<_>) =
         fixture.paths().into_iter().partition(|path| is_derivation(path));
-    for (nix, wanted) in Nix::both().into_iter().zip([others.clone(), [others, derivations].concat()]) {
+    let everything = [&others[..], &derivations].concat();
+    for (nix, wanted) in Nix::all().into_iter().zip([others, everything.clone(), everything]) {
         let destination = Store::new(nix);
         destination.copy_from(&server.url(), &fixture.key, &wanted);
         destination.verify(&fixture.key);
@@ -130,7 +131,7 @@ fn is_derivation(path: &str) -> bool {
 fn nix_store_realises_a_closure_with_signatures_checked() {
     let fixture = fixture();
     let server = fixture.store.serve_signed(&fixture.key);
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let destination = Store::new(nix);
         destination.substitute(&server.url(), &fixture.key, fixture.path("program-1.0"));
         assert!(
@@ -145,7 +146,7 @@ fn nix_store_realises_a_closure_with_signatures_checked() {
 fn a_key_that_the_client_does_not_trust_is_refused() {
     let fixture = fixture();
     let server = fixture.store.serve_signed(&fixture.key);
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let destination = Store::new(nix);
         let complaint =
             destination.copy_from_failing(&server.url(), &fixture.other_key, &[fixture.path("program-1.0")]);
@@ -158,7 +159,7 @@ fn a_key_that_the_client_does_not_trust_is_refused() {
 fn a_content_addressed_path_needs_no_key() {
     let fixture = fixture();
     let server = fixture.store.serve();
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let destination = Store::new(nix);
         let paths = ["small", "fixed-flat", "fixed-tree", "text"].map(|name| fixture.path(name));
         destination.copy_from(&server.url(), &fixture.other_key, &paths);
@@ -185,7 +186,9 @@ fn signatures_of_the_database_are_kept() {
     store.copy_from(&server.url(), &fixture.key, &[library]);
     let second = store.serve_signed(&fixture.other_key);
     for key in [&fixture.key, &fixture.other_key] {
-        Store::new(Nix::newer()).copy_from(&second.url(), key, &[library]);
+        for nix in [Nix::newer(), Nix::newest()] {
+            Store::new(nix).copy_from(&second.url(), key, &[library]);
+        }
     }
 }
 
@@ -194,7 +197,7 @@ fn nix_path_info_verify_and_ls_read_the_cache_itself() {
     let fixture = fixture();
     let server = fixture.store.serve_signed(&fixture.key);
     let (program, odd) = (fixture.path("program-1.0"), fixture.path("odd"));
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let info = nix.run("nix", &["path-info", "--store", &server.url(), "--size", "--sigs", program]);
         assert!(info.contains("cache.test-1:"), "{info}");
         let trust = ["--option", "trusted-public-keys", &fixture.key.public];
@@ -211,7 +214,7 @@ fn nix_path_info_verify_and_ls_read_the_cache_itself() {
 fn nix_log_shows_what_the_builder_said_compressed_or_not() {
     let fixture = fixture();
     let server = fixture.store.serve();
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         for version in ["1.0", "2.0"] {
             let library = fixture.path(&format!("library-{version}.drv"));
             let said = nix.run("nix", &["log", "--store", &server.url(), library]);
@@ -240,7 +243,7 @@ fn a_log_outlives_its_derivation() {
 
 #[test]
 fn a_path_registered_after_a_404_is_found_by_the_next_request() {
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let (store, elsewhere) = (Store::new(nix), Store::new(Nix::installed()));
         store.add_bytes("first", b"so that there is a database");
         let server = store.serve();
@@ -260,7 +263,7 @@ fn a_path_registered_after_a_404_is_found_by_the_next_request() {
 
 #[test]
 fn a_deleted_path_is_absent_on_the_next_request() {
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let store = Store::new(nix);
         let path = store.add_bytes("doomed", b"here today");
         let server = store.serve();
@@ -297,7 +300,7 @@ fn a_path_registered_again_with_another_hash_is_noticed() {
 fn a_listing_says_what_nix_would_have_written() {
     let fixture = fixture();
     let server = fixture.store.serve();
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let folder = tempfile::tempdir().unwrap();
         let destination = format!("file://{}?compression=none&write-nar-listing=true", text(folder.path()));
         for name in
@@ -350,7 +353,7 @@ fn debug_symbols_are_found_by_build_id() {
 #[test]
 fn realisations_are_served_in_both_forms_and_bring_the_output() {
     let features = ["--option", "experimental-features", "nix-command ca-derivations"];
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let store = Store::new(nix);
         let instantiate = ["--store", store.uri(), "--expr", CONTENT_ADDRESSED];
         let derivation = store.nix.run("nix-instantiate", &[&instantiate[..], &features].concat());
@@ -371,9 +374,13 @@ fn realisations_are_served_in_both_forms_and_bring_the_output() {
         }
         server.get(&format!("/realisations/sha256:{}!out.doi", "0".repeat(64))).expect_absent();
         server.get(&format!("/build-trace-v2/{}-none.drv/out.doi", "0".repeat(32))).expect_absent();
-        let destination = Store::new(Nix::installed());
-        let copy = ["copy", "--from", &server.url(), "--to", destination.uri(), "--no-check-sigs", &output];
-        destination.nix.run("nix", &[&copy[..], &features].concat());
+        for reader in Nix::all() {
+            let destination = Store::new(reader);
+            let copy =
+                ["copy", "--from", &server.url(), "--to", destination.uri(), "--no-check-sigs", &output];
+            destination.nix.run("nix", &[&copy[..], &features].concat());
+            assert_eq!(destination.nar_hash(&output), store.nar_hash(&output));
+        }
     }
 }
 
@@ -393,16 +400,18 @@ fn base_name(path: &str) -> &str {
 }
 
 #[test]
-fn a_store_filled_by_the_newer_nix_is_served_to_both() {
-    let store = Store::new(Nix::newer());
-    let folder = tempfile::tempdir().unwrap();
-    let key = Key::in_folder(folder.path(), "fresh.test-1");
-    let paths = [store.add_folder("tree", 300, 700), store.add_bytes("file", b"contents")];
-    let server = store.serve_signed(&key);
-    for nix in Nix::both() {
-        let destination = Store::new(nix);
-        destination.copy_from(&server.url(), &key, &paths.each_ref().map(String::as_str));
-        destination.verify(&key);
+fn a_store_filled_by_a_newer_nix_is_served_to_all() {
+    for writer in [Nix::newer(), Nix::newest()] {
+        let store = Store::new(writer);
+        let folder = tempfile::tempdir().unwrap();
+        let key = Key::in_folder(folder.path(), "fresh.test-1");
+        let paths = [store.add_folder("tree", 300, 700), store.add_bytes("file", b"contents")];
+        let server = store.serve_signed(&key);
+        for nix in Nix::all() {
+            let destination = Store::new(nix);
+            destination.copy_from(&server.url(), &key, &paths.each_ref().map(String::as_str));
+            destination.verify(&key);
+        }
     }
 }
 
@@ -422,7 +431,7 @@ fn a_server_without_privileges_sees_the_database_live() {
     if !rustix::process::geteuid().is_root() {
         return; // then every other test has shown it
     }
-    for nix in Nix::both() {
+    for nix in Nix::all() {
         let store = Store::new(nix);
         let first = store.add_bytes("first", b"contents");
         // A copy of the program where everybody may read it and nothing forbids to run it.

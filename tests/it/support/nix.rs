@@ -1,4 +1,4 @@
-//! Real Nix: two versions of it, and stores of their own in folders of their own.
+//! Real Nix: three versions of it, and stores of their own in folders of their own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -31,15 +31,27 @@ impl Nix {
         Self::with_tree(None)
     }
 
-    /// Nix 2.26 or newer, unpacked by `tests/run`.
+    /// Nix 2.26 of Debian 13, unpacked by `tests/run`. It decodes compressed answers itself.
     pub fn newer() -> Self {
-        let tree = std::env::var_os("NARWIRE_TEST_NIX_TREE").map_or_else(default_tree, PathBuf::from);
-        assert!(tree.join("usr/bin/nix").exists(), "no Nix in {}: tests/run puts it there", tree.display());
-        Self::with_tree(Some(tree))
+        Self::unpacked(0)
     }
 
-    pub fn both() -> [Self; 2] {
-        [Self::installed(), Self::newer()]
+    /// Nix 2.34 or newer, likewise. It leaves decoding to libcurl, and writes URLs and JSON in newer ways.
+    pub fn newest() -> Self {
+        Self::unpacked(1)
+    }
+
+    /// Every version, oldest first.
+    pub fn all() -> [Self; 3] {
+        [Self::installed(), Self::newer(), Self::newest()]
+    }
+
+    fn unpacked(index: usize) -> Self {
+        let trees = std::env::var_os("NARWIRE_TEST_NIX_TREES")
+            .map_or_else(default_trees, |list| std::env::split_paths(&list).collect());
+        let tree = trees.into_iter().nth(index).expect("NARWIRE_TEST_NIX_TREES names two trees");
+        assert!(tree.join("usr/bin/nix").exists(), "no Nix in {}: tests/run puts it there", tree.display());
+        Self::with_tree(Some(tree))
     }
 
     /// The same with one more line of configuration.
@@ -89,8 +101,9 @@ impl Nix {
     }
 }
 
-fn default_tree() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-roots").join("trixie")
+fn default_trees() -> Vec<PathBuf> {
+    let roots = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-roots");
+    ["trixie", "forky"].map(|suite| roots.join(suite)).to_vec()
 }
 
 /// A Nix store in a folder. Its paths say `/nix/store` and its files are beneath the folder, unless it is made by
