@@ -25,6 +25,8 @@ pub enum Kind {
     Narwire,
     /// narwire with the files that nginx serves as a cache directory.
     NarwireDirectory,
+    /// narwire that keeps the NARs of the store encoded.
+    NarwireCache,
     /// Static files as a cautious administrator serves them: what changes on disk is seen at once, as with narwire.
     Nginx,
     /// The same with `open_file_cache`: faster, and blind to changes for a minute.
@@ -46,6 +48,7 @@ impl Kind {
         match self {
             Self::Narwire => "narwire",
             Self::NarwireDirectory => "narwire-dir",
+            Self::NarwireCache => "narwire-cache",
             Self::Nginx => "nginx",
             Self::NginxCaching => "nginx+ofc",
         }
@@ -64,7 +67,7 @@ impl Server {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "taskset", "-c", cores]);
         match kind {
-            Kind::Narwire | Kind::NarwireDirectory => {
+            Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache => {
                 command.arg(env!("CARGO_BIN_EXE_narwire")).args([
                     "--listen",
                     &address.to_string(),
@@ -82,6 +85,10 @@ impl Server {
                         .arg(&site.store.database)
                         .arg("--secret-key-file")
                         .arg(&site.secret_key_file);
+                }
+                if kind == Kind::NarwireCache {
+                    command.arg("--cache-dir").arg(&site.nar_cache);
+                    command.args(["--cache-format", "both", "--cache-min-free", "0", "--scrub-rate", "0"]);
                 }
             }
             Kind::Nginx | Kind::NginxCaching => {
@@ -112,7 +119,7 @@ impl Server {
                 bail!("it has ended ({status})");
             }
             let serving = match self.kind {
-                Kind::Narwire | Kind::NarwireDirectory => Some(self.child.id()),
+                Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache => Some(self.child.id()),
                 Kind::Nginx | Kind::NginxCaching => self.children()?.first().copied(),
             };
             if let Some(serving) = serving

@@ -36,8 +36,8 @@ create index IndexDerivationOutputs on DerivationOutputs(path);
 ";
 /// A database that nobody needs tomorrow is not waited for; its pages stay in memory while it is filled.
 const FILLING: &str = "pragma synchronous = off; pragma foreign_keys = off; pragma cache_size = -1000000;";
-/// Trees up to this length get their true hash. Bytes.
-const HASHED_LEN_MAX: u64 = 256 * 1024 * 1024;
+/// Trees up to this length get their true hash: all that are to be encoded, for what has another hash is damaged. Bytes.
+const HASHED_LEN_MAX: u64 = 4 << 30;
 /// Where sites are made: in the build directory, on a real disk, as stores are.
 const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
 
@@ -47,6 +47,8 @@ pub struct Site {
     pub secret_key_file: PathBuf,
     /// The root of nginx, and a cache directory for narwire: narinfos and NARs as files.
     pub flat: PathBuf,
+    /// Where one narwire at a time keeps NARs encoded.
+    pub nar_cache: PathBuf,
     root: TempDir,
     /// Comes after the folder, which is normally gone when it ends.
     _sweeper: Sweeper,
@@ -59,7 +61,7 @@ struct Sweeper(Child);
 #[derive(Clone)]
 pub struct Nar {
     pub path: StorePath,
-    /// No client here checks it, so it is not the hash of the NAR, but of the name of its tree.
+    /// Of a very long NAR it is the hash of the name of its tree, for no client here checks it.
     pub hash: Sha256Digest,
     pub len_bytes: u64,
 }
@@ -77,6 +79,7 @@ impl Site {
         let sweeper = Sweeper::start(root.path())?;
         let store = LocalStore::beneath(root.path(), StoreDir::parse("/nix/store")?);
         let flat = root.path().join("flat");
+        let nar_cache = root.path().join("nar-cache");
         fs::create_dir_all(&store.real_store)?;
         fs::create_dir_all(flat.join("nar"))?;
         fs::write(flat.join("nix-cache-info"), "StoreDir: /nix/store\n")?;
@@ -88,7 +91,7 @@ impl Site {
         fs::write(&secret_key_file, key.to_text().as_bytes())?;
         fs::set_permissions(&secret_key_file, fs::Permissions::from_mode(0o600))?;
         Connection::open(&store.database)?.execute_batch(SCHEMA)?;
-        Ok(Self { store, secret_key_file, flat, root, _sweeper: sweeper })
+        Ok(Self { store, secret_key_file, flat, nar_cache, root, _sweeper: sweeper })
     }
 
     /// The folder of everything.
@@ -104,6 +107,12 @@ impl Site {
     /// The file that servers of files send for a NAR.
     pub fn file(&self, nar: &Nar) -> PathBuf {
         self.flat.join(nar.target().split('?').next().unwrap_or_default())
+    }
+
+    /// The file of a compressed NAR that narwire keeps.
+    pub fn encoded(&self, nar: &Nar) -> PathBuf {
+        let hash = nix_base32::to_nix_base32(&nar.hash.0);
+        self.nar_cache.join(format!("nar/{}-{hash}.nar.zst", nar.path.hash_part()))
     }
 
     /// Registers paths that have no contents, with up to twelve references each to earlier ones.
@@ -127,7 +136,7 @@ impl Site {
         }
         let root = walk::open_root(&self.store, &paths[0])?.context("a tree that was just written")?;
         let len_bytes = walk::layout(&root, Kept::Nothing)?.known_len_bytes();
-        // What fits into memory is compared with its hash. Of the rest nobody reads it, and it would take its time.
+        // What is kept, in memory or encoded, is compared with its hash. Of the rest nobody reads it, and it would take its time.
         let hash = match len_bytes {
             ..HASHED_LEN_MAX => walk::hash(&root)?.0,
             _ => Sha256::digest(name.as_bytes()),
@@ -174,6 +183,11 @@ impl Nar {
     /// The request, as a list of one.
     pub fn request(&self) -> Vec<Vec<u8>> {
         vec![request(&self.target(), "")]
+    }
+
+    /// What is asked for by a client that was told of the compressed NAR.
+    pub fn compressed_target(&self) -> String {
+        self.target().replace(".nar", ".nar.zst")
     }
 
     /// A request for `len_bytes` at `percent` of the length.

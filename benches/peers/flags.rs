@@ -14,7 +14,7 @@ cargo bench --bench peers -- [FLAGS]
   --toolchain-part N one in N of the files of the Rust toolchain [1]
   --rounds N         rounds per row [4]
   --seconds S        measured time of one round [1.0]
-Needs nginx (Debian: apt-get install nginx-light), two cores, rustc, and 5 GB of disk in the build directory (--quick: 1 GB).";
+Needs nginx (Debian: apt-get install nginx-light), two cores, rustc, and 10 GB of disk in the build directory (--quick: 2 GB).";
 
 pub struct Flags {
     pub is_quick: bool,

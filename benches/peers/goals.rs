@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::cached;
 use crate::cold;
 use crate::flags::Flags;
 use crate::harness::server::Kind;
@@ -29,7 +30,7 @@ struct Goal {
     figure: Option<f64>,
 }
 
-/// The table, in Markdown, of those goals whose rows were measured. The bare ring and the NAR cache are left to other benches.
+/// The table, in Markdown, of those goals whose rows were measured. The bare ring is left to another bench.
 pub fn table(results: &Results, flags: &Flags) -> String {
     let mut text = String::from("| work | goal | measured | |\n|---|---|---|---|\n");
     for goal in goals(results, flags) {
@@ -49,6 +50,7 @@ fn goals(results: &Results, flags: &Flags) -> Vec<Goal> {
     let (own, nginx) = (Kind::Narwire.name(), Kind::Nginx.name());
     let beside = |row, other| results.ratio(row, own, other);
     let between = |row, other| results.ratio_between((row, own), (other, own));
+    let cached = |row| results.ratio(row, Kind::NarwireCache.name(), nginx);
     let first_bytes =
         |rows: [&'static str; 2]| Some(results.wait50_us(rows[1], own)? / results.wait50_us(rows[0], own)?);
     let at_most = |work, bound, of, figure| Goal { work, bound: Bound::AtMost(bound), of, figure };
@@ -100,6 +102,58 @@ fn goals(results: &Results, flags: &Flags) -> Vec<Goal> {
             1.0,
             "× nginx",
             beside(NARINFO_WHILE_MANY, nginx),
+        ),
+        // CPU per GB: at least 0.9 × the speed is at most the inverse.
+        at_most(
+            "NAR of 20,000 files again, from the NAR cache, CPU",
+            1.0 / 0.9,
+            "× nginx, flat",
+            cached(cached::MANY[0]),
+        ),
+        at_most(
+            "toolchain NAR again, from the NAR cache, CPU",
+            1.0 / 0.9,
+            "× nginx, flat",
+            cached(cached::TOOLCHAIN[0]),
+        ),
+        at_most(
+            "one large file again, from the NAR cache, CPU",
+            1.0 / 0.9,
+            "× nginx, flat",
+            cached(cached::LARGE[0]),
+        ),
+        at_most(
+            "NAR of 20,000 files, .zst from the NAR cache, CPU",
+            1.0 / 0.9,
+            "× nginx, .zst",
+            cached(cached::MANY[2]),
+        ),
+        at_most(
+            "toolchain NAR, .zst from the NAR cache, CPU",
+            1.0 / 0.9,
+            "× nginx, .zst",
+            cached(cached::TOOLCHAIN[2]),
+        ),
+        at_most(
+            "one large file, .zst from the NAR cache, CPU",
+            1.0 / 0.9,
+            "× nginx, .zst",
+            cached(cached::LARGE[2]),
+        ),
+        at_most(
+            "20,000 files are encoded for the NAR cache, CPU",
+            1.0,
+            "× (2 × a live answer + zstd)",
+            results.ratio(cached::FILL, Kind::NarwireCache.name(), cached::FILL_ALLOWED),
+        ),
+        at_most(
+            "narinfo p99 while the NAR cache is filled",
+            1.5,
+            "× at rest",
+            results.ratio_between(
+                (cached::NARINFO_WHILE_FILLING, Kind::NarwireCache.name()),
+                (cached::NARINFO_AT_REST, Kind::NarwireCache.name()),
+            ),
         ),
         at_most("memory at rest", 48.0, "MiB", mib(memory::IDLE)),
         at_most(

@@ -8,6 +8,7 @@
 
 #![expect(clippy::cast_precision_loss, reason = "numbers for people")]
 
+mod cached;
 mod cold;
 mod flags;
 mod goals;
@@ -75,6 +76,7 @@ fn measure(works: &Works, flags: &Flags, heading: String) -> anyhow::Result<Stri
         flags.measured.as_secs_f64(),
     )?;
     works::measure(works, &mut bench)?;
+    cached::measure(works, &mut bench)?;
     let Bench { servers, mut results, mut report, .. } = bench;
     drop(servers);
     if flags.wants("cold") {

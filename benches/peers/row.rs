@@ -49,6 +49,7 @@ pub struct Row<'a> {
     pub figure: Figure,
     pub ending: Ending,
     pub groups: Vec<Group<'a>>,
+    /// The first is the narwire that the others are compared with.
     pub servers: &'a [Kind],
     pub floor: Option<Floor>,
 }
@@ -189,12 +190,12 @@ impl Bench<'_> {
             Figure::Wait50 => "ms p50",
             Figure::Wait99 => "µs p99",
         };
-        let own = Kind::Narwire.name();
+        let own = row.servers[0];
         let mut name = row.name;
         for kind in row.servers {
             let Some(measured) = self.results.0.get(&(row.name, kind.name())) else { continue };
-            let ratio = match self.results.ratio(row.name, own, kind.name()) {
-                Some(ratio) if *kind != Kind::Narwire => format!("{ratio:.2}"),
+            let ratio = match self.results.ratio(row.name, own.name(), kind.name()) {
+                Some(ratio) if *kind != own => format!("{ratio:.2}"),
                 _ => String::new(),
             };
             writeln!(
@@ -214,7 +215,7 @@ impl Bench<'_> {
         if let Some(bare) = &row.floor {
             let name = bare.name();
             let figure = self.results.figure(row.name, name).unwrap_or(f64::NAN);
-            let ratio = self.results.ratio(row.name, own, name).unwrap_or(f64::NAN);
+            let ratio = self.results.ratio(row.name, own.name(), name).unwrap_or(f64::NAN);
             writeln!(self.report, "{:<46} {name:<16} {figure:>8.3} {unit:>6} {ratio:>7.2}", "")?;
         }
         Ok(())

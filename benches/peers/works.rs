@@ -14,7 +14,7 @@ use crate::row::{Bench, Ending, Figure, Floor, Row};
 /// The clients of an answer that is not long.
 const MANY_CONNECTIONS: usize = 64;
 /// Those that ask for narinfos while NARs stream.
-const FEW_CONNECTIONS: usize = 4;
+pub const FEW_CONNECTIONS: usize = 4;
 const STREAMS: usize = 8;
 const HUGE_FILE_LEN: u64 = 10_000_000_000;
 const RANGE_LEN: u64 = 4096;
@@ -49,7 +49,7 @@ pub fn servers(flags: &Flags) -> &'static [Kind] {
 pub struct Works {
     pub fixture: Fixture,
     /// Part of the Rust toolchain, in as many copies as it is asked for the first time.
-    toolchain: Vec<Nar>,
+    pub toolchain: Vec<Nar>,
     toolchain_files: Files,
     many_files: Files,
     huge: Nar,
