@@ -5,11 +5,13 @@ use std::fmt::Write;
 use indicatif::HumanBytes;
 
 use super::Failure;
+use super::load::LoadError;
 use crate::ring::capability::Capabilities;
 use crate::server::RunError;
 use crate::server::config::{Config, NarCacheConfig, SourceConfig};
 use crate::store::StoreError;
 use crate::store::db::Database;
+use crate::store::nar_cache::{CacheFolder, Prospect};
 
 /// One line for each thing that serving would do with `config`.
 pub fn report(config: &Config) -> Result<String, Failure> {
@@ -21,7 +23,8 @@ pub fn report(config: &Config) -> Result<String, Failure> {
     }
     let _ = writeln!(text, "  store dir  {}", config.store_dir.as_str());
     if let Some(nar_cache) = &config.nar_cache {
-        let _ = writeln!(text, "  nar cache  {}", describe_nar_cache(nar_cache));
+        let prospect = CacheFolder::look(&nar_cache.directory, &config.store_dir).map_err(LoadError::from)?;
+        let _ = writeln!(text, "  nar cache  {}", describe_nar_cache(nar_cache, prospect));
     }
     for address in &config.listen {
         let _ = writeln!(text, "  listen     {address}");
@@ -53,7 +56,12 @@ fn describe(source: &SourceConfig) -> Result<String, StoreError> {
     }
 }
 
-fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig) -> String {
+fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig, prospect: Prospect) -> String {
+    let prospect = match prospect {
+        Prospect::Missing => " (to be made)",
+        Prospect::Empty => " (empty)",
+        Prospect::Cache => "",
+    };
     let or = |bytes: Option<u64>, otherwise: &str| match bytes {
         Some(bytes) => HumanBytes(bytes).to_string(),
         None => format!("{otherwise} of its file system"),
@@ -63,7 +71,7 @@ fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig) -> St
         rate => format!("scrub at {}/s", HumanBytes(rate)),
     };
     format!(
-        "{}, policy {}, format {}, zstd level {}, at most {}, {} left free, {scrub}",
+        "{}{prospect}, policy {}, format {}, zstd level {}, at most {}, {} left free, {scrub}",
         directory.display(),
         fill.policy,
         fill.format,
@@ -90,12 +98,12 @@ mod tests {
         };
         let nar_cache = NarCacheConfig { directory: "/var/cache/narwire".into(), fill };
         assert_eq!(
-            describe_nar_cache(&nar_cache),
-            "/var/cache/narwire, policy hot, format auto, zstd level 3, at most 10.00 GiB, a twentieth of its file \
+            describe_nar_cache(&nar_cache, Prospect::Missing),
+            "/var/cache/narwire (to be made), policy hot, format auto, zstd level 3, at most 10.00 GiB, a twentieth of its file \
              system left free, scrub at 8.00 MiB/s"
         );
         let unbounded = FillSettings { len_max: None, scrub_rate: 0, ..nar_cache.fill.clone() };
-        let line = describe_nar_cache(&NarCacheConfig { fill: unbounded, ..nar_cache });
+        let line = describe_nar_cache(&NarCacheConfig { fill: unbounded, ..nar_cache }, Prospect::Cache);
         assert!(line.contains("at most a quarter of its file system,"), "{line}");
         assert!(line.ends_with("no background scrub"), "{line}");
     }

@@ -12,6 +12,7 @@ use crate::limits::CACHE_INFO_LEN_MAX;
 use crate::server::config::{Config, SourceConfig};
 use crate::store::db::Database;
 use crate::store::keys::{SecretKeyFileError, read_secret_key};
+use crate::store::nar_cache::{CacheFolder, CacheFolderError};
 use crate::store::{LocalStore, StoreError};
 
 /// Where Nix keeps its store unless told otherwise.
@@ -77,6 +78,9 @@ pub enum LoadError {
         /// A cache directory or the store.
         served: PathBuf,
     },
+    /// See its cause.
+    #[error(transparent)]
+    NarCache(#[from] CacheFolderError),
     /// The database is there, and cannot be used.
     #[error(transparent)]
     Database(#[from] StoreError),
@@ -92,6 +96,7 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
     sources.extend(settings.directories.into_iter().map(SourceConfig::Directory));
     if let Some(nar_cache) = &settings.nar_cache {
         refuse_inside(&nar_cache.directory, &sources)?;
+        CacheFolder::look(&nar_cache.directory, &store_dir)?;
     }
     let secret_keys =
         settings.secret_key_files.iter().map(|path| read_secret_key(path)).collect::<Result<_, _>>()?;
@@ -343,6 +348,24 @@ mod tests {
             assert_eq!(config.nar_cache.unwrap().directory, outside);
             assert!(!outside.exists(), "loading makes nothing");
         }
+    }
+
+    #[test]
+    fn what_is_no_nar_cache_is_not_made_one() {
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        let foreign = cache(Some("/nix/store"));
+        let nar_cache = |place: &TempDir| {
+            load_typed(ServeArguments { cache_dir: Some(place.path().to_path_buf()), ..store(&demo) })
+        };
+        let error = nar_cache(&foreign).unwrap_err();
+        assert!(matches!(error, LoadError::NarCache(CacheFolderError::Foreign(_))), "{error}");
+        let other = cache(Some("/gnu/store"));
+        fs::create_dir(other.path().join(".narwire")).unwrap();
+        let error = nar_cache(&other).unwrap_err();
+        assert!(matches!(error, LoadError::NarCache(CacheFolderError::OtherStore { .. })), "{error}");
+        let empty = cache(None);
+        nar_cache(&empty).unwrap();
+        assert!(fs::read_dir(empty.path()).unwrap().next().is_none(), "loading makes nothing");
     }
 
     #[test]

@@ -152,12 +152,14 @@ impl Summary {
                 "damaged: {file} of the NAR cache (moved to .narwire/quarantine, and made anew when asked for)"
             );
         }
+        let mut looked_at = counted(self.store_paths, "store path");
+        if self.cache_files > 0 {
+            let _ = write!(looked_at, " and {} of the NAR cache", counted(self.cache_files, "file"));
+        }
         let _ = writeln!(
             text,
-            "{}{} and {} of the NAR cache, {} in {}{}",
+            "{}{looked_at}, {} in {}{}",
             if self.damage().is_none() { "all is sound: " } else { "read " },
-            counted(self.store_paths, "store path"),
-            counted(self.cache_files, "file"),
             HumanBytes(self.bytes),
             HumanDuration(Duration::from_secs_f64(self.seconds)),
             if self.resumed { ", the rest of an earlier scrub" } else { "" },

@@ -121,6 +121,17 @@ pub enum CacheFolderError {
     Io(#[from] StoreError),
 }
 
+/// What a directory is that is to be the NAR cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prospect {
+    /// It would be made.
+    Missing,
+    /// It is empty.
+    Empty,
+    /// It is one already.
+    Cache,
+}
+
 /// What this process may do to the folder.
 enum Role {
     /// Everything: it holds the lock, for as long as the descriptor is open.
@@ -202,6 +213,22 @@ impl CacheFolder {
         };
         folder.keep_cache_info(priority)?;
         Ok(folder)
+    }
+
+    /// Whether the directory at `path` can be opened as the NAR cache of a store, as far as can be seen without changing anything.
+    pub fn look(path: &Path, store_dir: &StoreDir) -> Result<Prospect, CacheFolderError> {
+        let root = match Directory::open(path) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => return Ok(Prospect::Missing),
+            root => root?,
+        };
+        if !is_ours(&root)? {
+            return Err(CacheFolderError::Foreign(path.to_path_buf()));
+        }
+        read_cache_info(&root, store_dir)?;
+        match root.beneath(OWN_NAME) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(Prospect::Empty),
+            own => own.map(|_| Prospect::Cache).map_err(Into::into),
+        }
     }
 
     /// Opens the cache at `path` while another process may have it. Of all changes only [`CacheFolder::quarantine`] is then possible,
@@ -484,19 +511,7 @@ impl CacheFolder {
 
     fn keep_cache_info(&self, priority: u32) -> Result<(), CacheFolderError> {
         let wanted = CacheInfo { store_dir: self.store_dir.clone(), want_mass_query: true, priority };
-        let len_max = usize::try_from(CACHE_INFO_LEN_MAX).unwrap_or(usize::MAX);
-        let found = self.root.read_text(CACHE_INFO_NAME, len_max)?;
-        let parsed = found.as_deref().and_then(|text| CacheInfo::parse(text, &self.store_dir).ok());
-        if let Some(found) = &parsed
-            && found.store_dir != self.store_dir
-        {
-            return Err(CacheFolderError::OtherStore {
-                path: self.path().to_path_buf(),
-                found: found.store_dir.clone(),
-                wanted: self.store_dir.clone(),
-            });
-        }
-        if parsed.as_ref() != Some(&wanted) {
+        if read_cache_info(&self.root, &self.store_dir)?.as_ref() != Some(&wanted) {
             let mut text = String::new();
             wanted.write(&mut text);
             self.write_file(&text, &self.root, CACHE_INFO_NAME)?;
@@ -549,6 +564,20 @@ impl Drop for Draft {
 enum Place {
     Nowhere,
     Quarantine,
+}
+
+/// What the cache says of itself, if it is of use; it must be a cache of this store directory.
+fn read_cache_info(root: &Directory, store_dir: &StoreDir) -> Result<Option<CacheInfo>, CacheFolderError> {
+    let len_max = usize::try_from(CACHE_INFO_LEN_MAX).unwrap_or(usize::MAX);
+    let text = root.read_text(CACHE_INFO_NAME, len_max)?;
+    match text.and_then(|text| CacheInfo::parse(&text, store_dir).ok()) {
+        Some(found) if found.store_dir != *store_dir => Err(CacheFolderError::OtherStore {
+            path: root.path().to_path_buf(),
+            found: found.store_dir,
+            wanted: store_dir.clone(),
+        }),
+        found => Ok(found),
+    }
 }
 
 /// Whether narwire made this directory, or may make it its own: nothing is in it. (A file system of its own has `lost+found`.)

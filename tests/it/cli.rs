@@ -197,7 +197,9 @@ fn check_says_how_nars_are_kept_and_makes_nothing() {
     check.arg("check").args(fixture().store.flags()).args(["--cache-dir", text(&cache)]);
     let said = run(check.args(["--cache-policy", "all", "--cache-level", "7", "--cache-size", "10G"]));
     let line = said.lines().find(|line| line.contains("nar cache")).unwrap_or_else(|| panic!("{said}"));
-    for word in [text(&cache), "policy all", "format auto", "level 7", "10.00 GiB", "8.00 MiB/s"] {
+    for word in
+        [text(&cache), "to be made", "policy all", "format auto", "level 7", "10.00 GiB", "8.00 MiB/s"]
+    {
         assert!(line.contains(word), "{word:?} is not in {line}");
     }
     assert!(!cache.exists());
@@ -250,6 +252,7 @@ fn what_serving_would_refuse_check_refuses_in_the_same_words() {
     let store = ["--real-store", &flags[3]];
     let inside = format!("{}/nars", flags[3]);
     let mut in_the_store: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let in_a_foreign_folder = [&in_the_store[..], &["--cache-dir", directory]].concat();
     in_the_store.extend(["--cache-dir", &inside]);
     for (arguments, words) in [
         (vec![directory, "--config", text(&config)], vec![text(&config), "2", "prioritty"]),
@@ -266,6 +269,7 @@ fn what_serving_would_refuse_check_refuses_in_the_same_words() {
         (vec!["--cache-dir", text(&missing), "--cache-size", "10"], vec!["cache-size", "10G"]),
         (vec!["--cache-dir", text(&missing), "--cache-size", "10X"], vec!["--cache-size", "10G"]),
         (in_the_store, vec![&flags[3], "--cache-dir"]),
+        (in_a_foreign_folder, vec![directory, "not empty", ".narwire"]),
     ] {
         let said = ways_to_serve().map(|mut command| refused(command.args(&arguments)));
         for word in words {
