@@ -227,9 +227,9 @@ pub const BACKGROUND_PIECE_LEN_BYTES: usize = 256 * 1024;
 pub const BACKGROUND_MEMORY_LEN_BYTES: usize = 4 * 1024 * 1024;
 /// Operations that can be queued between two calls of the kernel; there are few at a time.
 pub const BACKGROUND_RING_ENTRIES: usize = 64;
-/// Threads beside the executor, for what waits: a walk for each fill and for the scrub, and one that is always free for the
-/// database and the folder.
-pub const BACKGROUND_THREADS: usize = FILLS_MAX + 2;
+/// Threads beside the executor, for what waits: a walk for each fill, two for comparing trees, which wait for the executor to take
+/// what they find, and one that is always free for the database and the folder.
+pub const BACKGROUND_THREADS: usize = FILLS_MAX + 3;
 /// NARs that are encoded at the same time: one waits for its disk while the other is compressed.
 pub const FILLS_MAX: usize = 2;
 /// Hints that wait to be looked at; more are dropped.
@@ -278,6 +278,9 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 pub const BACKGROUND_LAYOUT_LEN_MAX: usize = 256 * 1024 * 1024;
 /// Cached files that were not used for less time than this are equally recent; from there on classes of idleness double. Seconds.
 pub const EVICTION_CLASS_S: u64 = 3600;
+/// A file of at most this length is read at once beside the page cache, and nobody else goes on meanwhile: it takes a disk as
+/// long as a piece takes a core, and by way of the executor four times as much of the core. Bytes.
+pub const WAITED_FOR_LEN_MAX: u64 = 64 * 1024;
 /// A file of at most this length is read through the page cache where nobody can tell whether it is there. Bytes.
 pub const UNKNOWN_RESIDENCY_LEN_MAX: u64 = 64 * 1024;
 

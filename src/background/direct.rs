@@ -14,12 +14,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::rc::Rc;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
-use glommio::{GlommioError, Task, spawn_local};
-use rustix::fs::{Advice, SeekFrom};
+use glommio::{GlommioError, Task, allocate_dma_buffer_global, spawn_local};
+use rustix::fs::{Advice, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::executor::Runtime;
-use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, UNKNOWN_RESIDENCY_LEN_MAX};
+use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, UNKNOWN_RESIDENCY_LEN_MAX, WAITED_FOR_LEN_MAX};
 use crate::residency::is_in_memory;
 use crate::store::fault;
 
@@ -33,10 +33,13 @@ pub struct Disks {
 /// How the files of a device are read and written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// It is not known whether they can be polled for. glommio finds out with the first file, by reading its first block.
+    /// Beside the page cache, and it is not known whether they can be polled for. glommio finds out with the first file, by
+    /// reading its first block.
     Unknown,
     /// Beside the page cache.
     Direct,
+    /// Beside the page cache, but not by glommio.
+    Waiting,
     /// Through it.
     Cached,
 }
@@ -61,19 +64,18 @@ impl Disks {
         self.runtime
     }
 
-    /// The file for direct I/O, if its device takes that.
+    /// The file for direct I/O by the executor, if its device takes that.
     async fn open(&self, file: &OwnedFd, is_written: bool) -> Option<(u64, DmaFile)> {
         let status = rustix::fs::fstat(file).ok()?;
         let (device, way) = (status.st_dev, self.way(status.st_dev));
-        if way == Way::Cached {
+        if !matches!(way, Way::Unknown | Way::Direct) {
             return None;
         }
         // A first block that needs no disk would let glommio believe that every device can be polled.
         let has_block = if is_written {
             way == Way::Direct || write_all(file, 0, &[0; PAGE_LEN_BYTES]).is_ok()
         } else {
-            let has_page = usize::try_from(status.st_size).is_ok_and(|size| size >= PAGE_LEN_BYTES);
-            way == Way::Direct || (has_page && rustix::fs::seek(file, SeekFrom::Data(0)) == Ok(0))
+            way == Way::Direct || rustix::fs::seek(file, SeekFrom::Data(0)) == Ok(0)
         };
         if !has_block {
             return None;
@@ -95,20 +97,39 @@ impl Disks {
         }
     }
 
-    fn way(&self, device: u64) -> Way {
-        if self.runtime == Runtime::Thread {
-            return Way::Cached;
+    /// Lets a file itself be read beside the page cache, if its device takes that.
+    fn bypass(&self, file: &OwnedFd) -> Option<u64> {
+        let device = rustix::fs::fstat(file).ok()?.st_dev;
+        if self.way(device) == Way::Cached {
+            return None;
         }
-        let mut ways = self.ways.borrow_mut();
-        *ways.entry(device).or_insert_with(|| if is_as_usual(device) { Way::Unknown } else { Way::Cached })
+        match rustix::fs::fcntl_setfl(file, OFlags::DIRECT) {
+            Ok(()) => Some(device),
+            Err(error) => {
+                self.refused(device, &error.into());
+                None
+            }
+        }
     }
 
-    /// Remembers a device that does not take direct I/O at all.
+    fn way(&self, device: u64) -> Way {
+        let find_out = || match self.runtime {
+            Runtime::Executor if is_as_usual(device) => Way::Unknown,
+            Runtime::Executor | Runtime::Thread => Way::Waiting,
+        };
+        *self.ways.borrow_mut().entry(device).or_insert_with(find_out)
+    }
+
+    /// Remembers a device that does not take this kind of direct I/O at all; perhaps it takes the other.
     fn refused(&self, device: u64, error: &io::Error) {
-        let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-        if matches!(errno, Some(Errno::INVAL | Errno::OPNOTSUPP)) {
-            self.ways.borrow_mut().insert(device, Way::Cached);
+        if !matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP)) {
+            return;
         }
+        let next = match self.way(device) {
+            Way::Unknown | Way::Direct => Way::Waiting,
+            Way::Waiting | Way::Cached => Way::Cached,
+        };
+        self.ways.borrow_mut().insert(device, next);
     }
 }
 
@@ -159,6 +180,8 @@ pub struct Reader {
 enum Source {
     /// From beside the page cache. The next piece is being read while the last one is looked at.
     Direct { file: Rc<DmaFile>, device: u64, next: Option<Task<io::Result<ReadResult>>>, piece: ReadResult },
+    /// From beside the page cache as well, while the thread waits: for short files, whose opening by the executor costs more.
+    Waiting { device: u64, buffer: DmaBuffer },
     /// From the page cache, where they stay if they were there.
     Cached { buffer: Vec<u8>, were_there: bool },
 }
@@ -170,15 +193,21 @@ impl Reader {
         // taken for resident, as it costs more to open twice than it takes in memory.
         let were_there =
             is_in_memory(file.as_fd(), 0, size.max(1)).unwrap_or(size <= UNKNOWN_RESIDENCY_LEN_MAX);
-        let direct = match resident {
-            Resident::Used if were_there => None,
-            Resident::Used | Resident::Ignored => disks.open(&file, false).await,
-        };
-        let source = match direct {
-            Some((device, direct)) => {
-                Source::Direct { file: Rc::new(direct), device, next: None, piece: ReadResult::default() }
+        let source = match resident {
+            Resident::Used if were_there => Source::cached(size, were_there),
+            Resident::Used | Resident::Ignored => {
+                let direct = if size > WAITED_FOR_LEN_MAX { disks.open(&file, false).await } else { None };
+                match direct {
+                    Some((device, file)) => {
+                        let file = Rc::new(file);
+                        Source::Direct { file, device, next: None, piece: ReadResult::default() }
+                    }
+                    None => match disks.bypass(&file) {
+                        Some(device) => Source::Waiting { device, buffer: page_buffer(piece_len(size)) },
+                        None => Source::cached(size, were_there),
+                    },
+                }
             }
-            None => Source::cached(size, were_there),
         };
         Self { disks: Rc::clone(disks), file, size, position: 0, source }
     }
@@ -208,10 +237,26 @@ impl Reader {
                     let Source::Direct { piece, .. } = &self.source else { return Ok(None) };
                     return Ok(Some(&piece[..wanted]));
                 }
-                // Asked again in the ordinary way, which says what is wrong, or that only the direct way was.
+                // Asked again in another way, which says what is wrong, or that only the direct one was.
                 Ok(_) => {}
                 Err(error) => self.disks.refused(*device, &error),
             }
+            self.source = Source::cached(self.size, false);
+        }
+        if let Source::Waiting { device, buffer } = &mut self.source {
+            let read = rustix::io::retry_on_intr(|| {
+                rustix::io::pread(&self.file, buffer.as_bytes_mut(), self.position)
+            });
+            match read {
+                Ok(read) if read >= wanted => {
+                    self.position += wanted as u64;
+                    let Source::Waiting { buffer, .. } = &self.source else { return Ok(None) };
+                    return Ok(Some(&buffer.as_bytes()[..wanted]));
+                }
+                Ok(_) => {}
+                Err(error) => self.disks.refused(*device, &error.into()),
+            }
+            self.end_bypass();
             self.source = Source::cached(self.size, false);
         }
         let Source::Cached { buffer, were_there } = &mut self.source else { return Ok(None) };
@@ -224,6 +269,22 @@ impl Reader {
         }
         self.position += wanted as u64;
         Ok(Some(buffer))
+    }
+}
+
+impl Reader {
+    /// Lets the file be read as usual again: others may have its description too, such as the root that it was opened for.
+    fn end_bypass(&self) {
+        if matches!(self.source, Source::Waiting { .. }) {
+            // If it is refused, whoever reads next gets an error and no wrong bytes.
+            let _ = rustix::fs::fcntl_setfl(&self.file, OFlags::empty());
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.end_bypass();
     }
 }
 
@@ -401,9 +462,16 @@ fn write_all(file: &OwnedFd, mut position: u64, mut bytes: &[u8]) -> io::Result<
     Ok(())
 }
 
+/// Memory for direct I/O of `len` bytes and what is missing to a page.
+fn page_buffer(len: usize) -> DmaBuffer {
+    allocate_dma_buffer_global(len.max(1).next_multiple_of(PAGE_LEN_BYTES))
+}
+
 /// What direct I/O comes in, on every disk.
 const PAGE_LEN_BYTES: usize = 4096;
 
+const _: () =
+    assert!(WAITED_FOR_LEN_MAX >= PAGE_LEN_BYTES as u64, "what the executor reads has a first block");
 const _: () = assert!(
     BACKGROUND_PIECE_LEN_BYTES.is_multiple_of(PAGE_LEN_BYTES),
     "every piece begins where a page does"
@@ -433,8 +501,9 @@ mod tests {
         (0..251).chain(3..250).chain(1..240).cycle().take(len).collect()
     }
 
-    const LENGTHS: [usize; 7] = [
+    const LENGTHS: [usize; 8] = [
         1,
+        100_000,
         PAGE_LEN_BYTES - 1,
         PAGE_LEN_BYTES,
         BACKGROUND_PIECE_LEN_BYTES - 1,
@@ -493,7 +562,7 @@ mod tests {
         let takes_direct = rustix::fs::openat(
             rustix::fs::CWD,
             folder().path(),
-            rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::RDWR,
+            OFlags::TMPFILE | OFlags::DIRECT | OFlags::RDWR,
             rustix::fs::Mode::RUSR,
         );
         if takes_direct.is_ok() {
