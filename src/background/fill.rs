@@ -10,7 +10,7 @@ use super::direct::{Resident, Writer};
 use super::report::State;
 use super::settings::Format;
 use super::tree::{self, Sink, SinkError, Tree, TreeError, Verdict};
-use super::workshop::{Room, Workshop, is_disk_full, now_s};
+use super::workshop::{Need, Room, Workshop, is_disk_full, now_s};
 use crate::codec::hash::{Sha256, Sha256Digest};
 use crate::codec::narinfo::{NarInfo, PathInfo};
 use crate::codec::store_path::HashPart;
@@ -44,6 +44,8 @@ pub struct Order {
     pub hash_part: HashPart,
     /// Whether it is known to be of small files, and so wanted flat as well.
     pub has_small_files: bool,
+    /// What may go to make room for it: [`Need::Wanted`], or [`Need::Spare`] for a path that is merely there.
+    pub need: Need,
 }
 
 /// Encodes the NAR of a path, unless it is there.
@@ -51,9 +53,10 @@ pub async fn fill(workshop: &Rc<Workshop>, order: Order) -> Filled {
     let mut filled = Fill::of(workshop, order).await;
     if let Err(Obstacle::Cache(error)) = &filled
         && is_disk_full(error)
+        && order.need == Need::Wanted
     {
         // Full before its bounds were reached: others write there too.
-        match workshop.make_room(FILL_ROOM_LEN_BYTES, true).await {
+        match workshop.make_room(FILL_ROOM_LEN_BYTES, Need::Refused).await {
             Ok(Room::Made) => filled = Fill::of(workshop, order).await,
             Ok(Room::None) => {}
             Err(error) => filled = Err(Obstacle::Cache(error)),
@@ -62,7 +65,10 @@ pub async fn fill(workshop: &Rc<Workshop>, order: Order) -> Filled {
     match filled {
         Ok(filled) => filled,
         Err(Obstacle::Store(reason)) => Filled::Failed(reason),
-        Err(Obstacle::Cache(error)) if is_disk_full(&error) => Filled::Stuck(State::Full),
+        Err(Obstacle::Cache(error)) if is_disk_full(&error) => match order.need {
+            Need::Spare => Filled::Refused,
+            Need::Wanted | Need::Refused => Filled::Stuck(State::Full),
+        },
         // A reader holds what was to be replaced.
         Err(Obstacle::Cache(error)) if error.io_kind() == Some(io::ErrorKind::ResourceBusy) => {
             Filled::Failed(error.to_string())
@@ -103,6 +109,13 @@ impl Fill<'_> {
         if fill.is_there(order) {
             return Ok(Filled::Nothing);
         }
+        if order.need == Need::Spare {
+            // Asked before the tree is walked: of a large store there would be many that find no room.
+            let room = workshop.make_room(fill.info.nar_size, Need::Spare).await.map_err(Obstacle::Cache)?;
+            if room == Room::None {
+                return Ok(Filled::Refused);
+            }
+        }
         if !workshop.folder.is_there() {
             let path = workshop.folder.path().display();
             return Ok(Filled::Stuck(State::Failing(format!("{path} was removed or replaced"))));
@@ -114,7 +127,7 @@ impl Fill<'_> {
         if !workshop.database.is_still_valid(&fill.info).await? {
             return Ok(Filled::Nothing);
         }
-        match fill.make(&tree).await {
+        match fill.make(&tree, order.need).await {
             Ok(filled) => Ok(filled),
             Err(TreeError::Damaged(reason)) => fill.is_damaged(&tree, &reason).await,
             Err(TreeError::Sink(SinkError::Cache(error))) => Err(Obstacle::Cache(error)),
@@ -158,7 +171,7 @@ impl Fill<'_> {
         wanted.iter().copied().filter(is_missing).collect()
     }
 
-    async fn make(&self, tree: &Tree) -> Result<Filled, TreeError> {
+    async fn make(&self, tree: &Tree, need: Need) -> Result<Filled, TreeError> {
         let workshop = self.workshop;
         point(workshop, "fill: root open")?;
         let layout = tree.layout(workshop.disks.runtime()).await?;
@@ -177,7 +190,7 @@ impl Fill<'_> {
         if codings.is_empty() {
             return Ok(Filled::Nothing);
         }
-        let mut encodings = Encodings::begin(workshop, &self.info, &codings).await?;
+        let mut encodings = Encodings::begin(workshop, &self.info, &codings, need).await?;
         tree.read(&workshop.disks, layout.pieces(0..len_bytes), Resident::Used, &mut encodings).await?;
         point(workshop, "fill: tree read")?;
         // What was compressed at the lowest priority would look dearer than it is, but all look so.
@@ -270,6 +283,7 @@ struct Encodings<'a> {
     nar_hasher: Sha256,
     nar_size: u64,
     files: Vec<Encoding>,
+    need: Need,
     /// What may be written before room is made again. Bytes.
     room: u64,
     /// For what an encoder says.
@@ -297,6 +311,7 @@ impl<'a> Encodings<'a> {
         workshop: &'a Rc<Workshop>,
         info: &PathInfo,
         codings: &[Coding],
+        need: Need,
     ) -> Result<Self, SinkError> {
         let mut files = Vec::new();
         for coding in codings {
@@ -317,7 +332,7 @@ impl<'a> Encodings<'a> {
         }
         let (nar_hasher, nar_size) = (Sha256::new(), info.nar_size);
         let frame = Vec::with_capacity(BACKGROUND_PIECE_LEN_BYTES);
-        Ok(Self { workshop, nar_hasher, nar_size, files, room: 0, frame })
+        Ok(Self { workshop, nar_hasher, nar_size, files, need, room: 0, frame })
     }
 
     /// Makes room for what `len` bytes of the NAR may become.
@@ -325,7 +340,7 @@ impl<'a> Encodings<'a> {
         let wanted = len * self.files.len() as u64;
         while self.room < wanted {
             let more = FILL_ROOM_LEN_BYTES.min(self.nar_size).max(wanted);
-            match self.workshop.make_room(more, false).await.map_err(SinkError::Cache)? {
+            match self.workshop.make_room(more, self.need).await.map_err(SinkError::Cache)? {
                 Room::Made => self.room += more,
                 Room::None => return Err(cannot_write(self.workshop, io::ErrorKind::StorageFull.into())),
             }

@@ -14,7 +14,7 @@ use super::check;
 use super::fill::{self, Filled, Order};
 use super::report::State;
 use super::settings::Policy;
-use super::workshop::Workshop;
+use super::workshop::{Need, Workshop};
 use super::{Doubt, Hint};
 use crate::codec::store_path::HashPart;
 use crate::limits::{
@@ -67,7 +67,7 @@ pub async fn listen(workshop: Rc<Workshop>, hints: Receiver<Hint>, orders: Sende
         if !is_wanted || !workshop.claim(hash_part) {
             continue;
         }
-        if orders.try_send(Order { hash_part, has_small_files }).is_err() {
+        if orders.try_send(Order { hash_part, has_small_files, need: Need::Wanted }).is_err() {
             workshop.release(hash_part);
             workshop.shared.counters.hints_dropped.add(1);
         }
@@ -138,6 +138,7 @@ async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
                 workshop.remember_failure(order.hash_part);
                 return true;
             }
+            Filled::Stuck(_) if workshop.shared.is_ending() => return false,
             Filled::Stuck(state) => {
                 counters.fills_failed.add(1);
                 workshop.shared.enter(state);
@@ -197,7 +198,7 @@ async fn follow_database(
                     workshop.shared.end().await;
                     false
                 };
-                let order = Order { hash_part, has_small_files: false };
+                let order = Order { hash_part, has_small_files: false, need: Need::Spare };
                 if !future::or(ended, async { orders.send(order).await.is_ok() }).await {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -241,7 +242,7 @@ async fn keep_house_once(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
         Ok(()) if workshop.stuck.get() == 0 => workshop.shared.enter(State::Working),
         Ok(()) => {}
     }
-    workshop.make_room(0, false).await.map(drop)
+    workshop.make_room(0, Need::Wanted).await.map(drop)
 }
 
 /// Longer and longer waits.

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::fill::{Filled, Order};
 use super::scrub::{Outcome, Phase};
 use super::settings::{Format, Policy};
-use super::workshop::now_s;
+use super::workshop::{Need, Room, now_s};
 use super::*;
 use crate::codec::hash::Sha256;
 use crate::codec::narinfo::{NarInfo, PathInfo};
@@ -77,7 +77,7 @@ impl Site {
     }
 
     fn order(&self, name: &str) -> Order {
-        Order { hash_part: self.path(name).hash_part(), has_small_files: false }
+        Order { hash_part: self.path(name).hash_part(), has_small_files: false, need: Need::Wanted }
     }
 
     fn real(&self, name: &str) -> PathBuf {
@@ -262,7 +262,11 @@ fn a_tree_of_another_size_is_damaged_and_a_path_that_is_gone_is_nothing() {
     site.with_workshop(Site::settings(Policy::Hot, Format::Zstd), async |workshop| {
         assert!(matches!(fill::fill(workshop, site.order("note.txt")).await, Filled::Damaged));
         assert!(site.folder.catalog().damaged(&site.nar("note.txt")).is_some());
-        let gone = Order { hash_part: HashPart::parse(&[b'0'; 32]).unwrap(), has_small_files: true };
+        let gone = Order {
+            hash_part: HashPart::parse(&[b'0'; 32]).unwrap(),
+            has_small_files: true,
+            need: Need::Wanted,
+        };
         assert!(matches!(fill::fill(workshop, gone).await, Filled::Nothing));
         fs::remove_file(site.real("link")).unwrap();
         assert!(matches!(fill::fill(workshop, site.order("link")).await, Filled::Failed(_)));
@@ -279,6 +283,9 @@ fn what_is_too_long_is_refused_and_what_is_there_makes_room() {
         assert!(matches!(fill::fill(workshop, site.order("numbers.txt")).await, Filled::Refused));
         assert!(matches!(fill::fill(workshop, site.order("many-small-files")).await, Filled::Done));
         assert!(matches!(fill::fill(workshop, site.order("hello-1.0")).await, Filled::Done));
+        let len = site.folder.catalog().stored_len_bytes();
+        assert_eq!(workshop.make_room(numbers - 1 - len, Need::Spare).await.unwrap(), Room::Made);
+        assert_eq!(workshop.make_room(numbers - len, Need::Spare).await.unwrap(), Room::None);
     });
     let just_enough = FillSettings { len_max: Some(numbers), ..small };
     site.with_workshop(just_enough.clone(), async |workshop| {
@@ -287,6 +294,8 @@ fn what_is_too_long_is_refused_and_what_is_there_makes_room() {
         let lease = site.folder.catalog().lease(&nar, Coding::Flat, now_s()).unwrap();
         let filled = fill::fill(workshop, site.order("numbers.txt")).await;
         assert!(matches!(filled, Filled::Stuck(State::Full)), "{filled:?}");
+        let spare = Order { need: Need::Spare, ..site.order("numbers.txt") };
+        assert!(matches!(fill::fill(workshop, spare).await, Filled::Refused));
         assert!(site.record("many-small-files", Coding::Flat).is_some());
         assert!(site.record("hello-1.0", Coding::Flat).is_none());
         drop(lease);

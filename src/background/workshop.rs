@@ -92,6 +92,17 @@ impl DatabaseDesk {
     }
 }
 
+/// What room is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// For what nobody has asked for: nothing goes for it.
+    Spare,
+    /// For what was asked for, or to keep within the bounds.
+    Wanted,
+    /// For what the disk did not take.
+    Refused,
+}
+
 /// Whether there is room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -192,20 +203,23 @@ impl Workshop {
         self.disks.runtime().wait_for(move || folder.space()).await
     }
 
-    /// Sees to it that `needed` bytes more can be written, beyond the bounds or because the disk said that it is full.
-    pub async fn make_room(&self, needed: u64, is_disk_full: bool) -> Result<Room, StoreError> {
+    /// Sees to it that `len` bytes more can be written within the bounds.
+    pub async fn make_room(&self, len: u64, need: Need) -> Result<Room, StoreError> {
         let Ok(_permit) = self.making_room.acquire_permit(1).await else { return Ok(Room::None) };
-        let mut is_disk_full = is_disk_full;
+        let mut is_disk_full = need == Need::Refused;
         loop {
             let space = self.space().await?;
             let len_max = self.len_max(&space);
             let free_min = self.settings.free_min.unwrap_or(space.total / FREE_SHARE_DEFAULT);
             let drafted = self.drafted_len.get();
-            let too_long = space.used.saturating_add(drafted).saturating_add(needed).saturating_sub(len_max);
-            let too_little = free_min.saturating_add(needed).saturating_sub(space.free);
-            let too_little = if is_disk_full { too_little.max(needed).max(1) } else { too_little };
+            let too_long = space.used.saturating_add(drafted).saturating_add(len).saturating_sub(len_max);
+            let too_little = free_min.saturating_add(len).saturating_sub(space.free);
+            let too_little = if is_disk_full { too_little.max(len) } else { too_little };
             if too_long == 0 && too_little == 0 {
                 return Ok(Room::Made);
+            }
+            if need == Need::Spare {
+                return Ok(Room::None);
             }
             // Somewhat more, so that not every fill has to look at all records.
             let pressure = if too_little > 0 { Pressure::Disk } else { Pressure::Size };
