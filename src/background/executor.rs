@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_lite::future;
 use glommio::{LocalExecutor, LocalExecutorBuilder, Placement, PoolPlacement};
 use io_uring::{IoUring, Probe, opcode};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::limits::{BACKGROUND_MEMORY_LEN_BYTES, BACKGROUND_RING_ENTRIES, BACKGROUND_THREADS};
 
@@ -65,6 +66,7 @@ pub fn make() -> Result<LocalExecutor, String> {
     if !(0..=opcode::Recv::CODE).all(|code| probe.is_supported(code)) {
         return Err("io_uring lacks operations of Linux 5.6".to_owned());
     }
+    raise_memory_limit()?;
     let builder = LocalExecutorBuilder::new(Placement::Unbound)
         .name("background")
         .io_memory(BACKGROUND_MEMORY_LEN_BYTES)
@@ -72,6 +74,23 @@ pub fn make() -> Result<LocalExecutor, String> {
         .blocking_thread_pool_placement(PoolPlacement::Unbound(BACKGROUND_THREADS));
     builder.make().map_err(|error| format!("no executor could be made: {error}"))
 }
+
+/// Lets this process lock as much memory as it may: glommio refuses to run with little, and the limit in force is often less than the
+/// one that could be.
+fn raise_memory_limit() -> Result<(), String> {
+    let limit = getrlimit(Resource::Memlock);
+    // What is refused here shows in what is in force afterwards.
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: limit.maximum, ..limit });
+    match getrlimit(Resource::Memlock).current {
+        Some(max) if max < MEMORY_LIMIT_MIN => Err(format!(
+            "{max} bytes of memory may be locked, and {MEMORY_LIMIT_MIN} are needed (RLIMIT_MEMLOCK; LimitMEMLOCK= of systemd)"
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// What glommio asks for. Bytes.
+const MEMORY_LIMIT_MIN: u64 = 512 * 1024;
 
 /// Runs a task to its end on an executor, or where there can be none on the calling thread alone.
 pub fn run<T>(task: impl AsyncFnOnce(Runtime) -> T) -> T {
