@@ -1,63 +1,59 @@
 //! `narwire scrub`: whether all that is served is still what it was.
 
 use std::fmt::{self, Write as _};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
 
-use super::load;
 use super::settings::Settings;
-use super::{Failure, print};
+use super::{Failure, load, print};
+use crate::background::scrub::{self, Outcome, Phase, Progress};
 use crate::server::config::SourceConfig;
-use crate::store::db::{Database, RowId};
-use crate::store::{LocalStore, StoreError, walk};
+use crate::store::nar_cache::{CacheFolder, Prospect};
 
-/// Why it could not be looked for damage.
+/// Why nothing, or not all, could be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum ScrubError {
     /// The configuration names directories alone.
     #[error(
-        "there is no live store to scrub: only directories are served; their files can be checked with nix store verify"
+        "there is no live store to scrub: only directories are served; add --with-store, or name no directory"
     )]
     NoStore,
-    /// A disk or the database failed.
+    /// Somebody said where the NAR cache is, and no server has made it yet.
+    #[error("there is no NAR cache in {} yet: leave out --cache-dir to scrub the store alone", .0.display())]
+    NoCache(PathBuf),
+    /// See its cause.
     #[error("cannot scrub: {0}")]
-    Store(#[from] StoreError),
+    Scrub(#[from] scrub::ScrubError),
 }
 
-/// How much damage was found.
+/// What is not as it must be.
 #[derive(Debug, PartialEq)]
 pub struct Damage {
-    store_paths: usize,
-    files: usize,
+    store_paths: u64,
+    files: u64,
+    unreadable: u64,
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let store_paths = counted(self.store_paths as u64, "damaged store path");
-        let files = counted(self.files as u64, "damaged file");
-        write!(formatter, "found {store_paths} and {files} of the NAR cache")
+        let kinds = [
+            (self.store_paths, "damaged store path"),
+            (self.files, "damaged cached file"),
+            (self.unreadable, "unreadable thing"),
+        ];
+        let found =
+            kinds.into_iter().filter(|(count, _)| *count > 0).map(|(count, noun)| counted(count, noun));
+        write!(formatter, "found {}", found.collect::<Vec<_>>().join(", "))
     }
 }
 
-/// What was looked at, and what was found; as JSON, what `--json` prints.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// What was found, and how.
+#[derive(Debug)]
 struct Summary {
-    /// Store paths that were read.
-    store_paths: u64,
-    /// Files of the NAR cache that were read.
-    cache_files: u64,
-    /// All that was read.
-    bytes: u64,
-    /// With the store directory.
-    damaged_paths: Vec<String>,
-    /// Relative to the NAR cache.
-    quarantined_files: Vec<String>,
-    seconds: f64,
-    /// Whether an earlier scrub had done the beginning.
-    resumed: bool,
+    outcome: Outcome,
+    took: Duration,
 }
 
 /// Reads the store and the NAR cache that `settings` name, and says what it found.
@@ -69,107 +65,119 @@ pub fn run(settings: Settings, is_json: bool) -> Result<(), Failure> {
         SourceConfig::Directory(_) => None,
     });
     let store = store.ok_or(ScrubError::NoStore)?;
-    let bar = bar(is_json);
-    let summary = look(store, &mut |news| match news {
-        News::Phase { name, len_bytes } => {
-            bar.set_message(name);
-            bar.set_length(len_bytes);
-        }
-        News::Read(len_bytes) => bar.inc(len_bytes),
-    })?;
-    bar.finish_and_clear();
-    if is_json {
-        print(&summary.json())?;
-    } else {
-        print(&summary.text())?;
+    let cache = config.nar_cache.as_ref().map(|nar_cache| nar_cache.directory.as_path());
+    if let Some(directory) = cache
+        && CacheFolder::look(directory, &config.store_dir).map_err(load::LoadError::from)? != Prospect::Cache
+    {
+        return Err(ScrubError::NoCache(directory.to_path_buf()).into());
     }
+    let (began, mut watcher) = (Instant::now(), Watcher::new(is_json));
+    let cache = cache.map(|directory| (directory, &config.store_dir));
+    let outcome = scrub::scrub(Some(store), cache, &mut |progress| watcher.watch(progress));
+    watcher.bar.finish_and_clear();
+    let summary = Summary { outcome: outcome.map_err(ScrubError::from)?, took: began.elapsed() };
+    print(&if is_json { summary.json() } else { summary.text() })?;
     summary.damage().map_or(Ok(()), |damage| Err(Failure::Damage(damage)))
 }
 
-/// What a scrub tells while it goes on.
-enum News {
-    /// It begins with something else, of so many bytes.
-    Phase { name: &'static str, len_bytes: u64 },
-    /// It has read so many bytes more.
-    Read(u64),
+/// Shows a person who waits how far it is.
+struct Watcher {
+    /// Hidden by itself where standard error is no terminal.
+    bar: ProgressBar,
+    phase: Option<Phase>,
 }
 
-fn look(store: &LocalStore, tell: &mut dyn FnMut(News)) -> Result<Summary, ScrubError> {
-    let started = Instant::now();
-    let mut database = Database::open(store)?;
-    let mut summary = Summary::default();
-    tell(News::Phase { name: "store", len_bytes: 0 });
-    let mut after = RowId::default();
-    loop {
-        let batch = database.valid_paths(after, 1024)?;
-        let Some((last, _)) = batch.last() else { break };
-        after = *last;
-        for (_, path) in batch {
-            let Some(info) = database.path_info(path.hash_part())? else { continue };
-            summary.store_paths += 1;
-            let hash = walk::open_root(store, &path)?.map(|root| walk::hash(&root));
-            if !matches!(hash, Some(Ok((hash, _))) if hash == info.nar_hash) {
-                summary.damaged_paths.push(path.full(&store.store_dir));
-            }
-            summary.bytes += info.nar_size;
-            tell(News::Read(info.nar_size));
+impl Watcher {
+    fn new(is_json: bool) -> Self {
+        let target = if is_json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        let template =
+            "{msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+        // The template is a constant; were it wrong, the plain bar would do.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
         }
+        Self { bar, phase: None }
     }
-    summary.seconds = started.elapsed().as_secs_f64();
-    Ok(summary)
-}
 
-/// What a person who waits sees. Hidden by itself where standard error is no terminal.
-fn bar(is_json: bool) -> ProgressBar {
-    let target = if is_json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(0), target);
-    let template =
-        "{msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-    // The template is a constant; were it wrong, the plain bar would do.
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
+    fn watch(&mut self, progress: Progress<'_>) {
+        if self.phase != Some(progress.phase) {
+            self.phase = Some(progress.phase);
+            self.bar.set_message(match progress.phase {
+                Phase::StorePaths => "store paths",
+                Phase::CachedFiles => "cached files",
+            });
+            self.bar.set_position(progress.done_bytes);
+            self.bar.reset_eta();
+        }
+        self.bar.set_length(progress.total_bytes);
+        self.bar.set_position(progress.done_bytes);
     }
-    bar
 }
 
 impl Summary {
-    /// The damage, if there is any.
+    /// What is not as it must be, if anything.
     fn damage(&self) -> Option<Damage> {
-        let damage = Damage { store_paths: self.damaged_paths.len(), files: self.quarantined_files.len() };
-        (damage.store_paths + damage.files > 0).then_some(damage)
+        let Outcome { damaged_paths, quarantined_files, unreadable, .. } = &self.outcome;
+        let damage = Damage {
+            store_paths: damaged_paths.count,
+            files: quarantined_files.count,
+            unreadable: unreadable.count,
+        };
+        (damage.store_paths + damage.files + damage.unreadable > 0).then_some(damage)
     }
 
-    /// For people: one line, and one for each thing that is damaged.
+    /// For people: a line for each thing that is damaged, and one for all.
     fn text(&self) -> String {
+        let Outcome { paths, files, bytes, damaged_paths, quarantined_files, unreadable, is_resumed } =
+            &self.outcome;
         let mut text = String::new();
         // Writing to a String cannot fail.
-        for path in &self.damaged_paths {
+        for path in &damaged_paths.names {
             let _ = writeln!(text, "damaged: {path} (to mend it: nix-store --repair-path {path})");
         }
-        for file in &self.quarantined_files {
-            let _ = writeln!(
-                text,
-                "damaged: {file} of the NAR cache (moved to .narwire/quarantine, and made anew when asked for)"
-            );
+        for file in &quarantined_files.names {
+            let _ = writeln!(text, "damaged, and moved to .narwire/quarantine in the NAR cache: {file}");
         }
-        let mut looked_at = counted(self.store_paths, "store path");
-        if self.cache_files > 0 {
-            let _ = write!(looked_at, " and {} of the NAR cache", counted(self.cache_files, "file"));
+        for thing in &unreadable.names {
+            let _ = writeln!(text, "cannot be read: {thing}");
         }
-        let _ = writeln!(
-            text,
-            "{}{looked_at}, {} in {}{}",
-            if self.damage().is_none() { "all is sound: " } else { "read " },
-            HumanBytes(self.bytes),
-            HumanDuration(Duration::from_secs_f64(self.seconds)),
-            if self.resumed { ", the rest of an earlier scrub" } else { "" },
-        );
+        for findings in [damaged_paths, quarantined_files, unreadable] {
+            let more = findings.count.saturating_sub(findings.names.len() as u64);
+            if more > 0 {
+                let _ =
+                    writeln!(text, "and {more} more like {}", findings.names.last().map_or("", |name| name));
+            }
+        }
+        let mut looked_at = counted(*paths, "store path");
+        if *files > 0 {
+            let _ = write!(looked_at, " and {}", counted(*files, "cached file"));
+        }
+        let verdict = if self.damage().is_none() { "all is sound: " } else { "" };
+        let resumed = if *is_resumed { ", an earlier scrub included" } else { "" };
+        let (read, took) = (HumanBytes(*bytes), HumanDuration(self.took));
+        let _ = writeln!(text, "{verdict}{looked_at}, {read} in {took}{resumed}");
         text
     }
 
-    /// For programs: one object on one line.
+    /// For programs: one object on one line. Of long lists the end is missing, and the count says so.
     fn json(&self) -> String {
-        serde_json::to_string(self).expect("plain values under plain names are JSON") + "\n"
+        let Outcome { paths, files, bytes, damaged_paths, quarantined_files, unreadable, is_resumed } =
+            &self.outcome;
+        let object = serde_json::json!({
+            "storePaths": paths,
+            "cachedFiles": files,
+            "bytes": bytes,
+            "damagedPathCount": damaged_paths.count,
+            "damagedPaths": damaged_paths.names,
+            "quarantinedFileCount": quarantined_files.count,
+            "quarantinedFiles": quarantined_files.names,
+            "unreadableCount": unreadable.count,
+            "unreadable": unreadable.names,
+            "seconds": self.took.as_secs_f64(),
+            "resumed": is_resumed,
+        });
+        format!("{object}\n")
     }
 }
 
@@ -180,41 +188,58 @@ fn counted(count: u64, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::background::scrub::Findings;
 
-    fn summary() -> Summary {
-        Summary { store_paths: 12, cache_files: 1, bytes: 3 << 20, seconds: 3.0, ..Summary::default() }
+    const PATH: &str = "/nix/store/00000000000000000000000000000000-a";
+
+    fn sound() -> Summary {
+        let outcome = Outcome { paths: 12, files: 1, bytes: 3 << 20, ..Outcome::default() };
+        Summary { outcome, took: Duration::from_secs(3) }
     }
 
     fn damaged() -> Summary {
-        Summary {
-            damaged_paths: vec!["/nix/store/00000000000000000000000000000000-a".to_owned()],
-            quarantined_files: vec!["nar/a.nar.zst".to_owned(), "nar/b.nar".to_owned()],
-            resumed: true,
-            ..summary()
-        }
+        let findings = |names: &[&str], count| Findings {
+            count,
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let outcome = Outcome {
+            damaged_paths: findings(&[PATH], 1),
+            quarantined_files: findings(&["nar/a.nar.zst: its hash is wrong", "nar/b.nar: it is missing"], 7),
+            is_resumed: true,
+            ..sound().outcome
+        };
+        Summary { outcome, ..sound() }
+    }
+
+    fn progress(phase: Phase, done: u64) -> Progress<'static> {
+        Progress { phase, done, total: 9, done_bytes: done, total_bytes: 9, current: "" }
     }
 
     #[test]
     fn what_is_sound_is_one_line() {
-        let text = summary().text();
-        assert_eq!(text, "all is sound: 12 store paths and 1 file of the NAR cache, 3.00 MiB in 3 seconds\n");
-        assert_eq!(summary().damage(), None);
+        assert_eq!(sound().text(), "all is sound: 12 store paths and 1 cached file, 3.00 MiB in 3 seconds\n");
+        assert_eq!(sound().damage(), None);
     }
 
     #[test]
-    fn each_damaged_thing_is_a_line_that_says_how_to_mend_it() {
+    fn each_damaged_thing_is_a_line_and_store_paths_say_how_to_mend_them() {
         let text = damaged().text();
         let lines: Vec<&str> = text.lines().collect();
-        let [path, first, second, last] = lines[..] else { panic!("{text}") };
-        assert!(
-            path.contains("nix-store --repair-path /nix/store/00000000000000000000000000000000-a"),
-            "{path}"
-        );
+        let [path, first, second, more, last] = lines[..] else { panic!("{text}") };
+        assert!(path.contains(&format!("nix-store --repair-path {PATH}")), "{path}");
         assert!(first.contains("nar/a.nar.zst") && second.contains("nar/b.nar"), "{text}");
-        assert!(last.starts_with("read 12 store paths") && last.contains("earlier scrub"), "{last}");
+        assert!(more.contains("5 more"), "{more}");
+        assert!(last.starts_with("12 store paths") && last.contains("earlier scrub"), "{last}");
+    }
+
+    #[test]
+    fn damage_is_exit_code_1_and_a_sentence() {
         let damage = damaged().damage().unwrap();
-        assert_eq!(damage.to_string(), "found 1 damaged store path and 2 damaged files of the NAR cache");
+        assert_eq!(damage.to_string(), "found 1 damaged store path, 7 damaged cached files");
         assert_eq!(Failure::Damage(damage).exit_code(), 1);
+        let unreadable = Findings { count: 2, names: Vec::new() };
+        let summary = Summary { outcome: Outcome { unreadable, ..sound().outcome }, ..sound() };
+        assert_eq!(summary.damage().unwrap().to_string(), "found 2 unreadable things");
     }
 
     #[test]
@@ -223,13 +248,31 @@ mod tests {
         assert_eq!(json.lines().count(), 1);
         let expected = serde_json::json!({
             "storePaths": 12,
-            "cacheFiles": 1,
+            "cachedFiles": 1,
             "bytes": 3 << 20,
-            "damagedPaths": ["/nix/store/00000000000000000000000000000000-a"],
-            "quarantinedFiles": ["nar/a.nar.zst", "nar/b.nar"],
+            "damagedPathCount": 1,
+            "damagedPaths": [PATH],
+            "quarantinedFileCount": 7,
+            "quarantinedFiles": ["nar/a.nar.zst: its hash is wrong", "nar/b.nar: it is missing"],
+            "unreadableCount": 0,
+            "unreadable": [],
             "seconds": 3.0,
             "resumed": true,
         });
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), expected);
+    }
+
+    #[test]
+    fn each_phase_has_a_bar_that_begins_where_an_earlier_scrub_was() {
+        let mut watcher = Watcher::new(true);
+        for (phase, done, message) in [
+            (Phase::StorePaths, 3, "store paths"),
+            (Phase::StorePaths, 9, "store paths"),
+            (Phase::CachedFiles, 4, "cached files"),
+        ] {
+            watcher.watch(progress(phase, done));
+            assert_eq!((watcher.bar.position(), watcher.bar.length()), (done, Some(9)));
+            assert_eq!(watcher.bar.message(), message);
+        }
     }
 }

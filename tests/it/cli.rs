@@ -13,7 +13,7 @@ use crate::support::client::request_head;
 use crate::support::fixture::LARGE_LEN;
 use crate::support::nix::{Key, hash_part};
 use crate::support::server::{BINARY, command, command_of};
-use crate::support::{Narwire, Nix, Store, fixture, printed, run, text};
+use crate::support::{Narwire, Nix, Store, assert_same_bytes, eventually, fixture, printed, run, text};
 
 /// A demo on a free port that keeps its store in a folder of the test's own.
 struct Demo {
@@ -436,4 +436,31 @@ fn what_cannot_be_scrubbed_is_refused() {
     let missing = folder.path().join("missing");
     let said = refused(plain_command().args(["scrub", "--db", text(&missing)]));
     assert!(said.contains(text(&missing)), "{said}");
+    let said = refused(scrub(&fixture().store).args(["--cache-dir", text(&missing)]));
+    assert!(said.contains(text(&missing)) && said.contains("no NAR cache"), "{said}");
+    assert!(!missing.exists());
+}
+
+#[test]
+fn a_damaged_cached_file_is_put_aside_while_a_server_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, store) = (folder.path().join("nars"), Store::new(Nix::installed()));
+    let path = store.add_bytes("path", &[b'x'; 4096]);
+    let flags =
+        ["--cache-dir", text(&cache), "--cache-policy", "all", "--scrub-rate", "0"].map(str::to_owned);
+    let server = Narwire::start([store.flags(), flags.to_vec()].concat());
+    let narinfo = cache.join(format!("{}.narinfo", hash_part(&path)));
+    eventually("the path is cached", || narinfo.exists());
+    let narinfo = fs::read_to_string(&narinfo).unwrap();
+    let file = cache.join(narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap());
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+
+    let output = finished(scrub(&store).args(["--cache-dir", text(&cache)]));
+    assert_eq!(output.status.code(), Some(1), "{}", printed(&output));
+    let name = file.file_name().unwrap().to_str().unwrap();
+    assert!(printed(&output).contains(name) && !file.exists(), "{}", printed(&output));
+    let nar = server.get(&format!("/nar/{}.nar", hash_part(&path))).expect(200);
+    assert_same_bytes(&nar.body, &store.dump(&path), &path);
 }
