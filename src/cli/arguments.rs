@@ -32,7 +32,7 @@ Environment:
   NIX_SERVE_STORE_DIR    as --store-dir
   NIX_SECRET_KEY_FILE    as --secret-key-file
   SIGN_KEY_PATHS         several of them, separated by spaces
-  CACHE_DIRECTORY        as --cache-dir, if the live store is served (systemd's CacheDirectory=)
+  CACHE_DIRECTORY        default of --cache-dir, if the live store is served (systemd's CacheDirectory=)
   CREDENTIALS_DIRECTORY  where key files named without a slash are (systemd's LoadCredential=)
   RUST_LOG               what is logged: error, warn, info (the default), debug
 Sockets handed over by systemd (LISTEN_FDS) take the place of --listen and --port.";

@@ -149,6 +149,7 @@ impl Settings {
 
 /// The NAR cache that is wanted, if somebody said where.
 fn nar_cache(typed: &ServeArguments) -> Result<Option<NarCacheConfig>, SettingsError> {
+    // The service manager's is the default: a unit has one whatever its configuration file says.
     let Some(directory) = typed.cache_dir.clone().or_else(|| typed.service_cache_dir.clone()) else {
         return match typed.of_nar_cache() {
             Some(flag) => Err(SettingsError::NoCacheDir { flag }),
@@ -199,13 +200,6 @@ impl ServeArguments {
         // Port and addresses are two ways to say one thing: a layer that says either hides both below it.
         let says_where = self.port.is_some() || !self.listen.is_empty();
         let (port, listen) = if says_where { (self.port, self.listen) } else { (lower.port, lower.listen) };
-        // So are a directory that was named and one that was inherited.
-        let says_cache_dir = self.cache_dir.is_some() || self.service_cache_dir.is_some();
-        let (cache_dir, service_cache_dir) = if says_cache_dir {
-            (self.cache_dir, self.service_cache_dir)
-        } else {
-            (lower.cache_dir, lower.service_cache_dir)
-        };
         Self {
             directories: first_list(self.directories, lower.directories),
             port,
@@ -219,8 +213,8 @@ impl ServeArguments {
             priority: self.priority.or(lower.priority),
             workers: self.workers.or(lower.workers),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
-            cache_dir,
-            service_cache_dir,
+            cache_dir: self.cache_dir.or(lower.cache_dir),
+            service_cache_dir: self.service_cache_dir.or(lower.service_cache_dir),
             cache_policy: self.cache_policy.or(lower.cache_policy),
             cache_format: self.cache_format.or(lower.cache_format),
             cache_level: self.cache_level.or(lower.cache_level),
@@ -406,11 +400,12 @@ mod tests {
     }
 
     #[test]
-    fn an_inherited_cache_directory_stands_where_the_environment_does() {
+    fn a_cache_directory_that_somebody_wrote_comes_before_an_inherited_one() {
         let directory = |layers: &[&ServeArguments]| merge(layers).nar_cache.unwrap().directory;
         let (typed, inherited) = (cache_dir("/typed"), service_cache_dir("/inherited"));
         assert_eq!(directory(&[&typed, &inherited]), Path::new("/typed"));
-        assert_eq!(directory(&[&nothing(), &inherited, &typed]), Path::new("/inherited"));
+        assert_eq!(directory(&[&nothing(), &inherited, &typed]), Path::new("/typed"));
+        assert_eq!(directory(&[&nothing(), &inherited]), Path::new("/inherited"));
     }
 
     #[test]
