@@ -225,6 +225,11 @@ pub const BACKGROUND_PIECE_LEN_BYTES: usize = 256 * 1024;
 /// Memory for direct I/O that is registered with the kernel; more is allocated as it is needed. Two fills and a scrub read and
 /// write with two pieces each. Bytes.
 pub const BACKGROUND_MEMORY_LEN_BYTES: usize = 4 * 1024 * 1024;
+/// How long the end of the background plane is waited for: it ends between two pieces of work, and whatever it leaves is like after
+/// a crash.
+pub const BACKGROUND_END_MAX: Duration = Duration::from_secs(5);
+/// How often is looked whether it has ended.
+pub const BACKGROUND_END_POLL: Duration = Duration::from_millis(2);
 /// Operations that can be queued between two calls of the kernel; there are few at a time.
 pub const BACKGROUND_RING_ENTRIES: usize = 64;
 /// Threads beside the executor, for what waits: a walk for each fill, two for comparing trees, which wait for the executor to take

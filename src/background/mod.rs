@@ -31,6 +31,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use async_channel::{Receiver, Sender, TrySendError};
 use glommio::{Latency, Shares, Task, TaskQueueHandle};
@@ -44,12 +45,14 @@ use self::shared::Shared;
 use self::workshop::Workshop;
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::HashPart;
-use crate::limits::{DOUBTS_LEN_MAX, FILL_QUEUE_LEN_MAX, FILLS_MAX, HINTS_LEN_MAX};
+use crate::limits::{
+    BACKGROUND_END_MAX, BACKGROUND_END_POLL, DOUBTS_LEN_MAX, FILL_QUEUE_LEN_MAX, FILLS_MAX, HINTS_LEN_MAX,
+};
 use crate::store::LocalStore;
 use crate::store::catalog::NarKey;
 use crate::store::nar_cache::{CacheFolder, Coding};
 
-/// The running plane. It ends when this is dropped, which waits until it has.
+/// The running plane. It ends when this is dropped, which waits for that a while.
 pub struct Background {
     hints: Sender<Hint>,
     doubts: Sender<Doubt>,
@@ -149,7 +152,13 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         self.end.close();
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        // It stands back behind everybody, so on a machine that is busy it may not get the core that it needs to end.
+        let began = Instant::now();
+        while !thread.is_finished() && began.elapsed() < BACKGROUND_END_MAX {
+            thread::sleep(BACKGROUND_END_POLL);
+        }
+        if thread.is_finished() {
             // A thread that panicked has said so.
             let _ = thread.join();
         }

@@ -464,6 +464,24 @@ fn a_walk_that_nobody_follows_any_more_comes_to_its_end() {
 }
 
 #[test]
+fn a_plane_that_ends_in_the_middle_leaves_nothing_half_done() {
+    let site = Site::new();
+    for delay in (0..40).step_by(4).map(Duration::from_millis) {
+        let plane = site.start(Site::settings(Policy::All, Format::Both));
+        thread::sleep(delay);
+        drop(plane);
+        assert_eq!(fs::read_dir(site.folder.path().join(".narwire/tmp")).unwrap().count(), 0, "{delay:?}");
+        for path in &site.demo.paths {
+            for coding in [Coding::Flat, Coding::Zstd] {
+                if site.record(path.base_name(), coding).is_some() {
+                    site.check_file(path.base_name(), coding);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_state_is_entered_once_and_left_again() {
     let shared = Shared::new(async_channel::bounded(1).1);
     for state in [State::Failing("x".into()), State::Failing("y".into()), State::Full, State::Working] {
