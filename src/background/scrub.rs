@@ -421,7 +421,7 @@ impl<'a> Meter<'a> {
         if let Listener::Plane(workshop, pace) = &mut self.listener {
             workshop.shared.counters.scrubbed_bytes.add(len);
             let early = pace.spend(len);
-            if workshop.shared.is_ending() || (!early.is_zero() && !workshop.pause(early).await) {
+            if workshop.shared.is_ending() || (early > PACE_STEP && !workshop.pause(early).await) {
                 return Err(SinkError::Ended);
             }
         }
@@ -485,7 +485,7 @@ impl Pace {
 
     /// Takes `len` bytes; says how long it is until it is time for more.
     fn spend(&mut self, len: u64) -> Duration {
-        self.spent += len;
+        self.spent += len.max(PACE_LEN_MIN);
         let due_ns = u128::from(self.spent) * 1_000_000_000 / u128::from(self.rate);
         let due = Duration::from_nanos(u64::try_from(due_ns).unwrap_or(u64::MAX));
         let elapsed = self.began.elapsed();
@@ -497,5 +497,9 @@ impl Pace {
     }
 }
 
+/// What a piece counts at least. Bytes: however short a file is, a disk reads a page of it, and finds it before.
+const PACE_LEN_MIN: u64 = 4096;
+/// How far ahead of its rate a scrub may be before it waits: thousands of small files are not waited for one by one.
+const PACE_STEP: Duration = Duration::from_millis(20);
 /// How far a scrub may fall behind and catch up.
 const PACE_FORGET: Duration = Duration::from_secs(1);
