@@ -263,10 +263,10 @@ pub const EVICTION_SLACK: u64 = 64;
 pub const LEN_SHARE_DEFAULT: u64 = 4;
 /// What stays free on the file system unless it is told: a part of this many.
 pub const FREE_SHARE_DEFAULT: u64 = 20;
-/// How long a path that could not be encoded is left alone.
-pub const FAILED_FILL_RETRY: Duration = Duration::from_mins(10);
+/// How long a path is left alone that could not be encoded, or did not have to be.
+pub const LEFT_ALONE_FOR: Duration = Duration::from_mins(10);
 /// Paths of which that is remembered.
-pub const FAILED_FILLS_MAX: usize = 4096;
+pub const LEFT_ALONE_MAX: usize = 4096;
 /// Store paths that a scrub asks the database for at once.
 pub const SCRUB_BATCH: u32 = 256;
 /// Between the beginnings of two passes of the slow scrub.

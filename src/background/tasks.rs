@@ -122,10 +122,14 @@ async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
                 workshop.shared.enter(State::Working);
                 return true;
             }
-            Filled::Nothing => return true,
+            Filled::Nothing => {
+                // Such as a NAR that is kept compressed alone, and that clients go on to ask for as it is.
+                workshop.leave_alone(order.hash_part);
+                return true;
+            }
             Filled::Refused => {
                 counters.fills_refused.add(1);
-                workshop.remember_failure(order.hash_part);
+                workshop.leave_alone(order.hash_part);
                 return true;
             }
             Filled::Damaged => {
@@ -135,7 +139,7 @@ async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
             Filled::Failed(reason) => {
                 warn!("a NAR is not cached: {reason}");
                 counters.fills_failed.add(1);
-                workshop.remember_failure(order.hash_part);
+                workshop.leave_alone(order.hash_part);
                 return true;
             }
             Filled::Stuck(_) if workshop.shared.is_ending() => return false,

@@ -309,6 +309,23 @@ fn what_is_too_long_is_refused_and_what_is_there_makes_room() {
 }
 
 #[test]
+fn a_path_is_left_alone_until_it_is_evicted() {
+    let site = Site::new();
+    site.with_workshop(Site::settings(Policy::Hot, Format::Zstd), async |workshop| {
+        let order = site.order("note.txt");
+        assert!(workshop.claim(order.hash_part) && !workshop.claim(order.hash_part));
+        assert!(matches!(fill::fill(workshop, order).await, Filled::Done));
+        workshop.release(order.hash_part);
+        assert!(workshop.claim(order.hash_part));
+        workshop.leave_alone(order.hash_part);
+        workshop.release(order.hash_part);
+        assert!(!workshop.claim(order.hash_part));
+        assert!(workshop.evict_one(site.record("note.txt", Coding::Zstd).unwrap()).await.unwrap());
+        assert!(workshop.claim(order.hash_part));
+    });
+}
+
+#[test]
 fn a_folder_that_is_removed_is_a_failing_cache_and_nothing_worse() {
     let site = Site::new();
     let own = site.folder.path().join(".narwire");

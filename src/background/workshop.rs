@@ -19,9 +19,7 @@ use super::shared::Shared;
 use crate::codec::narinfo::PathInfo;
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::HashPart;
-use crate::limits::{
-    EVICTION_SLACK, FAILED_FILL_RETRY, FAILED_FILLS_MAX, FREE_SHARE_DEFAULT, LEN_SHARE_DEFAULT,
-};
+use crate::limits::{EVICTION_SLACK, FREE_SHARE_DEFAULT, LEFT_ALONE_FOR, LEFT_ALONE_MAX, LEN_SHARE_DEFAULT};
 use crate::store::catalog::{Catalog, Entry, Kind, NarKey, Record, RootMark};
 use crate::store::db::Database;
 use crate::store::nar_cache::{CacheFolder, Evicted, Space};
@@ -38,8 +36,8 @@ pub struct Workshop {
     pub shared: Arc<Shared>,
     /// What is queued or being encoded: nothing is encoded twice.
     claimed: RefCell<HashSet<HashPart>>,
-    /// What could not be encoded, and when.
-    failed: RefCell<HashMap<HashPart, Instant>>,
+    /// What could not be encoded, or did not have to be, and when.
+    left_alone: RefCell<HashMap<HashPart, Instant>>,
     /// Paths whose trees are damaged, as the catalog says it.
     pub damaged: RefCell<HashMap<NarKey, RootMark>>,
     /// Written and not yet published. Bytes.
@@ -137,7 +135,7 @@ impl Workshop {
             secret_keys,
             shared,
             claimed: RefCell::default(),
-            failed: RefCell::default(),
+            left_alone: RefCell::default(),
             damaged: RefCell::new(damaged),
             drafted_len: Cell::new(0),
             stuck: Cell::new(0),
@@ -162,10 +160,10 @@ impl Workshop {
         self.folder.catalog()
     }
 
-    /// Claims a path for encoding. False when that is done already, or failed a short while ago.
+    /// Claims a path for encoding. False when that is done already, or it is left alone.
     pub fn claim(&self, hash_part: HashPart) -> bool {
-        let failed_at = self.failed.borrow().get(&hash_part).copied();
-        if failed_at.is_some_and(|failed_at| failed_at.elapsed() < FAILED_FILL_RETRY) {
+        let since = self.left_alone.borrow().get(&hash_part).copied();
+        if since.is_some_and(|since| since.elapsed() < LEFT_ALONE_FOR) {
             return false;
         }
         self.claimed.borrow_mut().insert(hash_part)
@@ -176,14 +174,14 @@ impl Workshop {
         self.claimed.borrow_mut().remove(&hash_part);
     }
 
-    /// Remembers that a path cannot be encoded now.
-    pub fn remember_failure(&self, hash_part: HashPart) {
-        let mut failed = self.failed.borrow_mut();
-        if failed.len() >= FAILED_FILLS_MAX {
-            failed.retain(|_, failed_at| failed_at.elapsed() < FAILED_FILL_RETRY);
+    /// Leaves a path alone for a while, however often it is asked for.
+    pub fn leave_alone(&self, hash_part: HashPart) {
+        let mut left_alone = self.left_alone.borrow_mut();
+        if left_alone.len() >= LEFT_ALONE_MAX {
+            left_alone.retain(|_, since| since.elapsed() < LEFT_ALONE_FOR);
         }
-        if failed.len() < FAILED_FILLS_MAX {
-            failed.insert(hash_part, Instant::now());
+        if left_alone.len() < LEFT_ALONE_MAX {
+            left_alone.insert(hash_part, Instant::now());
         }
     }
 
@@ -254,6 +252,8 @@ impl Workshop {
         if evicted == Evicted::Held {
             return Ok(false);
         }
+        // From now on there is something to encode again.
+        self.left_alone.borrow_mut().remove(&record.nar.0);
         self.shared.counters.evictions.add(1);
         self.shared.counters.evicted_bytes.add(record.entry.file_size());
         Ok(true)
