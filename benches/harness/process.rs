@@ -16,6 +16,12 @@ pub fn pin(core: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &cores)?)
 }
 
+/// How many cores there are, whichever of them this thread is kept on.
+pub fn cores() -> io::Result<usize> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    Ok(cpuinfo.lines().filter(|line| line.starts_with("processor")).count())
+}
+
 /// Raises the limit of descriptors for this process and those it starts, as far as allowed towards `wanted`; says how many.
 pub fn raise_descriptors(wanted: u64) -> io::Result<u64> {
     let maximum = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);

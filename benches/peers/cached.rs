@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use crate::harness::load::{self, Group, Reading, Until, connect, fetch, request, thread_time};
+use crate::harness::process;
 use crate::harness::server::{Kind, Server};
 use crate::harness::site::{Nar, narinfo_target};
 use crate::row::{Bench, Ending, Figure, Row};
@@ -30,8 +31,11 @@ pub const LARGE: [&str; 3] = [
     "one large file, from the NAR cache, read",
     "one large file, .zst from the NAR cache",
 ];
-pub const NARINFO_AT_REST: &str = "narinfo wait, nothing to do in the background";
-pub const NARINFO_WHILE_FILLING: &str = "narinfo wait while the NAR cache is filled";
+/// At rest, and while the cache is filled: by a background that shares the worker's core, or has another.
+pub const NARINFO_ONE_CORE: [&str; 2] =
+    ["narinfo wait, one core, background at rest", "narinfo wait, one core, while the NAR cache is filled"];
+pub const NARINFO_TWO_CORES: [&str; 2] =
+    ["narinfo wait, two cores, background at rest", "narinfo wait, two cores, while the NAR cache is filled"];
 pub const FILL: &str = "NAR cache: a NAR of 20,000 files is encoded";
 pub const FILL_ALLOWED: &str = "twice a live answer, and zstd";
 
@@ -40,6 +44,8 @@ const BESIDE_NGINX: &[Kind] = &[Kind::NarwireCache, Kind::Nginx];
 const PATIENCE: Duration = Duration::from_mins(3);
 /// Between two looks at whether something was encoded.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// Where every server's only worker is; the load is on the next core.
+const WORKER_CORE: &str = "0";
 /// What the server's own thread for this is called.
 const BACKGROUND_THREAD: &str = "background";
 /// The default of `--cache-level`.
@@ -58,7 +64,7 @@ fn measure_fill(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
         return Ok(());
     }
     eprintln!("{FILL}");
-    let (fixture, server) = (&works.fixture, start(works)?);
+    let (fixture, server) = (&works.fixture, start(works, WORKER_CORE)?);
     let flat = fs::read(fixture.site.file(&fixture.many[0]))?;
     let (mut taken, mut allowed) = (Vec::new(), Vec::new());
     for nar in &fixture.many[..bench.flags.rounds] {
@@ -90,7 +96,7 @@ fn measure_sending(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let server = start(works)?;
+    let server = start(works, WORKER_CORE)?;
     for (names, nar) in &wanted {
         eprintln!("{} is encoded", names[0]);
         // What was asked for twice is kept.
@@ -101,7 +107,7 @@ fn measure_sending(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
     }
     drop(server);
     // One that has not made them has nothing of them in memory.
-    bench.servers.push(Server::start(Kind::NarwireCache, fixture, 1, "0")?);
+    bench.servers.push(Server::start(Kind::NarwireCache, fixture, 1, WORKER_CORE)?);
     for (names, nar) in wanted {
         let (flat, compressed) = (nar.request(), vec![request(&nar.compressed_target(), "")]);
         let kinds = [(&flat, Reading::Discard), (&flat, Reading::Copy), (&compressed, Reading::Discard)];
@@ -122,17 +128,32 @@ fn measure_sending(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
 
 /// Whether those who ask for narinfos notice that the background is at work.
 fn measure_waits(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
-    if !bench.flags.wants(NARINFO_WHILE_FILLING) {
+    measure_waits_on(works, bench, NARINFO_ONE_CORE, WORKER_CORE)?;
+    // The load is on the second one.
+    if process::cores()? > 2 {
+        measure_waits_on(works, bench, NARINFO_TWO_CORES, "0,2")?;
+    }
+    Ok(())
+}
+
+fn measure_waits_on(
+    works: &Works,
+    bench: &mut Bench<'_>,
+    [at_rest, while_filling]: [&'static str; 2],
+    cores: &str,
+) -> anyhow::Result<()> {
+    if !bench.flags.wants(while_filling) {
         return Ok(());
     }
-    bench.servers.push(start(works)?);
-    bench.measure(&[narinfo_row(works, NARINFO_AT_REST)])?;
+    bench.servers.push(start(works, cores)?);
+    bench.measure(&[narinfo_row(works, at_rest)])?;
     let Some(server) = bench.servers.last() else { return Ok(()) };
     // A tree of small files is encoded when it was asked for once. These are more than there will be time for.
     let nars: Vec<_> = works.toolchain.iter().chain(&works.fixture.many).collect();
     nars.iter().try_for_each(|nar| ask(server, nar))?;
-    let begin = background_time(server)?;
-    bench.measure(&[narinfo_row(works, NARINFO_WHILE_FILLING)])?;
+    let (begin, began) = (background_time(server)?, Instant::now());
+    bench.measure(&[narinfo_row(works, while_filling)])?;
+    let took = began.elapsed();
     let Some(server) = bench.servers.pop() else { return Ok(()) };
     let taken = background_time(&server)?.saturating_sub(begin);
     let mut left = 0;
@@ -142,9 +163,10 @@ fn measure_waits(works: &Works, bench: &mut Bench<'_>) -> anyhow::Result<()> {
     ensure!(left > 0, "all was encoded before the waits were measured");
     writeln!(
         bench.report,
-        "{:<46} meanwhile {:.2} s CPU in the background, and {left} NARs left",
+        "{:<46} meanwhile the background took {:.2} of {:.2} s CPU, and left {left} NARs",
         "",
-        taken.as_secs_f64()
+        taken.as_secs_f64(),
+        took.as_secs_f64()
     )?;
     Ok(())
 }
@@ -161,12 +183,12 @@ fn narinfo_row<'a>(works: &'a Works, name: &'static str) -> Row<'a> {
 }
 
 /// A server with an empty cache.
-fn start(works: &Works) -> anyhow::Result<Server> {
+fn start(works: &Works, cores: &str) -> anyhow::Result<Server> {
     let site = &works.fixture.site;
     if site.nar_cache.exists() {
         fs::remove_dir_all(&site.nar_cache)?;
     }
-    let server = Server::start(Kind::NarwireCache, site, 1, "0")?;
+    let server = Server::start(Kind::NarwireCache, site, 1, cores)?;
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE && server.thread_times_ns(BACKGROUND_THREAD)?.is_empty() {
         thread::sleep(LOOK_INTERVAL);
