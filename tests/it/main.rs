@@ -7,6 +7,9 @@
 //! | `range.rs`     | HEAD, ranges, entity tags and their preconditions                                 |
 //! | `resume.rs`    | downloads that are cut on the way                                                 |
 //! | `encode.rs`    | NARs of a live store that are compressed on their way                             |
+//! | `nar_cache.rs` | NARs that are kept encoded, as clients see them                                   |
+//! | `nar_cache_faults.rs` | the same when it is killed, and when disks are full, broken or gone        |
+//! | `page_cache.rs` | memory, which is left to what is asked for                                       |
 //! | `http.rs`      | HTTP/1.1 itself: framing, connections, refusals, the small fixed routes           |
 //! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
 //! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
@@ -33,7 +36,10 @@ mod extras;
 mod gc;
 mod http;
 mod listen;
+mod nar_cache;
+mod nar_cache_faults;
 mod nix_serve;
+mod page_cache;
 mod range;
 mod resume;
 mod slow;

@@ -24,7 +24,15 @@ pub struct Reply {
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    /// The same where nobody may listen any more.
+    pub fn try_open(address: SocketAddr) -> Option<Self> {
+        TcpStream::connect(address).ok().map(Self::over)
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -57,7 +65,7 @@ impl Connection {
 
     /// The same where the server may also end the connection instead of an answer.
     pub fn try_request(&mut self, method: &str, target: &str, fields: &[(&str, &str)]) -> Option<Reply> {
-        self.send(request_head(method, target, fields));
+        self.send_if_wanted(request_head(method, target, fields));
         self.try_reply_to(method)
     }
 

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod fixture;
+pub mod nar_cache;
 pub mod nix;
 pub mod proxy;
 pub mod server;

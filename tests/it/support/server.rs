@@ -31,6 +31,15 @@ impl Narwire {
         server
     }
 
+    /// The same where the server may end before it listens; whether it does is the caller's to ask.
+    pub fn start_or_end<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Self {
+        let mut server = Self::spawn(command().args(arguments).args(["--listen", "127.0.0.1:0"]));
+        eventually("the server listens or ends", || {
+            server.output().contains(LISTENING) || server.has_exited()
+        });
+        server
+    }
+
     /// Any command that becomes a server; the caller waits for what it needs.
     pub fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -82,6 +91,11 @@ impl Narwire {
 
     pub fn get(&self, target: &str) -> Reply {
         self.connect().get(target)
+    }
+
+    /// The same of a server that may end meanwhile.
+    pub fn try_get(&self, target: &str) -> Option<Reply> {
+        Connection::try_open(self.address())?.try_request("GET", target, &[])
     }
 
     pub fn request(&self, method: &str, target: &str, fields: &[(&str, &str)]) -> Reply {
