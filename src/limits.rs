@@ -247,6 +247,8 @@ pub const FILL_QUEUE_LEN_MAX: usize = 1024;
 pub const ASKED_ONCE_MAX: usize = 32 * 1024;
 /// How often is looked whether the database has new paths, when all of them are encoded.
 pub const FOLLOW_INTERVAL: Duration = Duration::from_secs(5);
+/// How often all valid paths are gone through again, for those that could not be encoded, or whose files were put aside.
+pub const FOLLOW_AGAIN_INTERVAL: Duration = Duration::from_hours(1);
 /// Paths that are taken from the database at once to be encoded.
 pub const FOLLOW_BATCH: u32 = 256;
 /// How often is looked whether damaged paths were mended, and whether there is room.

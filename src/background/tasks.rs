@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 use futures_lite::future;
@@ -18,7 +18,8 @@ use super::workshop::{Need, Workshop};
 use super::{Doubt, Hint};
 use crate::codec::store_path::HashPart;
 use crate::limits::{
-    ASKED_ONCE_MAX, FOLLOW_BATCH, FOLLOW_INTERVAL, HOUSEKEEPING_INTERVAL, STUCK_RETRY_MAX, STUCK_RETRY_MIN,
+    ASKED_ONCE_MAX, FOLLOW_AGAIN_INTERVAL, FOLLOW_BATCH, FOLLOW_INTERVAL, HOUSEKEEPING_INTERVAL,
+    STUCK_RETRY_MAX, STUCK_RETRY_MIN,
 };
 use crate::store::StoreError;
 use crate::store::change::ChangeCounter;
@@ -183,7 +184,12 @@ async fn follow_database(
     let counter = runtime.wait_for(move || ChangeCounter::open(&places)).await?;
     let mut after = RowId::default();
     let mut seen = None;
+    let mut began = Instant::now();
     while counter.still_current() {
+        if began.elapsed() > FOLLOW_AGAIN_INTERVAL {
+            // What could not be encoded, or was put aside, is behind it.
+            (after, seen, began) = (RowId::default(), None, Instant::now());
+        }
         // Before the question, so that what is registered meanwhile shows.
         let stamp = counter.stamp();
         while seen != Some(stamp) {

@@ -309,7 +309,7 @@ fn what_is_too_long_is_refused_and_what_is_there_makes_room() {
 }
 
 #[test]
-fn a_path_is_left_alone_until_it_is_evicted() {
+fn a_path_is_left_alone_until_it_is_evicted_or_put_aside() {
     let site = Site::new();
     site.with_workshop(Site::settings(Policy::Hot, Format::Zstd), async |workshop| {
         let order = site.order("note.txt");
@@ -321,6 +321,12 @@ fn a_path_is_left_alone_until_it_is_evicted() {
         workshop.release(order.hash_part);
         assert!(!workshop.claim(order.hash_part));
         assert!(workshop.evict_one(site.record("note.txt", Coding::Zstd).unwrap()).await.unwrap());
+        assert!(workshop.claim(order.hash_part));
+        assert!(matches!(fill::fill(workshop, order).await, Filled::Done));
+        workshop.leave_alone(order.hash_part);
+        workshop.release(order.hash_part);
+        let record = site.record("note.txt", Coding::Zstd).unwrap();
+        workshop.quarantine(record, "it is put aside").await.unwrap();
         assert!(workshop.claim(order.hash_part));
     });
 }

@@ -263,6 +263,8 @@ impl Workshop {
     pub async fn quarantine(&self, record: Record, reason: &str) -> Result<(), StoreError> {
         let folder = Arc::clone(&self.folder);
         self.disks.runtime().wait_for(move || folder.quarantine(&record)).await?;
+        // From now on there is something to encode again.
+        self.left_alone.borrow_mut().remove(&record.nar.0);
         self.shared.counters.quarantined_files.add(1);
         if let Entry::Stored(stored) = record.entry {
             let name = CacheFolder::file_name(&record.nar, stored.coding);
