@@ -251,7 +251,9 @@ pub const FOLLOW_INTERVAL: Duration = Duration::from_secs(5);
 pub const FOLLOW_AGAIN_INTERVAL: Duration = Duration::from_hours(1);
 /// Paths that are taken from the database at once to be encoded.
 pub const FOLLOW_BATCH: u32 = 256;
-/// How often is looked whether damaged paths were mended, and whether there is room.
+/// How often is looked whether the roots of damaged paths are others than before: until then a mended path is absent.
+pub const MENDED_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often is looked whether the NAR cache can be written, and has room.
 pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_mins(1);
 /// How long to wait before a cache that failed is tried again: doubled each time.
 pub const STUCK_RETRY_MIN: Duration = Duration::from_secs(10);

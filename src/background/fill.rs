@@ -65,10 +65,11 @@ pub async fn fill(workshop: &Rc<Workshop>, order: Order) -> Filled {
     match filled {
         Ok(filled) => filled,
         Err(Obstacle::Store(reason)) => Filled::Failed(reason),
-        Err(Obstacle::Cache(error)) if is_disk_full(&error) => match order.need {
-            Need::Spare => Filled::Refused,
-            Need::Wanted | Need::Refused => Filled::Stuck(State::Full),
-        },
+        // Its bounds alone, of which the disk knows nothing.
+        Err(Obstacle::Cache(error)) if order.need == Need::Spare && is_beyond_bounds(&error) => {
+            Filled::Refused
+        }
+        Err(Obstacle::Cache(error)) if is_disk_full(&error) => Filled::Stuck(State::Full),
         // A reader holds what was to be replaced.
         Err(Obstacle::Cache(error)) if error.io_kind() == Some(io::ErrorKind::ResourceBusy) => {
             Filled::Failed(error.to_string())
@@ -258,6 +259,11 @@ impl Fill<'_> {
             "{path} is valid and not there; `nix-store --repair-path {path}` mends it"
         )))
     }
+}
+
+/// Whether an error says that the cache may not become larger, and not the system that its disk is full.
+fn is_beyond_bounds(error: &StoreError) -> bool {
+    is_disk_full(error) && error.io_error().is_some_and(|error| error.raw_os_error().is_none())
 }
 
 /// A fault point of a fill. What fails there is the cache.

@@ -19,7 +19,7 @@ use super::{Doubt, Hint};
 use crate::codec::store_path::HashPart;
 use crate::limits::{
     ASKED_ONCE_MAX, FOLLOW_AGAIN_INTERVAL, FOLLOW_BATCH, FOLLOW_INTERVAL, HOUSEKEEPING_INTERVAL,
-    STUCK_RETRY_MAX, STUCK_RETRY_MIN,
+    MENDED_LOOK_INTERVAL, STUCK_RETRY_MAX, STUCK_RETRY_MIN,
 };
 use crate::store::StoreError;
 use crate::store::change::ChangeCounter;
@@ -120,6 +120,9 @@ async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
         match fill::fill(workshop, order).await {
             Filled::Done => {
                 counters.fills_done.add(1);
+                if order.need == Need::Spare {
+                    workshop.is_spare_room_gone.set(false);
+                }
                 workshop.shared.enter(State::Working);
                 return true;
             }
@@ -130,6 +133,11 @@ async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
             }
             Filled::Refused => {
                 counters.fills_refused.add(1);
+                if order.need == Need::Spare && !workshop.is_spare_room_gone.replace(true) {
+                    warn!(
+                        "the NAR cache has reached its size or the disk's: of the paths that nobody has asked for, not all fit in"
+                    );
+                }
                 workshop.leave_alone(order.hash_part);
                 return true;
             }
@@ -223,18 +231,24 @@ async fn follow_database(
 
 /// Looks now and then at what nobody asks for.
 pub async fn keep_house(workshop: Rc<Workshop>) {
+    let mut kept_at: Option<Instant> = None;
     loop {
-        if let Err(error) = keep_house_once(&workshop).await {
+        if let Err(error) = check::look_again(&workshop).await {
             debug!("{error}");
         }
-        if !workshop.pause(HOUSEKEEPING_INTERVAL).await {
+        if kept_at.is_none_or(|kept_at| kept_at.elapsed() >= HOUSEKEEPING_INTERVAL) {
+            if let Err(error) = keep_house_once(&workshop).await {
+                debug!("{error}");
+            }
+            kept_at = Some(Instant::now());
+        }
+        if !workshop.pause(MENDED_LOOK_INTERVAL).await {
             return;
         }
     }
 }
 
 async fn keep_house_once(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
-    check::look_again(workshop).await?;
     let folder = Arc::clone(&workshop.folder);
     let look = move || {
         if !folder.is_there() {

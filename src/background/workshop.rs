@@ -42,6 +42,8 @@ pub struct Workshop {
     pub damaged: RefCell<HashMap<NarKey, RootMark>>,
     /// Written and not yet published. Bytes.
     drafted_len: Cell<u64>,
+    /// Whether a path that nobody has asked for did not fit in; said once.
+    pub is_spare_room_gone: Cell<bool>,
     /// How many fills wait because the cache is in the way.
     pub stuck: Cell<usize>,
     /// Held by whoever makes room, so that two do not make it for one.
@@ -138,6 +140,7 @@ impl Workshop {
             left_alone: RefCell::default(),
             damaged: RefCell::new(damaged),
             drafted_len: Cell::new(0),
+            is_spare_room_gone: Cell::new(false),
             stuck: Cell::new(0),
             making_room: Semaphore::new(1),
         })
