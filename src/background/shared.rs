@@ -72,17 +72,20 @@ impl Shared {
 
     /// Enters a state, and says so if it is another kind than before.
     pub fn enter(&self, state: State) {
-        let mut present = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::discriminant(&*present) != std::mem::discriminant(&state) {
-            match &state {
-                State::Working => info!("the NAR cache works again"),
-                State::Full => warn!("the NAR cache is {state}; NARs are served live"),
-                State::Failing(_) => {
-                    warn!("the NAR cache is {state}; NARs are served live, and it is tried again");
-                }
+        let before = {
+            let mut present = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *present, state.clone())
+        };
+        if std::mem::discriminant(&before) == std::mem::discriminant(&state) {
+            return;
+        }
+        match &state {
+            State::Working => info!("the NAR cache works again"),
+            State::Full => warn!("the NAR cache is {state}; NARs are served live"),
+            State::Failing(_) => {
+                warn!("the NAR cache is {state}; NARs are served live, and it is tried again");
             }
         }
-        *present = state;
     }
 
     /// The present state.

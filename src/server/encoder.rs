@@ -114,8 +114,8 @@ enum Work {
     Resting(Box<Encoder>),
     /// On a thread, which sends what comes of it.
     UnderWay(Receiver<Product>),
-    /// Gone: it has made the end of the frame.
-    Finished,
+    /// Gone: it has made the end of the frame. Its place is given back when the reader has that: until then it takes memory.
+    Finished { _place: Admission },
     /// Gone: there will be no end. The cause was logged.
     Broken,
 }
@@ -124,8 +124,8 @@ enum Work {
 enum Product {
     /// A chunk behind which there is more. It is empty when the layout was behind.
     Chunk(Box<Encoder>, Vec<u8>),
-    /// The last chunk.
-    LastChunk(Vec<u8>),
+    /// The last chunk, and the place.
+    LastChunk(Vec<u8>, Admission),
     /// None. The cause was logged.
     Nothing(Failure),
 }
@@ -165,7 +165,7 @@ impl EncodedBody {
     fn take(&mut self, product: Product) {
         (self.work, self.chunk) = match product {
             Product::Chunk(encoder, chunk) => (Work::Resting(encoder), chunk),
-            Product::LastChunk(chunk) => (Work::Finished, chunk),
+            Product::LastChunk(chunk, admission) => (Work::Finished { _place: admission }, chunk),
             Product::Nothing(failure) => {
                 // What says something about this moment says nothing about the path.
                 if failure != Failure::Busy {
@@ -186,7 +186,7 @@ impl EncodedBody {
             let encoder = match work {
                 Work::Ordered(order) => Encoder::begin(order).map(Box::new),
                 Work::Resting(encoder) => Ok(encoder),
-                Work::UnderWay(_) | Work::Finished | Work::Broken => return,
+                Work::UnderWay(_) | Work::Finished { .. } | Work::Broken => return,
             };
             let product = encoder.and_then(|encoder| encoder.make_chunk(&layout, chunk));
             let product = product.unwrap_or_else(|trouble| Product::Nothing(trouble.log()));
@@ -214,7 +214,7 @@ impl Body for EncodedBody {
             Some(rest) if !rest.is_empty() => Lookup::Piece(Piece::Bytes(rest)),
             Some(_) => match &self.work {
                 Work::Ordered(_) | Work::Resting(_) | Work::UnderWay(_) => Lookup::NotYet,
-                Work::Finished => Lookup::End,
+                Work::Finished { .. } => Lookup::End,
                 Work::Broken => Lookup::Broken,
             },
             // It was forgotten, or was never made.
@@ -234,7 +234,7 @@ struct Encoder {
     file: Option<(u64, OwnedFd)>,
     hasher: Sha256,
     frame: FrameEncoder,
-    _admission: Admission,
+    admission: Admission,
 }
 
 /// Why nothing can be made.
@@ -271,7 +271,7 @@ impl Encoder {
             cursor: Cursor::default(),
             file: None,
             hasher: Sha256::new(),
-            _admission: admission,
+            admission,
         })
     }
 
@@ -298,13 +298,13 @@ impl Encoder {
 
     /// Ends the frame, if it is one of the right NAR.
     fn finish(self: Box<Self>, mut chunk: Vec<u8>) -> Result<Product, Trouble> {
-        let Self { path, position, hasher, frame, .. } = *self;
+        let Self { path, position, hasher, frame, admission, .. } = *self;
         if (position, hasher.finish()) != (path.nar_size, path.nar_hash) {
             let reason = "its NAR has not the hash that the database says";
             return Err(damaged(&path, reason).into());
         }
         frame.finish(&mut chunk)?;
-        Ok(Product::LastChunk(chunk))
+        Ok(Product::LastChunk(chunk, admission))
     }
 
     /// Reads from the start of a range, at least one byte; returns how many.
@@ -508,6 +508,22 @@ mod tests {
             assert_eq!(rest, &chunk[start..]);
         }
         assert!(matches!(body.piece_at(chunk.len() as u64), Lookup::NotYet));
+    }
+
+    /// A short NAR is encoded at once, and then takes memory for as long as its reader does not read.
+    #[test]
+    fn a_place_is_taken_until_the_reader_has_the_last_chunk() {
+        let bench = Bench::new(&[("a", noise(10_000))]);
+        let path = bench.path(0);
+        let mut body = bench.body(&path, &layout(&bench, &path));
+        assert!(matches!(body.piece_at(0), Lookup::NotYet));
+        bench.news();
+        assert!(matches!(body.piece_at(0), Lookup::Piece(_)));
+        let others: Vec<_> = (1..ENCODERS_MAX).map(|_| bench.shared.encoders().admit().unwrap()).collect();
+        assert!(bench.shared.encoders().admit().is_none());
+        drop(body);
+        assert!(bench.shared.encoders().admit().is_some());
+        drop(others);
     }
 
     #[test]

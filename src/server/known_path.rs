@@ -70,21 +70,16 @@ impl Renderer {
         compressed: Option<&Stored>,
         previous: Option<&Arc<KnownPath>>,
     ) -> Arc<KnownPath> {
-        let mut narinfo = match compressed {
-            None => NarInfo {
-                url: nar_url(&info, NarCompression::None),
-                compression: Compression::None,
-                file_hash: Some(info.nar_hash),
-                file_size: Some(info.nar_size),
-                info,
-            },
-            Some(stored) => NarInfo {
-                url: nar_url(&info, NarCompression::Zstd),
-                compression: Compression::Zstd,
-                file_hash: Some(stored.file_hash),
-                file_size: Some(stored.file_size),
-                info,
-            },
+        let (coding, file_hash, file_size) = match compressed {
+            None => (NarCompression::None, info.nar_hash, info.nar_size),
+            Some(stored) => (NarCompression::Zstd, stored.file_hash, stored.file_size),
+        };
+        let mut narinfo = NarInfo {
+            url: nar_url(&info, coding),
+            compression: if compressed.is_some() { Compression::Zstd } else { Compression::None },
+            file_hash: Some(file_hash),
+            file_size: Some(file_size),
+            info,
         };
         let mut text = String::with_capacity(NARINFO_LEN_TYPICAL);
         narinfo.write(&self.store_dir, &mut text);

@@ -340,8 +340,12 @@ impl LiveStore {
             return true;
         }
         let view = cache.view(&key_of(path));
-        known.seen.set(view.seen);
-        path.tells_of(view.compressed.as_ref())
+        let is_right = path.tells_of(view.compressed.as_ref());
+        // Not noted of an answer that is wrong: whoever asks before it was rendered again must find that out as well.
+        if is_right {
+            known.seen.set(view.seen);
+        }
+        is_right
     }
 
     fn narinfo(wish: &Wish, path: Option<Arc<KnownPath>>) -> Step {
@@ -373,6 +377,15 @@ impl LiveStore {
                 (None, Some(layout)) => Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout)),
                 (None, None) => self.open_root(path),
             },
+        }
+    }
+
+    /// What is said to somebody who wants the rest of a compressed file that is not here: made anew it may have other bytes. Nix
+    /// takes its absence for a reason to ask the next cache. A cache that is just being opened may have it.
+    fn refuse_rest(&self) -> Step {
+        match self.shared.nar_cache() {
+            Some(cache) if !cache.is_open() => Step::Reply(overloaded()),
+            _ => Step::Absent,
         }
     }
 
@@ -413,6 +426,9 @@ impl LiveStore {
             Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => self.open_root(path),
             _ => {
                 cache.doubt(nar, stored.coding);
+                if stored.coding == Coding::Zstd && wish.conditions.is_resumption() {
+                    return self.refuse_rest();
+                }
                 self.open_root(path)
             }
         }
@@ -515,18 +531,20 @@ impl LiveStore {
         root: Root,
         layout: Rc<SharedLayout>,
     ) -> Reply {
-        if let Some(cache) = self.shared.nar_cache()
+        let Route::Nar(request) = &wish.route else { return not_found() };
+        let has_small_files = layout.has_small_files();
+        let reply = match request.compression {
+            NarCompression::Zstd => self.encoded_reply(id, request, path, &root, layout),
+            NarCompression::None => flat_reply(request, &wish.conditions, path, root, layout),
+        };
+        // The rest of one that was asked for before is no second request of it.
+        if reply.status == Status::Ok
             && path.nar_size > INLINE_BODY_LEN_MAX as u64
+            && let Some(cache) = self.shared.nar_cache()
         {
-            cache.asked(path, layout.has_small_files());
+            cache.asked(path, has_small_files);
         }
-        match &wish.route {
-            Route::Nar(request) if request.compression == NarCompression::Zstd => {
-                self.encoded_reply(id, request, path, &root, layout)
-            }
-            Route::Nar(request) => flat_reply(request, &wish.conditions, path, root, layout),
-            _ => not_found(),
-        }
+        reply
     }
 
     /// A NAR that is compressed on its way. Nobody knows its length, and another answer may have other bytes: it has no entity tag, so

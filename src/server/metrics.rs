@@ -33,7 +33,7 @@ impl Metrics {
         Self::of(move || nar_cache.as_ref().map(|cache| cache.status()))
     }
 
-    /// `nar_cache` is asked on a worker, and must not wait.
+    /// `nar_cache` is asked at each scrape.
     fn of(nar_cache: impl Fn() -> Option<Status> + Send + Sync + 'static) -> Self {
         let nar_cache = Arc::new(NarCacheMetrics(Box::new(nar_cache)));
         let mut registry = Registry::with_prefix("narwire");

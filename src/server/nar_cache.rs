@@ -1,7 +1,7 @@
 //! The NAR cache as the server sees it: what is there, and who is told what was asked for.
 //!
-//! Whether it can be used is found out on a thread of its own, and again from time to time while it cannot: the process that
-//! this one takes over from may still hold it. Until then everything is answered live.
+//! It is opened before anything is served. If that cannot be, it is tried again from time to time: the process that this one takes
+//! over from may still hold it. Until then everything is answered live.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,9 @@ use crate::store::LocalStore;
 use crate::store::catalog::{Catalog, Lease, NarKey, Stored};
 use crate::store::nar_cache::{CacheFolder, CacheFolderError, Coding};
 
-/// The NAR cache of this server, shared by all of its threads.
+/// The NAR cache of this server, shared by all of its threads. Away from the counts of who shares it, which change with each file
+/// that is sent, while each narinfo reads what is in it.
+#[repr(align(128))]
 pub struct NarCache {
     open: OnceLock<Open>,
     /// Why it is not open.
@@ -71,21 +73,33 @@ struct Opener {
 }
 
 impl NarCache {
-    /// Begins to open the cache.
+    /// Opens the cache, or goes on trying to.
     pub fn start(
         config: NarCacheConfig,
         priority: u32,
         store: LocalStore,
         secret_keys: Arc<[SecretKey]>,
     ) -> std::io::Result<Arc<Self>> {
-        let cache =
-            Arc::new(Self { open: OnceLock::new(), trouble: Mutex::new("it is being opened".to_owned()) });
-        let (opened, opener) = (Arc::clone(&cache), Opener { config, priority, store, secret_keys });
-        thread::Builder::new().name("cache-opener".to_owned()).spawn(move || opened.open(&opener))?;
+        let cache = Arc::new(Self { open: OnceLock::new(), trouble: Mutex::default() });
+        let opener = Opener { config, priority, store, secret_keys };
+        if !cache.open(&opener) {
+            let opened = Arc::clone(&cache);
+            let open = move || {
+                while !opened.open(&opener) {
+                    thread::sleep(CACHE_OPEN_INTERVAL);
+                }
+            };
+            thread::Builder::new().name("cache-opener".to_owned()).spawn(open)?;
+        }
         Ok(cache)
     }
 
-    /// Rises when the cache has something else than before. Two loads.
+    /// Whether it is open.
+    pub fn is_open(&self) -> bool {
+        self.open.get().is_some()
+    }
+
+    /// Rises when the cache has something else than before. Nothing but loads.
     pub fn generation(&self) -> u64 {
         // Not open is a generation of its own.
         self.open.get().map_or(0, |open| 1 + open.catalog().generation())
@@ -137,25 +151,25 @@ impl NarCache {
         }
     }
 
-    /// Opens the cache as soon as that is possible.
-    fn open(&self, opener: &Opener) {
-        loop {
-            let trouble = match opener.open() {
-                Ok(open) => {
-                    info!(directory = %open.folder.path().display(), "the NAR cache is open");
-                    // Nobody else sets it.
-                    let _ = self.open.set(open);
-                    return;
-                }
-                Err(trouble) => trouble,
-            };
-            let mut before = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-            if *before != trouble {
-                warn!("there is no NAR cache for now, and all NARs are made live: {trouble}");
-                *before = trouble;
+    /// Opens the cache if that is possible. What is in the way is said when it is something else than before.
+    fn open(&self, opener: &Opener) -> bool {
+        match opener.open() {
+            Ok(open) => {
+                info!(directory = %open.folder.path().display(), "the NAR cache is open");
+                // Nobody else sets it.
+                let _ = self.open.set(open);
+                true
             }
-            drop(before);
-            thread::sleep(CACHE_OPEN_INTERVAL);
+            Err(trouble) => {
+                let is_news = {
+                    let mut before = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                    std::mem::replace(&mut *before, trouble.clone()) != trouble
+                };
+                if is_news {
+                    warn!("there is no NAR cache for now, and all NARs are made live: {trouble}");
+                }
+                false
+            }
         }
     }
 }

@@ -227,7 +227,11 @@ impl Service for CacheNode {
                 Answer::Reply(plain(TEXT_TYPE, concat!("narwire ", env!("CARGO_PKG_VERSION"), "\n"), &wish))
             }
             Route::Health => self.health(id, wish),
-            Route::Metrics => Answer::Reply(plain(METRICS_TYPE, self.texts.metrics.text(), &wish)),
+            Route::Metrics => {
+                // On a thread: who counts may be asked in a way that waits.
+                let texts = Arc::clone(&self.texts);
+                self.make(id, wish, move |_| Ok(Some(Made::fresh(METRICS_TYPE, texts.metrics.text()))))
+            }
             Route::CacheInfo => self.cache_info(id, wish),
             _ => self.ask(id, wish, 0),
         }

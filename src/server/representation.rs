@@ -93,6 +93,12 @@ impl Conditions {
         self.range.is_none() && self.if_none_match.is_none()
     }
 
+    /// Whether the rest of something is wanted that was begun before. To who asks like that the whole is of no use: curl gives
+    /// up on it, and Nix with it.
+    pub fn is_resumption(&self) -> bool {
+        self.if_range.is_none() && matches!(self.range, Some(ByteRange::From { first: 1.. }))
+    }
+
     fn is_known(&self, etag: Option<&ETag>) -> bool {
         match (&self.if_none_match, etag) {
             (Some(tags), Some(etag)) => etag.is_listed_in(tags),

@@ -52,7 +52,7 @@ pub enum Step {
     },
 }
 
-/// What the lookup plane says.
+/// What other threads say.
 #[derive(Debug)]
 pub enum Message {
     /// What is known of a hash part.

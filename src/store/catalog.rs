@@ -132,7 +132,9 @@ pub enum Taken {
     Absent,
 }
 
-/// The catalog. One for the process, shared by all threads.
+/// The catalog. One for the process, shared by all threads. Away from the counts of who shares it, which change with each lease,
+/// while readers load what is in it all the time.
+#[repr(align(128))]
 pub struct Catalog {
     file: OwnedFd,
     /// For messages.

@@ -55,11 +55,26 @@ fn ranges_and_conditions_have_nothing_to_go_by() {
     let fixture = fixture();
     let (server, path) = (fixture.store.serve(), fixture.path("sizes"));
     let wanted = fixture.store.dump(path);
-    for field in [("Range", "bytes=10-"), ("If-None-Match", "\"x\""), ("Accept-Encoding", "zstd")] {
+    for field in [
+        ("Range", "bytes=0-"),
+        ("Range", "bytes=10-20"),
+        ("If-None-Match", "\"x\""),
+        ("Accept-Encoding", "zstd"),
+    ] {
         let reply = server.request("GET", &target(&fixture.store, path), &[field]).expect(200);
         assert_decodes(&reply.body, &wanted, field.0);
         assert_fields(&reply, "max-age=31536000");
     }
+}
+
+/// The whole in its place would end the download with an error, where Nix takes absence for a reason to ask the next cache.
+#[test]
+fn the_rest_of_what_is_made_anew_is_absent() {
+    let fixture = fixture();
+    let (server, target) = (fixture.store.serve(), target(&fixture.store, fixture.path("sizes")));
+    server.request("GET", &target, &[("Range", "bytes=10-")]).expect_absent();
+    let fields = [("Range", "bytes=10-"), ("If-Range", "\"x\"")];
+    server.request("GET", &target, &fields).expect(200);
 }
 
 #[test]
