@@ -145,7 +145,8 @@ impl KnownPath {
     pub fn tells_of(&self, compressed: Option<&Stored>) -> bool {
         let file_hash = compressed.map_or(self.nar_hash, |stored| stored.file_hash);
         let line = self.narinfo().lines().nth(FILE_HASH_LINE).unwrap_or_default();
-        line.strip_prefix("FileHash: ").is_some_and(|told| told == file_hash.to_string())
+        let told = line.strip_prefix("FileHash: sha256:");
+        told.and_then(|digits| Sha256Digest::from_nix32(digits.as_bytes())) == Some(file_hash)
     }
 
     /// `<hash part>-<name>`, which ends the first line of every narinfo.

@@ -677,9 +677,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::background::settings::{FillSettings, Format, Policy};
     use crate::ring::inbox::{Inbox, inbox};
+    use crate::server::config::NarCacheConfig;
     use crate::server::known_path::tests::typical;
+    use crate::server::nar_cache::NarCache;
     use crate::server::representation::Conditions;
+    use crate::store::catalog::{Entry, Kind, RootMark};
     use crate::store::demo::DemoStore;
 
     const FIRST: ConnectionId = ConnectionId { slot: 0, generation: 1 };
@@ -693,8 +697,27 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            Self::with(|_| None)
+        }
+
+        /// A store whose NARs are kept in `folder`, where nothing is encoded.
+        fn with_cache(folder: &std::path::Path) -> Self {
+            let fill = FillSettings {
+                policy: Policy::Off,
+                format: Format::Auto,
+                level: 1,
+                len_max: None,
+                free_min: Some(0),
+                scrub_rate: 0,
+            };
+            let config = NarCacheConfig { directory: folder.to_path_buf(), fill };
+            Self::with(|demo| Some(NarCache::start(config, 30, demo.store.clone(), Arc::from([])).unwrap()))
+        }
+
+        fn with(cache: impl FnOnce(&DemoStore) -> Option<Arc<NarCache>>) -> Self {
             let demo = DemoStore::create(None, &mut |_| {}).unwrap();
-            let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), None).unwrap());
+            let cache = cache(&demo);
+            let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), cache).unwrap());
             let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
             let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
             let planes = Planes { lookups, walks, encodes };
@@ -791,6 +814,42 @@ mod tests {
             matches!(bench.store.ask(FIRST, &wish(hash_part)), Step::Absent),
             "nothing outlives its path"
         );
+    }
+
+    #[test]
+    fn an_answer_is_outdated_for_all_until_it_tells_of_what_the_cache_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bench = Bench::with_cache(folder.path());
+        let cache = Arc::clone(bench.store.shared.nar_cache().unwrap());
+        let hash_part = bench.demo.paths[0].hash_part();
+        let ask = |bench: &mut Bench, id| bench.store.ask(id, &wish(hash_part));
+        assert!(matches!(ask(&mut bench, FIRST), Step::Wait(_)));
+        bench.take_known(hash_part);
+        let Knowledge::Now(Some(path)) = bench.store.known(hash_part) else { panic!("it is valid") };
+        let stored = Stored {
+            coding: Coding::Zstd,
+            file_hash: Sha256Digest([9; 32]),
+            file_size: 0,
+            nar_size: path.nar_size,
+            fill_us: 0,
+        };
+        let folder = cache.folder();
+        let narinfo = path.narinfo();
+        folder.publish(&key_of(&path), folder.draft().unwrap(), &stored, Some(narinfo), 0).unwrap();
+        // The second one asks while the first one waits, and must not get what was found wrong for the first.
+        for id in [FIRST, SECOND] {
+            assert!(matches!(ask(&mut bench, id), Step::Wait(_)));
+        }
+        assert_eq!(bench.take_known(hash_part), [(FIRST, true), (SECOND, true)]);
+        let Knowledge::Now(Some(path)) = bench.store.known(hash_part) else {
+            panic!("it was rendered again")
+        };
+        assert!(path.tells_of(Some(&stored)));
+        let mark = RootMark { inode: 1, changed_s: 1, changed_ns: 1 };
+        folder.catalog().insert(&key_of(&path), Entry::Damaged(mark), 0).unwrap();
+        assert!(matches!(ask(&mut bench, FIRST), Step::Absent), "what is damaged is absent at once");
+        folder.catalog().remove(&key_of(&path), Kind::Damaged).unwrap();
+        assert!(matches!(ask(&mut bench, FIRST), Step::Reply(_)), "and there again when it was mended");
     }
 
     #[test]

@@ -143,6 +143,12 @@ impl NarCache {
         }
     }
 
+    /// The folder of a cache that is open.
+    #[cfg(test)]
+    pub(super) fn folder(&self) -> &CacheFolder {
+        &self.open.get().expect("the cache is open").folder
+    }
+
     /// How it is.
     pub fn status(&self) -> Status {
         match self.open.get() {
