@@ -283,3 +283,23 @@ fn a_scrub_that_was_killed_goes_on_where_it_was() {
     );
     server.assert_serves(&nars);
 }
+
+#[test]
+fn a_background_that_cannot_start_is_one_warning_and_all_is_served() {
+    let (store, nars) = store();
+    let cache = CacheDir::new();
+    let mut command = Command::new("prlimit");
+    command.args(["--memlock=65536:65536", BINARY]).args(flags(&store, &cache, "all", &[]));
+    let server = Narwire::spawn(command.args(["--listen", "127.0.0.1:0"]));
+    server.wait_for("listening on");
+    server.assert_serves(&nars);
+    let health = server.get("/health").expect(200);
+    assert!(
+        health.text().contains("\nNAR cache: off: ") && health.text().contains("LimitMEMLOCK="),
+        "{health:?}"
+    );
+    assert_eq!(server.count("narwire_nar_cache_up"), Some(0));
+    // It is tried again every five seconds, and says nothing new.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert_eq!(server.output().matches("there is no NAR cache").count(), 1, "{}", server.output());
+}
