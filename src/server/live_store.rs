@@ -677,9 +677,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::background::settings::{FillSettings, Format, Policy};
     use crate::ring::inbox::{Inbox, inbox};
-    use crate::server::config::NarCacheConfig;
     use crate::server::known_path::tests::typical;
     use crate::server::nar_cache::NarCache;
     use crate::server::representation::Conditions;
@@ -702,16 +700,7 @@ mod tests {
 
         /// A store whose NARs are kept in `folder`, where nothing is encoded.
         fn with_cache(folder: &std::path::Path) -> Self {
-            let fill = FillSettings {
-                policy: Policy::Off,
-                format: Format::Auto,
-                level: 1,
-                len_max: None,
-                free_min: Some(0),
-                scrub_rate: 0,
-            };
-            let config = NarCacheConfig { directory: folder.to_path_buf(), fill };
-            Self::with(|demo| Some(NarCache::start(config, 30, demo.store.clone(), Arc::from([])).unwrap()))
+            Self::with(|demo| Some(NarCache::start_idle(folder, &demo.store)))
         }
 
         fn with(cache: impl FnOnce(&DemoStore) -> Option<Arc<NarCache>>) -> Self {

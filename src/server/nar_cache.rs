@@ -143,6 +143,16 @@ impl NarCache {
         }
     }
 
+    /// A cache in `directory` in which nothing is encoded and nothing is scrubbed.
+    #[cfg(test)]
+    pub(super) fn start_idle(directory: &std::path::Path, store: &LocalStore) -> Arc<Self> {
+        use crate::background::settings::{FillSettings, Format, Policy};
+        let (policy, format) = (Policy::Off, Format::Auto);
+        let fill = FillSettings { policy, format, level: 1, len_max: None, free_min: Some(0), scrub_rate: 0 };
+        let config = NarCacheConfig { directory: directory.to_path_buf(), fill };
+        Self::start(config, 30, store.clone(), Arc::from([])).unwrap()
+    }
+
     /// The folder of a cache that is open.
     #[cfg(test)]
     pub(super) fn folder(&self) -> &CacheFolder {

@@ -333,13 +333,17 @@ mod tests {
     use crate::ring::inbox::inbox;
     use crate::ring::reactor::{Peers, Reactor};
     use crate::ring::uring::Uring;
+    use crate::server::nar_cache::NarCache;
     use crate::server::plane::Plane;
     use crate::store::demo::DemoStore;
 
     const ROUNDS: usize = 500;
 
     /// A worker on a throw-away store, and where it listens. `None` where a receive needs a buffer of its own.
-    fn worker(demo: &DemoStore) -> Option<(Reactor<Uring, CacheNode>, SocketAddr)> {
+    fn worker(
+        demo: &DemoStore,
+        cache: Option<Arc<NarCache>>,
+    ) -> Option<(Reactor<Uring, CacheNode>, SocketAddr)> {
         let capabilities = Capabilities::probe(Capabilities::default()).unwrap();
         if !capabilities.has(Capability::BufferRing) {
             return None;
@@ -347,7 +351,7 @@ mod tests {
         let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
         let planes = Planes { lookups, walks, encodes };
         let (mailbox, inbox) = inbox().unwrap();
-        let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), None).unwrap());
+        let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), cache).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));
         let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone());
         let cache_info =
@@ -418,22 +422,31 @@ mod tests {
 
     #[test]
     fn an_answer_from_memory_allocates_nothing() {
+        let folder = tempfile::tempdir().unwrap();
         let demo = DemoStore::create(None, &mut |_| {}).unwrap();
-        let Some((mut reactor, address)) = worker(&demo) else { return };
-        let get = |method: &str, hash_part: &str| {
-            let fields = "Host: cache.example.org\r\nUser-Agent: curl/8.13.0 Nix/2.26.3\r\nAccept: */*\r\n\
-                Accept-Encoding: zstd, br, gzip, deflate, bzip2, xz\r\n";
-            format!("{method} /{hash_part}.narinfo HTTP/1.1\r\n{fields}\r\n")
-        };
-        let hash_part = demo.paths[0].hash_part();
-        let (present, absent) = (get("GET", hash_part.as_str()), get("GET", &"0".repeat(32)));
-        let head = get("HEAD", hash_part.as_str());
-        let cases =
-            [present.clone(), absent.clone(), head.clone(), present.repeat(16), present + &absent + &head];
-        for requests in cases {
-            assert_eq!(allocations(&mut reactor, address, requests.as_bytes()), 0, "{requests}");
+        for cache in [None, Some(NarCache::start_idle(folder.path(), &demo.store))] {
+            let Some((mut reactor, address)) = worker(&demo, cache) else { return };
+            let get = |method: &str, hash_part: &str| {
+                let fields = "Host: cache.example.org\r\nUser-Agent: curl/8.13.0 Nix/2.26.3\r\nAccept: */*\r\n\
+                    Accept-Encoding: zstd, br, gzip, deflate, bzip2, xz\r\n";
+                format!("{method} /{hash_part}.narinfo HTTP/1.1\r\n{fields}\r\n")
+            };
+            let hash_part = demo.paths[0].hash_part();
+            let (present, absent) = (get("GET", hash_part.as_str()), get("GET", &"0".repeat(32)));
+            let head = get("HEAD", hash_part.as_str());
+            let cases = [
+                present.clone(),
+                absent.clone(),
+                head.clone(),
+                present.repeat(16),
+                present + &absent + &head,
+            ];
+            for requests in cases {
+                assert_eq!(allocations(&mut reactor, address, requests.as_bytes()), 0, "{requests}");
+            }
+            let made =
+                allocations(&mut reactor, address, b"GET /nix-cache-info HTTP/1.1\r\nHost: here\r\n\r\n");
+            assert!(made >= ROUNDS as u64, "what is made on the spot is counted: {made}");
         }
-        let made = allocations(&mut reactor, address, b"GET /nix-cache-info HTTP/1.1\r\nHost: here\r\n\r\n");
-        assert!(made >= ROUNDS as u64, "what is made on the spot is counted: {made}");
     }
 }
