@@ -213,6 +213,7 @@ struct Frame {
     hasher: Sha256,
     /// What the NAR still lacks. Bytes.
     left: u64,
+    /// Whether it has ended. The decoder would take what comes then for another frame.
     is_whole: bool,
 }
 
@@ -226,6 +227,9 @@ impl Frame {
 
     /// Decodes some more; false when there is nothing to do before more comes.
     fn decode(&mut self, input: &mut InBuffer<'_>) -> Result<bool, String> {
+        if self.is_whole {
+            return Err("something follows its frame".to_owned());
+        }
         let mut output = OutBuffer::around(&mut self.decoded[..]);
         let hint = self.decoder.run(input, &mut output).map_err(|error| error.to_string())?;
         let decoded = output.as_slice();
@@ -233,7 +237,8 @@ impl Frame {
         let left = self.left.checked_sub(decoded.len() as u64);
         self.left = left.ok_or("the NAR in it is too long")?;
         self.is_whole = hint == 0;
-        Ok(input.pos() < input.src.len() || decoded.len() == BACKGROUND_PIECE_LEN_BYTES)
+        let has_more = !self.is_whole && decoded.len() == BACKGROUND_PIECE_LEN_BYTES;
+        Ok(has_more || input.pos() < input.src.len())
     }
 
     fn finish(self) -> Result<Sha256Digest, String> {
@@ -241,5 +246,75 @@ impl Frame {
             return Err("its frame ends too early".to_owned());
         }
         Ok(self.hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec::zstd::FrameEncoder;
+
+    /// Some of it is noise, so that frames come in several blocks, and the rest is not.
+    fn contents(len: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state.to_be_bytes()[0]
+        };
+        (0..len).map(|index| if index % 1000 < 10 { noise() } else { 7 }).collect()
+    }
+
+    fn frame_of(contents: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let mut encoder = FrameEncoder::new(1, Some(contents.len() as u64)).unwrap();
+        encoder.update(contents, &mut frame).unwrap();
+        encoder.finish(&mut frame).unwrap();
+        frame
+    }
+
+    fn decode(bytes: &[u8], piece_len: usize, nar_size: u64) -> Result<Sha256Digest, String> {
+        let mut frame = Frame::new(nar_size).unwrap();
+        for piece in bytes.chunks(piece_len) {
+            let mut input = InBuffer::around(piece);
+            while frame.decode(&mut input)? {}
+        }
+        frame.finish()
+    }
+
+    fn check_frame(len: usize, piece_len: usize) {
+        let contents = contents(len);
+        let (frame, nar_size) = (frame_of(&contents), len as u64);
+        assert_eq!(decode(&frame, piece_len, nar_size), Ok(Sha256::digest(&contents)), "{len} {piece_len}");
+        for wrong_size in [nar_size - 1, nar_size + 1] {
+            assert!(decode(&frame, piece_len, wrong_size).is_err(), "{len} {piece_len}");
+        }
+        assert!(decode(&frame[..frame.len() - 1], piece_len, nar_size).is_err(), "{len} {piece_len}");
+        for behind in [&b"?"[..], &frame] {
+            assert!(decode(&[&frame, behind].concat(), piece_len, nar_size).is_err(), "{len} {piece_len}");
+        }
+    }
+
+    #[test]
+    fn a_frame_may_end_with_a_piece_of_its_content() {
+        for len in (1..=3).map(|pieces| pieces * BACKGROUND_PIECE_LEN_BYTES) {
+            for len in [len - 1, len, len + 1] {
+                check_frame(len, BACKGROUND_PIECE_LEN_BYTES);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_frame_is_whole_however_long_it_is_and_however_it_comes(
+            pieces in 0..4usize,
+            around in 0..200_001usize,
+            piece_len in 1..5000usize,
+        ) {
+            let len = (pieces * BACKGROUND_PIECE_LEN_BYTES + around).saturating_sub(100_000).max(1);
+            check_frame(len, piece_len);
+        }
     }
 }
