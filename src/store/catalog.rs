@@ -297,9 +297,11 @@ impl Catalog {
     }
 
     /// Puts an entry in, in the place of one of the same NAR and kind. If its bucket is full, the record that was used
-    /// least recently goes and is returned; its file is the caller's to remove.
+    /// least recently goes and is returned; its file is the caller's to remove. A mark of damage never goes for another entry: what
+    /// it forbids would be served again.
     ///
-    /// Fails as [`io::ErrorKind::ResourceBusy`] when all records of the bucket are leased, and as the disk does. Then all is as before.
+    /// Fails as [`io::ErrorKind::ResourceBusy`] when all records of the bucket are leased or marks of damage, and as the disk does. Then
+    /// all is as before.
     pub fn insert(&self, nar: &NarKey, entry: Entry, now_s: u64) -> Result<Option<Record>, StoreError> {
         let failed = |error| StoreError::io("write", &self.path, error);
         let _writing = self.begin_writing();
@@ -459,7 +461,7 @@ impl Catalog {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where an entry goes: over the one of its kind, else where no record is, else over the one that was used least recently.
+    /// Where an entry goes: over the one of its kind, else where no record is, else over the file that was used least recently.
     fn place_for(&self, nar: &NarKey, kind: Kind) -> Option<Place> {
         // A closed slot's record is still in the file if the disk was full: two of a kind must never be there.
         if let Some((slot, record)) = self.all_of(nar, kind).next() {
@@ -473,7 +475,8 @@ impl Catalog {
         let mut records = Vec::with_capacity(CATALOG_BUCKET_RECORDS);
         for slot in slots_of(bucket) {
             match self.read(slot).filter(|_| !self.is_closed(slot)) {
-                Some(record) => records.push((slot, record)),
+                Some(record @ Record { entry: Entry::Stored(_), .. }) => records.push((slot, record)),
+                Some(Record { entry: Entry::Damaged(_), .. }) => {}
                 None => return Some(Place::Free(slot)),
             }
         }

@@ -130,6 +130,7 @@ fn a_catalog_answers_as_its_naive_twin() {
                                 let gone = (record.nar, record.entry.kind());
                                 assert_eq!(twin.remove(&gone), Some(record.entry));
                                 assert!(!leases.contains_key(&gone));
+                                assert_ne!(gone.1, Kind::Damaged);
                             }
                             assert!(catalog.generation() > generation);
                         }
@@ -271,6 +272,34 @@ fn a_full_bucket_gives_up_what_was_used_least_recently() {
     assert_eq!(catalog.stored(&keys[CATALOG_BUCKET_RECORDS + 1], Coding::Flat), None);
     drop(others);
     assert!(insert(CATALOG_BUCKET_RECORDS + 1, 4000).unwrap().is_some());
+}
+
+#[test]
+fn a_mark_of_damage_makes_room_for_nothing() {
+    let fixture = Fixture::new();
+    let catalog = &fixture.catalog;
+    let keys = keys_of_one_bucket(catalog, CATALOG_BUCKET_RECORDS + 2);
+    let insert = |index: usize, kind, now_s| {
+        catalog.insert(&keys[index], entry(&keys[index], kind, now_s), now_s)
+    };
+    // The oldest of all but one are marks.
+    for index in 1..CATALOG_BUCKET_RECORDS {
+        insert(index, Kind::Damaged, 100).unwrap();
+    }
+    insert(0, Kind::Stored(Coding::Flat), 200).unwrap();
+    let displaced = insert(CATALOG_BUCKET_RECORDS, Kind::Damaged, 300).unwrap().unwrap();
+    assert_eq!(displaced.nar, keys[0]);
+    for kind in KINDS {
+        let error = insert(CATALOG_BUCKET_RECORDS + 1, kind, 400).unwrap_err();
+        assert_eq!(error.io_kind(), Some(io::ErrorKind::ResourceBusy));
+    }
+    for nar in &keys[1..=CATALOG_BUCKET_RECORDS] {
+        assert!(catalog.damaged(nar).is_some());
+    }
+    // One that is mended gives its place back, and one that is damaged anew keeps it.
+    insert(1, Kind::Damaged, 500).unwrap();
+    assert!(catalog.remove(&keys[1], Kind::Damaged).unwrap());
+    assert_eq!(insert(CATALOG_BUCKET_RECORDS + 1, Kind::Stored(Coding::Zstd), 600).unwrap(), None);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 //!
 //! 1. Each record whose file is missing or has another length goes.
 //! 2. Each file of ours without a record is taken in if the narinfo of its path vouches for it, else it is what a crash has left and
-//!    is deleted. Without a narinfo nobody who reads the cache as files could find it, so making it again is better than keeping it.
+//!    is deleted, as is one for whose record there is no place. Without a narinfo nobody who reads the cache as files could find
+//!    it, so making it again is better than keeping it.
 //! 3. Each narinfo that names a missing file of ours names what remains of its NAR, or goes.
 
+use std::io;
 use std::ops::ControlFlow;
 
 use super::{
@@ -145,17 +147,23 @@ impl Work<'_> {
             return Ok(None);
         }
         let narinfo = folder.read_narinfo(nar.0)?;
-        let Some(stored) = narinfo.and_then(|narinfo| vouched_for(&narinfo, nar, coding, &file)) else {
-            folder.nar.remove(name)?;
-            folder.point("reconcile: file out")?;
-            return Ok(Some(Repair::FileRemoved));
-        };
-        let displaced = folder.catalog.insert(nar, Entry::Stored(stored), file.modified_s)?;
-        folder.point("reconcile: record in")?;
-        if let Some(Record { nar, entry: Entry::Stored(stored), .. }) = displaced {
-            folder.remove_files(&nar, stored.coding, Place::Nowhere)?;
+        if let Some(stored) = narinfo.and_then(|narinfo| vouched_for(&narinfo, nar, coding, &file)) {
+            match folder.catalog.insert(nar, Entry::Stored(stored), file.modified_s) {
+                Ok(displaced) => {
+                    folder.point("reconcile: record in")?;
+                    if let Some(Record { nar, entry: Entry::Stored(stored), .. }) = displaced {
+                        folder.remove_files(&nar, stored.coding, Place::Nowhere)?;
+                    }
+                    return Ok(Some(Repair::FileTaken));
+                }
+                // Where a record cannot be, a file is of no use.
+                Err(error) if error.io_kind() == Some(io::ErrorKind::ResourceBusy) => {}
+                Err(error) => return Err(error),
+            }
         }
-        Ok(Some(Repair::FileTaken))
+        folder.nar.remove(name)?;
+        folder.point("reconcile: file out")?;
+        Ok(Some(Repair::FileRemoved))
     }
 
     fn narinfo(&mut self, hash_part: HashPart) -> Result<Option<Repair>, StoreError> {
