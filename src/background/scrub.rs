@@ -18,7 +18,7 @@ use super::executor;
 use super::tree::SinkError;
 use super::workshop::{DatabaseDesk, Workshop, now_s};
 use crate::codec::narinfo::PathInfo;
-use crate::codec::store_path::StoreDir;
+use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{
     SCRUB_BATCH, SCRUB_FINDINGS_MAX, SCRUB_INTERVAL, SCRUB_KEEP_INTERVAL, SCRUB_STATE_LEN_MAX,
 };
@@ -240,14 +240,30 @@ impl Pass<'_> {
                 return Ok(());
             }
             for (row, path) in paths {
-                // Asked for now, because the batch may be hours old.
-                if let Some(info) = database.path_info(path.hash_part()).await? {
-                    self.scrub_path(&database, &places, &info).await?;
+                match self.scrub_row(&database, &places, path).await {
+                    // One damaged row must not hide what comes behind it.
+                    Err(Stop::Store(error @ StoreError::Damaged { .. })) => {
+                        self.meter.found_unreadable(error.to_string());
+                    }
+                    other => other?,
                 }
                 self.meter.kept.row = row;
                 self.meter.finish_one();
                 self.keep_sometimes().await;
             }
+        }
+    }
+
+    async fn scrub_row(
+        &mut self,
+        database: &DatabaseDesk,
+        places: &Arc<LocalStore>,
+        path: Result<StorePath, StoreError>,
+    ) -> Result<(), Stop> {
+        // Asked for now, because the batch may be hours old.
+        match database.path_info(path?.hash_part()).await? {
+            Some(info) => self.scrub_path(database, places, &info).await,
+            None => Ok(()),
         }
     }
 
@@ -309,7 +325,11 @@ impl Pass<'_> {
     ) -> Result<(), Stop> {
         if let Listener::Plane(workshop, _) = self.meter.listener {
             // Nobody is told of a path that is no longer valid, so its file only takes room.
-            let info = workshop.database.path_info(record.nar.0).await?;
+            let info = match workshop.database.path_info(record.nar.0).await {
+                // It was looked at among the store paths.
+                Err(StoreError::Damaged { .. }) => return Ok(()),
+                info => info?,
+            };
             if info.is_none_or(|info| info.nar_hash != record.nar.1) {
                 workshop.missed(record).await;
                 return Ok(());

@@ -208,6 +208,8 @@ async fn follow_database(
             }
             for (row, path) in paths {
                 after = row;
+                // What a damaged row is about can be served to nobody; a scrub tells of it.
+                let Ok(path) = path else { continue };
                 let hash_part = path.hash_part();
                 if !workshop.claim(hash_part) {
                     continue;

@@ -56,6 +56,9 @@ pub enum Access {
 )]
 pub struct RowId(i64);
 
+/// A row of the table of valid paths, or why it is damaged.
+pub type ValidPath = (RowId, Result<StorePath, StoreError>);
+
 impl Database {
     /// Opens the store's database and checks that it is one.
     pub fn open(store: &LocalStore) -> Result<Self, StoreError> {
@@ -127,19 +130,22 @@ impl Database {
     }
 
     /// At most `limit` valid paths with their row identifiers, in order of registration, starting after `after`: the
-    /// default at first, then the last identifier of the answer before. Empty when there are no more.
-    pub fn valid_paths(&mut self, after: RowId, limit: u32) -> Result<Vec<(RowId, StorePath)>, StoreError> {
+    /// default at first, then the last identifier of the answer before. Empty when there are no more. A damaged row is an error of
+    /// its own, behind which the others come.
+    pub fn valid_paths(&mut self, after: RowId, limit: u32) -> Result<Vec<ValidPath>, StoreError> {
         self.ask(|opened, store| {
             let mut statement =
                 opened.prepare("select id, path from ValidPaths where id > ?1 order by id limit ?2")?;
-            let rows = statement
-                .query_map((after.0, limit), |row| Ok((RowId(row.get(0)?), row.get::<_, String>(1)?)));
-            let mut paths = Vec::new();
-            for row in rows.map_err(|error| opened.fault(error))? {
-                let (id, path) = row.map_err(|error| opened.fault(error))?;
-                paths.push((id, parse_path(store, &path, &path)?));
-            }
-            Ok(paths)
+            let rows = statement.query_map((after.0, limit), |row| {
+                let id: i64 = row.get(0)?;
+                let path = match row.get::<_, String>(1) {
+                    Ok(path) => parse_path(store, &path, &path),
+                    Err(error) => Err(opened.fault_in_row(&format!("number {id}"), error)),
+                };
+                Ok((RowId(id), path))
+            });
+            let rows = rows.and_then(Iterator::collect);
+            rows.map_err(|error| opened.fault(error))
         })
     }
 
@@ -148,9 +154,11 @@ impl Database {
         self.ask(|opened, _| opened.one("select count(*) from ValidPaths"))
     }
 
-    /// Length of the NARs of all valid paths together. Bytes. Looks at each of them.
+    /// Length of the NARs of all valid paths together, as far as their rows are not damaged. Bytes. Looks at each of them.
     pub fn nar_sizes(&mut self) -> Result<u64, StoreError> {
-        self.ask(|opened, _| opened.one("select coalesce(sum(narSize), 0) from ValidPaths"))
+        // Unlike `sum`, `total` takes any type and has no overflow.
+        let sizes = "select cast(total(narSize) as integer) from ValidPaths where narSize > 0";
+        self.ask(|opened, _| opened.one(sizes))
     }
 
     /// Asks the database something cheap that it cannot answer from memory alone; the health check.
@@ -618,7 +626,7 @@ mod tests {
             let batch = database.valid_paths(after, 2).unwrap();
             let Some((last, _)) = batch.last() else { break };
             after = *last;
-            found.extend(batch.into_iter().map(|(_, path)| path));
+            found.extend(batch.into_iter().map(|(_, path)| path.unwrap()));
         }
         assert_eq!(found, [path(C), path(A), path(B)]);
     }
@@ -650,8 +658,26 @@ mod tests {
         refer(&writer, A, "not-a-store-path");
         let error = fixture.open().path_info(hash_part(A)).unwrap_err();
         assert!(matches!(&error, StoreError::Damaged { subject, .. } if subject.contains(A)), "{error}");
-        let error = fixture.open().valid_paths(RowId::default(), 10).unwrap_err();
-        assert!(matches!(error, StoreError::Damaged { .. }));
+    }
+
+    #[test]
+    fn a_malformed_row_hides_no_other() {
+        let fixture = Fixture::new();
+        let writer = fixture.writer();
+        for name in [A, "not-a-store-path", C, B] {
+            register(&writer, name);
+        }
+        writer.execute("update ValidPaths set narSize = 'many' where path = ?1", [full(A)]).unwrap();
+        writer.execute("update ValidPaths set narSize = -1 where path = ?1", [full(B)]).unwrap();
+        writer.execute("update ValidPaths set path = x'00ff' where path = ?1", [full(C)]).unwrap();
+        let mut database = fixture.open();
+        let rows = database.valid_paths(RowId::default(), 10).unwrap();
+        assert!(rows.is_sorted_by_key(|(row, _)| *row));
+        let found: Vec<_> = rows.into_iter().map(|(_, path)| path.ok()).collect();
+        assert_eq!(found, [Some(path(A)), None, None, Some(path(B))]);
+        assert_eq!(database.nar_sizes().unwrap(), 240);
+        writer.execute("update ValidPaths set narSize = 9223372036854775807", []).unwrap();
+        assert_eq!(database.nar_sizes().unwrap(), u64::MAX >> 1, "more than can be said");
     }
 
     #[test]

@@ -70,11 +70,13 @@ impl DebugIndex {
             }
             for (row, path) in paths {
                 // One damaged path must not hide the symbols of all others.
-                for id in build_ids(store, &path).unwrap_or_else(|error| {
-                    warn!("its debug symbols are passed over: {error}");
-                    Vec::new()
-                }) {
-                    self.paths.entry(id).or_default().push(path.clone());
+                match path.and_then(|path| Ok((build_ids(store, &path)?, path))) {
+                    Ok((ids, path)) => {
+                        for id in ids {
+                            self.paths.entry(id).or_default().push(path.clone());
+                        }
+                    }
+                    Err(error) => warn!("its debug symbols are passed over: {error}"),
                 }
                 self.seen = row;
             }

@@ -279,9 +279,8 @@ fn a_mark_of_damage_makes_room_for_nothing() {
     let fixture = Fixture::new();
     let catalog = &fixture.catalog;
     let keys = keys_of_one_bucket(catalog, CATALOG_BUCKET_RECORDS + 2);
-    let insert = |index: usize, kind, now_s| {
-        catalog.insert(&keys[index], entry(&keys[index], kind, now_s), now_s)
-    };
+    let insert =
+        |index: usize, kind, now_s| catalog.insert(&keys[index], entry(&keys[index], kind, now_s), now_s);
     // The oldest of all but one are marks.
     for index in 1..CATALOG_BUCKET_RECORDS {
         insert(index, Kind::Damaged, 100).unwrap();
