@@ -151,7 +151,11 @@ async fn read_file(
 pub async fn look_again(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
     let marks: Vec<_> = workshop.damaged.borrow().iter().map(|(nar, mark)| (*nar, *mark)).collect();
     for (nar, mark) in marks {
-        let info = workshop.database.path_info(nar.0).await?;
+        let info = match workshop.database.path_info(nar.0).await {
+            // Whatever its tree is: what is damaged now is its row, and the others are looked at nevertheless.
+            Err(StoreError::Damaged { .. }) => continue,
+            info => info?,
+        };
         let Some(info) = info.filter(|info| info.nar_hash == nar.1) else {
             workshop.found_mended(&nar);
             continue;

@@ -58,9 +58,9 @@ pub enum Phase {
 /// What a pass has found, from its beginning, however often it was killed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Store paths that were looked at.
+    /// Store paths that were read to their ends.
     pub paths: u64,
-    /// Cached files that were looked at.
+    /// Cached files that were read to their ends, or have a wrong length.
     pub files: u64,
     /// What was read. Bytes.
     pub bytes: u64,
@@ -278,15 +278,17 @@ impl Pass<'_> {
         let meter = &mut self.meter;
         let checked =
             check_path(&self.disks, database, places, info, &mut async |len| meter.read(len).await).await?;
-        self.meter.kept.outcome.paths += 1;
+        if matches!(checked, CheckedPath::Sound | CheckedPath::Damaged(..)) {
+            self.meter.kept.outcome.paths += 1;
+            if let Listener::Plane(workshop, _) = &self.meter.listener {
+                workshop.shared.counters.scrubbed_paths.add(1);
+            }
+        }
         match checked {
             CheckedPath::Sound => self.meter.found_sound(info),
             CheckedPath::Damaged(mark, reason) => self.meter.found_damaged(info, mark, full, &reason),
             CheckedPath::Gone => {}
             CheckedPath::Unreadable(reason) => self.meter.found_unreadable(format!("{full}: {reason}")),
-        }
-        if let Listener::Plane(workshop, _) = &self.meter.listener {
-            workshop.shared.counters.scrubbed_paths.add(1);
         }
         Ok(())
     }
@@ -339,9 +341,11 @@ impl Pass<'_> {
         let meter = &mut self.meter;
         let mut watch = async |len| meter.read(len).await;
         let checked = check_file(&self.disks, folder, &record.nar, stored, &mut watch).await?;
-        self.meter.kept.outcome.files += 1;
-        if let Listener::Plane(workshop, _) = self.meter.listener {
-            workshop.shared.counters.scrubbed_files.add(1);
+        if matches!(checked, CheckedFile::Sound | CheckedFile::Damaged(_)) {
+            self.meter.kept.outcome.files += 1;
+            if let Listener::Plane(workshop, _) = self.meter.listener {
+                workshop.shared.counters.scrubbed_files.add(1);
+            }
         }
         // What was replaced or evicted while it was read says nothing.
         let is_the_same = folder.catalog().stored(&record.nar, stored.coding) == Some(*stored);
@@ -349,14 +353,13 @@ impl Pass<'_> {
             CheckedFile::Damaged(reason) if is_the_same => {
                 self.quarantine(folder, name, record, &reason).await;
             }
-            // Only who owns the cache can take the record away.
-            CheckedFile::Missing => {
-                if let Listener::Plane(workshop, _) = self.meter.listener {
-                    workshop.missed(record).await;
-                }
-            }
+            CheckedFile::Missing if is_the_same => match self.meter.listener {
+                Listener::Plane(workshop, _) => workshop.missed(record).await,
+                // Only who owns the cache can take the record away.
+                Listener::Command(_) => self.meter.found_unreadable(format!("{name}: it is missing")),
+            },
             CheckedFile::Unreadable(reason) => self.meter.found_unreadable(format!("{name}: {reason}")),
-            CheckedFile::Sound | CheckedFile::Damaged(_) => {}
+            CheckedFile::Sound | CheckedFile::Damaged(_) | CheckedFile::Missing => {}
         }
         Ok(())
     }

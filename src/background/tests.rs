@@ -374,6 +374,22 @@ fn a_scrub_finds_flipped_bits() {
 }
 
 #[test]
+fn a_scrub_misses_files_that_are_gone() {
+    let site = Site::new();
+    let settings = FillSettings { scrub_rate: u64::MAX, ..Site::settings(Policy::Off, Format::Zstd) };
+    site.with_workshop(settings, async |workshop| {
+        for name in ["hello-1.0", "numbers.txt"] {
+            assert!(matches!(fill::fill(workshop, site.order(name)).await, Filled::Done));
+        }
+    });
+    fs::remove_file(site.file("numbers.txt", Coding::Zstd)).unwrap();
+    let found = site.scrub();
+    assert_eq!((found.files, found.quarantined_files.count), (1, 0), "{found:?}");
+    let name = CacheFolder::file_name(&site.nar("numbers.txt"), Coding::Zstd);
+    assert_eq!(found.unreadable.names, [format!("{name}: it is missing")]);
+}
+
+#[test]
 fn a_scrub_passes_over_damaged_rows() {
     let site = Site::new();
     damage(&site.real("many-small-files").join("file-499"));
