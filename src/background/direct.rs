@@ -1,8 +1,8 @@
 //! Files read and written beside the page cache, which is the server's most valuable memory and belongs to what is served.
 //!
 //! Direct I/O is glommio's. It opens files by name and ends the process when a name has vanished or a device describes itself
-//! in another way than usual; so each file is opened by us, glommio gets `/proc/self/fd/<n>`, which stays as long as we hold it,
-//! and each device is looked at before. Where direct I/O is not to be had, files are read and written as usual, and what
+//! in another way than usual, or a file system cannot be asked about; so each file is opened by us, glommio gets
+//! `/proc/self/fd/<n>`, which stays as long as we hold it, and each device and its file system are looked at before. Where direct I/O is not to be had, files are read and written as usual, and what
 //! was not in memory before is taken out again.
 
 use std::cell::RefCell;
@@ -67,7 +67,7 @@ impl Disks {
     /// The file for direct I/O by the executor, if its device takes that.
     async fn open(&self, file: &OwnedFd, is_written: bool) -> Option<(u64, DmaFile)> {
         let status = rustix::fs::fstat(file).ok()?;
-        let (device, way) = (status.st_dev, self.way(status.st_dev));
+        let (device, way) = (status.st_dev, self.way(file, status.st_dev));
         if !matches!(way, Way::Unknown | Way::Direct) {
             return None;
         }
@@ -100,7 +100,7 @@ impl Disks {
     /// Lets a file itself be read beside the page cache, if its device takes that.
     fn bypass(&self, file: &OwnedFd) -> Option<u64> {
         let device = rustix::fs::fstat(file).ok()?.st_dev;
-        if self.way(device) == Way::Cached {
+        if self.way(file, device) == Way::Cached {
             return None;
         }
         match rustix::fs::fcntl_setfl(file, OFlags::DIRECT) {
@@ -112,9 +112,9 @@ impl Disks {
         }
     }
 
-    fn way(&self, device: u64) -> Way {
+    fn way(&self, file: &OwnedFd, device: u64) -> Way {
         let find_out = || match self.runtime {
-            Runtime::Executor if is_as_usual(device) => Way::Unknown,
+            Runtime::Executor if is_of_this_machine(file) && is_as_usual(device) => Way::Unknown,
             Runtime::Executor | Runtime::Thread => Way::Waiting,
         };
         *self.ways.borrow_mut().entry(device).or_insert_with(find_out)
@@ -125,12 +125,25 @@ impl Disks {
         if !matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP)) {
             return;
         }
-        let next = match self.way(device) {
-            Way::Unknown | Way::Direct => Way::Waiting,
-            Way::Waiting | Way::Cached => Way::Cached,
-        };
-        self.ways.borrow_mut().insert(device, next);
+        if let Some(way) = self.ways.borrow_mut().get_mut(&device) {
+            *way = match way {
+                Way::Unknown | Way::Direct => Way::Waiting,
+                Way::Waiting | Way::Cached => Way::Cached,
+            };
+        }
     }
+}
+
+/// File systems that answer statfs(2) from this machine's memory: ext2 to ext4, XFS, Btrfs, Bcachefs, F2FS, ZFS, tmpfs, and overlays,
+/// which ask what they lie on. glommio asks for each file, and ends the process when there is no answer: a server of files that is
+/// away, or a program, gives none even to who has the file open.
+const LOCAL_FILE_SYSTEMS: [u32; 8] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0xca45_1a4e, 0xf2f5_2010, 0x2fc1_2fc1, 0x0102_1994, 0x794c_7630];
+
+/// Whether a file is on one of [`LOCAL_FILE_SYSTEMS`].
+fn is_of_this_machine(file: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstatfs(file).map(|status| status.f_type);
+    kind.is_ok_and(|kind| LOCAL_FILE_SYSTEMS.iter().any(|&known| i64::from(known) == kind))
 }
 
 /// What a device says of its queue.
@@ -569,6 +582,19 @@ mod tests {
             assert!(disks.ways.borrow().values().all(|way| *way == Way::Direct));
         }
         futures_lite::future::block_on(round_trips(Runtime::Thread));
+    }
+
+    #[test]
+    fn a_file_system_that_may_not_answer_is_none_of_the_executors() {
+        let of_kernel: OwnedFd = fs::File::open("/proc/version").unwrap().into();
+        assert!(!is_of_this_machine(&of_kernel));
+        let disks = Disks::new(Runtime::Executor);
+        assert!(disks.way(&of_kernel, 1) == Way::Waiting);
+        // What was found out of a device stays.
+        let file: OwnedFd = tempfile::tempfile_in(folder().path()).unwrap().into();
+        assert!(disks.way(&file, 1) == Way::Waiting);
+        disks.refused(1, &Errno::INVAL.into());
+        assert!(disks.way(&file, 1) == Way::Cached);
     }
 
     #[test]
