@@ -141,7 +141,8 @@ pub const WALK_COLD_PAUSE_FILES: usize = 31;
 pub const LOG_LEN_MAX: u64 = 64 * 1024 * 1024;
 /// A secret key file longer than this is none. Bytes.
 pub const SECRET_KEY_FILE_LEN_MAX: usize = 4 * 1024;
-/// NARs that the catalog of the NAR cache has room for, in each coding, and damaged paths. Its file is sparse, 128 MiB at most.
+/// Files that the catalog of the NAR cache has room for, and damaged paths, all together: a NAR that is kept in both codings is two.
+/// Its file is sparse, 128 MiB at most, and takes as much memory as it takes room.
 pub const CATALOG_RECORDS: usize = 1 << 20;
 /// Records of the catalog among which one has its place: what a lookup looks at, at most. The buckets of a catalog that is half full
 /// hold eight on average, and one in a hundred of them is full.

@@ -4,10 +4,15 @@
 //! bucket, and a lookup looks at all of it, so removing leaves nothing behind that lookups must step over. The file is sparse:
 //! what no record was ever in takes no room.
 //!
-//! **One writer, many readers.** The writer writes with pwrite(2), a mapping for reading shows it ([`map`]). A store to mapped
-//! memory cannot fail with an error: on a full disk, or one that has become read-only, the process would get a signal. A reader
-//! copies a record and believes it if its CRC is right; one that is just being written, that a crash has torn, or that is
+//! **One writer, many readers.** The writer writes the file with pwrite(2), and then what readers see: a private mapping of the
+//! file, whose pages become this process's own when there is a record in them ([`map`]). A store to pages that are shared with the
+//! file cannot fail with an error: on a full disk, or one that has become read-only, the process would get a signal. A load from
+//! them can end so as well, or wait for the disk, once the kernel has dropped a page that nobody looked at; our own pages stay. A
+//! reader copies a record and believes it if its CRC is right; one that is just being written, that a crash has torn, or that is
 //! damaged, counts as absent. The catalog is never the only one that knows: the files and their narinfos can fill it again.
+//!
+//! Whoever looks at the catalog of another process ([`Catalog::open_beside`]) must see what that one writes, and so maps the file's
+//! own pages: it bears the risk, and it is a command that somebody runs, and no server.
 //!
 //! **What only this process knows** lies beside it in memory: which buckets have ever had a record (a lookup in another one does
 //! not touch the file), when each record was used last ([`Catalog::keep_uses`] writes that to the file), and a word per
@@ -25,7 +30,7 @@
 //! closed, the reader sees that. If it comes after the bit was taken away, it reads (acquire) what that wrote (release), so
 //! the cleared record is what the reader then reads, or a record that was put there later, whose key it compares.
 //!
-//! The file must not be truncated by others while it is mapped: a load behind its end is a signal as well. Other narwires are
+//! The file must not be truncated by others while it is mapped: a load behind its end is a signal. Other narwires are
 //! kept away by the folder's lock, and it lies in a hidden directory that belongs to narwire alone. narwire itself never
 //! truncates it: a damaged catalog is replaced by another file.
 
@@ -33,9 +38,11 @@ mod file;
 mod map;
 mod record;
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,8 +50,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use self::file::{NAME, create, file_len_bytes, has_header, offset_of, survey, write_all};
-use self::map::{FileWords, ProcessWords};
+use self::file::{
+    BUCKET_LEN_BYTES, NAME, create, file_len_bytes, has_header, offset_of, offset_of_bucket, survey,
+};
+use self::map::{FileWords, ProcessWords, Sharing};
 use self::record::{EMPTY, KEY_OFFSET, KIND_OFFSET, LAST_USED_OFFSET, RecordBytes};
 use super::nar_cache::Coding;
 use crate::codec::hash::Sha256Digest;
@@ -136,7 +145,7 @@ pub enum Taken {
 /// while readers load what is in it all the time.
 #[repr(align(128))]
 pub struct Catalog {
-    file: OwnedFd,
+    file: File,
     /// For messages.
     path: PathBuf,
     words: FileWords,
@@ -197,7 +206,7 @@ impl Catalog {
         let path = directory_path.join(NAME);
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = match rustix::fs::openat(directory, NAME, flags, Mode::empty()) {
-            Ok(file) => Some(file),
+            Ok(file) => Some(File::from(file)),
             Err(Errno::NOENT) => None,
             Err(error) => return Err(StoreError::io("open", path, error)),
         };
@@ -205,10 +214,10 @@ impl Catalog {
         if let Some(file) = found
             && has_header(&file, records).map_err(|error| StoreError::io("read", &path, error))?
         {
-            return Ok((Self::over(file, path, records)?, Soundness::Sound));
+            return Ok((Self::over(file, path, records, Sharing::Own)?, Soundness::Sound));
         }
         let file = create(directory, records).map_err(|error| StoreError::io("create", &path, error))?;
-        Ok((Self::over(file, path, records)?, soundness))
+        Ok((Self::over(file, path, records, Sharing::Own)?, soundness))
     }
 
     /// Opens the catalog of another process, which goes on writing it. Of records that are put into a bucket that was empty when
@@ -218,24 +227,27 @@ impl Catalog {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(directory, NAME, flags, Mode::empty())
             .map_err(|error| StoreError::io("open", &path, error))?;
+        let file = File::from(file);
         if !has_header(&file, CATALOG_RECORDS).map_err(|error| StoreError::io("read", &path, error))? {
             return Err(StoreError::damaged(path.display().to_string(), "it has no header of this version"));
         }
-        Self::over(file, path, CATALOG_RECORDS)
+        Self::over(file, path, CATALOG_RECORDS, Sharing::Other)
     }
 
     /// The catalog in a file of the right length.
-    fn over(file: OwnedFd, path: PathBuf, records: usize) -> Result<Self, StoreError> {
+    fn over(file: File, path: PathBuf, records: usize, sharing: Sharing) -> Result<Self, StoreError> {
         let failed = |operation, error| StoreError::io(operation, &path, error);
-        let words = FileWords::map(&file, file_len_bytes(records)).map_err(|error| failed("map", error))?;
+        let words = FileWords::map(&file, file_len_bytes(records), sharing);
+        let words = words.map_err(|error| failed("map", error))?;
         let slots = ProcessWords::zeroed(2 * records).map_err(|error| failed("map", error))?;
         let buckets = records / CATALOG_BUCKET_RECORDS;
         let touched: Box<[AtomicU64]> = (0..buckets.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        survey(&file, buckets, &touched).map_err(|error| failed("read", error))?;
         let (generation, stored_len_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let writing = Mutex::new(());
         let catalog =
             Self { file, path, words, slots, touched, buckets, generation, stored_len_bytes, writing };
+        survey(&catalog.file, buckets, &mut |bucket| catalog.touch(bucket))
+            .map_err(|error| StoreError::io("read", &catalog.path, error))?;
         catalog.records().for_each(|record| catalog.count(&record));
         Ok(catalog)
     }
@@ -313,8 +325,6 @@ impl Catalog {
         let now_s = clamp_seconds(now_s);
         let written = self.write(slot, &record::encode(nar, &entry, now_s));
         if written.is_ok() {
-            // Not before: on some file systems even a load from where nothing was written needs room.
-            self.touch(slot / CATALOG_BUCKET_RECORDS);
             if let Some(previous) = &previous {
                 self.discount(previous);
             }
@@ -386,10 +396,13 @@ impl Catalog {
         let _writing = self.begin_writing();
         for slot in (0..self.buckets).filter(|&bucket| self.is_touched(bucket)).flat_map(slots_of) {
             let used_s = self.used(slot).load(Ordering::Relaxed);
-            if used_s > self.words.load(word_of(slot, LAST_USED_OFFSET)) && self.read(slot).is_some() {
+            let kept_s = u32::from_le(self.words.load(word_of(slot, LAST_USED_OFFSET)));
+            if used_s > kept_s && self.read(slot).is_some() {
                 let offset = (offset_of(slot) + LAST_USED_OFFSET) as u64;
-                write_all(&self.file, &used_s.to_le_bytes(), offset)
+                self.file
+                    .write_all_at(&used_s.to_le_bytes(), offset)
                     .map_err(|error| StoreError::io("write", &self.path, error))?;
+                self.words.store(word_of(slot, LAST_USED_OFFSET), used_s.to_le());
             }
         }
         Ok(())
@@ -485,9 +498,12 @@ impl Catalog {
         Some(Place::Taken(slot, record))
     }
 
-    /// Says that a bucket has had a record. A reader that does not know it yet finds none there, as a moment ago.
-    fn touch(&self, bucket: usize) {
+    /// Keeps a bucket in memory that has a record, and says so. A reader that does not know it yet finds none there, as a moment ago.
+    fn touch(&self, bucket: usize) -> io::Result<()> {
+        let offset = usize::try_from(offset_of_bucket(bucket)).unwrap_or(usize::MAX);
+        self.words.keep(offset, BUCKET_LEN_BYTES)?;
         self.touched[bucket / 64].fetch_or(1 << (bucket % 64), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Closes a slot that has no readers.
@@ -520,8 +536,19 @@ impl Catalog {
         self.stored_len_bytes.store(len_bytes, Ordering::Relaxed);
     }
 
+    /// Writes a record to the file, and then for readers. On an error they see what was there.
     fn write(&self, slot: usize, bytes: &RecordBytes) -> io::Result<()> {
-        write_all(&self.file, bytes, offset_of(slot) as u64)
+        self.file.write_all_at(bytes, offset_of(slot) as u64)?;
+        let bucket = slot / CATALOG_BUCKET_RECORDS;
+        if !self.is_touched(bucket) {
+            // Not before the file is written: on some file systems even a load from where nothing was written needs room.
+            self.touch(bucket)?;
+        }
+        let first_word = word_of(slot, 0);
+        for (index, word) in bytes.as_chunks::<WORD_LEN_BYTES>().0.iter().enumerate() {
+            self.words.store(first_word + index, u32::from_ne_bytes(*word));
+        }
+        Ok(())
     }
 }
 
@@ -562,7 +589,7 @@ pub fn fuzz_catalog(data: &[u8]) {
     const RECORDS: usize = 2 * CATALOG_BUCKET_RECORDS;
     let Some((&choice, data)) = data.split_first() else { return };
     let folder = tempfile::tempdir().expect("the fuzzer has a disk");
-    let directory = std::fs::File::open(folder.path()).expect("the fuzzer has a disk");
+    let directory = File::open(folder.path()).expect("the fuzzer has a disk");
     let mut bytes = data.to_vec();
     if choice % 2 == 0 {
         // Past the header, so that it is the records that are looked at.

@@ -1,8 +1,9 @@
 //! The catalog's file as a whole: made, recognised, and looked through once.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -20,14 +21,16 @@ pub(super) const HEADER_LEN_BYTES: usize = 4096;
 /// What it begins with: name, version, records, records in a bucket. A CRC-32 of that follows, and zeros.
 const MAGIC: &[u8; 16] = b"narwire catalog\n";
 const VERSION: u32 = 1;
-const BUCKET_LEN_BYTES: usize = CATALOG_BUCKET_RECORDS * RECORD_LEN_BYTES;
+/// Length of a bucket. Bytes.
+pub(super) const BUCKET_LEN_BYTES: usize = CATALOG_BUCKET_RECORDS * RECORD_LEN_BYTES;
 
 /// Where the record of a slot is.
 pub(super) fn offset_of(slot: usize) -> usize {
     HEADER_LEN_BYTES + slot * RECORD_LEN_BYTES
 }
 
-fn offset_of_bucket(bucket: usize) -> u64 {
+/// Where a bucket is.
+pub(super) fn offset_of_bucket(bucket: usize) -> u64 {
     offset_of(bucket * CATALOG_BUCKET_RECORDS) as u64
 }
 
@@ -49,26 +52,27 @@ pub(super) fn header(records: usize) -> [u8; 32] {
 }
 
 /// Whether a file is a catalog of so many records: its header says so, and it is as long as that.
-pub(super) fn has_header(file: &OwnedFd, records: usize) -> io::Result<bool> {
+pub(super) fn has_header(file: &File, records: usize) -> io::Result<bool> {
     let status = rustix::fs::fstat(file)?;
     let is_file = FileType::from_raw_mode(status.st_mode).is_file();
     if !is_file || u64::try_from(status.st_size).ok() != Some(file_len_bytes(records) as u64) {
         return Ok(false);
     }
     let mut found = [0; 32];
-    Ok(read_up_to(file, &mut found, 0)? == found.len() && found == header(records))
+    file.read_exact_at(&mut found, 0)?;
+    Ok(found == header(records))
 }
 
 /// Makes an empty catalog. It gets its name when it is whole.
-pub(super) fn create(directory: BorrowedFd<'_>, records: usize) -> io::Result<OwnedFd> {
+pub(super) fn create(directory: BorrowedFd<'_>, records: usize) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::unlinkat(directory, NEW_NAME, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
-    let file = rustix::fs::openat(directory, NEW_NAME, flags, Mode::from_raw_mode(0o644))?;
+    let file = File::from(rustix::fs::openat(directory, NEW_NAME, flags, Mode::from_raw_mode(0o644))?);
     rustix::fs::ftruncate(&file, file_len_bytes(records) as u64)?;
-    write_all(&file, &header(records), 0)?;
+    file.write_all_at(&header(records), 0)?;
     rustix::fs::fsync(&file)?;
     fault::point("catalog: file written")?;
     rustix::fs::renameat(directory, NEW_NAME, directory, NAME)?;
@@ -77,8 +81,12 @@ pub(super) fn create(directory: BorrowedFd<'_>, records: usize) -> io::Result<Ow
     Ok(file)
 }
 
-/// Reads what the file has, passing over what is only length, and marks the buckets that are not empty.
-pub(super) fn survey(file: &OwnedFd, buckets: usize, touched: &[AtomicU64]) -> io::Result<()> {
+/// Reads what the file has, passing over what is only length, and tells of each bucket that is not empty.
+pub(super) fn survey(
+    file: &File,
+    buckets: usize,
+    found: &mut dyn FnMut(usize) -> io::Result<()>,
+) -> io::Result<()> {
     let mut bytes = vec![0; BUCKET_LEN_BYTES];
     let mut bucket = 0;
     while bucket < buckets {
@@ -92,43 +100,11 @@ pub(super) fn survey(file: &OwnedFd, buckets: usize, touched: &[AtomicU64]) -> i
         bucket = usize::try_from(first).map_or(buckets, |first| first.max(bucket));
         // From here on bucket by bucket, as long as there is something in them.
         while bucket < buckets && offset_of_bucket(bucket) < hole {
-            if read_up_to(file, &mut bytes, offset_of_bucket(bucket))? < BUCKET_LEN_BYTES {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            file.read_exact_at(&mut bytes, offset_of_bucket(bucket))?;
             if bytes.iter().any(|&byte| byte != 0) {
-                touched[bucket / 64].fetch_or(1 << (bucket % 64), Ordering::Relaxed);
+                found(bucket)?;
             }
             bucket += 1;
-        }
-    }
-    Ok(())
-}
-
-/// Reads until the buffer is full or the file ends; returns how much that is.
-fn read_up_to(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut len = 0;
-    while len < buffer.len() {
-        match rustix::io::pread(file, &mut buffer[len..], offset + len as u64) {
-            Ok(0) => break,
-            Ok(read) => len += read,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(len)
-}
-
-/// Writes all of it.
-pub(super) fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                bytes = &bytes[written..];
-                offset += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
         }
     }
     Ok(())

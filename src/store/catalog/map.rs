@@ -1,40 +1,89 @@
 //! Memory that others write while it is read: the catalog's file, and what the process knows of its records.
-#![allow(unsafe_code)] // loads from mapped memory
+#![allow(unsafe_code)] // loads from mapped memory, and stores to it
 #![allow(clippy::cast_ptr_alignment)] // a mapping starts at a page
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 
-/// A file, mapped for reading only. It is written with pwrite(2), which the kernel keeps coherent with its mappings.
+/// A mapped file. It is written with pwrite(2): a store to a page that is shared with the file can end the process with a signal
+/// where a write fails, on a full or read-only file system, or a failing disk.
 ///
-/// A store to a mapped page can end the process with a signal where a write fails: on a full or read-only file system, or a
-/// failing disk. Loads can do so too, but only if somebody truncates the file, or if the kernel has dropped a page and
-/// can no longer read it.
-pub(super) struct FileWords(MmapRaw);
+/// So can a load, if the kernel has dropped the page and can no longer read it; and if it can, whoever loads waits for the disk.
+/// A page that was [kept](FileWords::keep) is never dropped: it is a copy that belongs to the process like all its memory, and
+/// whoever writes the file writes there as well.
+pub(super) struct FileWords {
+    map: MmapRaw,
+    sharing: Sharing,
+}
+
+/// Whose the file is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// This process's: nobody else writes it, and pages can be kept.
+    Own,
+    /// Another process's, which goes on writing it. Pages are as they are in the file.
+    Other,
+}
 
 /// Words of this process alone, zero at first. They take memory from when they are touched.
 pub(super) struct ProcessWords(MmapRaw);
 
 impl FileWords {
     /// Maps the first `len_bytes` of a file that is at least that long.
-    pub fn map(file: &OwnedFd, len_bytes: usize) -> io::Result<Self> {
-        MmapOptions::new().len(len_bytes).map_raw_read_only(file).map(Self)
+    pub fn map(file: &File, len_bytes: usize, sharing: Sharing) -> io::Result<Self> {
+        let mut options = MmapOptions::new();
+        options.len(len_bytes);
+        let map = match sharing {
+            // SAFETY: a mapping is no reference yet, and the copy that `MmapMut` could give one to is taken apart at once. All
+            // access goes through `load` and `store`, which are atomic, so that it does not matter who writes the file.
+            Sharing::Own => unsafe { options.map_copy(file) }?.into(),
+            Sharing::Other => options.map_raw_read_only(file)?,
+        };
+        Ok(Self { map, sharing })
     }
 
-    /// The word at `index`, as it is in the file at that moment. It carries no order: who needs one has another word for it.
+    /// Makes pages the process's own that bytes from `offset` on lie in; a page that is one stays as it is. What another process
+    /// writes is not kept.
+    ///
+    /// # Errors
+    /// When there is no memory for them, or the file cannot be read.
+    pub fn keep(&self, offset: usize, len_bytes: usize) -> io::Result<()> {
+        match self.sharing {
+            // As a store would, but a page that cannot be read is an error and no signal.
+            Sharing::Own => self.map.advise_range(Advice::PopulateWrite, offset, len_bytes),
+            Sharing::Other => Ok(()),
+        }
+    }
+
+    /// The word at `index`: what [`FileWords::store`] put there, or else as it is in the file. It carries no order: who needs one has
+    /// another word for it.
     ///
     /// # Panics
     /// When it lies outside of the mapping.
     pub fn load(&self, index: usize) -> u32 {
-        assert!(index < self.0.len() / size_of::<AtomicU32>(), "a word outside of the mapped file");
+        self.word(index).load(Ordering::Relaxed)
+    }
+
+    /// Sets a word of a page that was kept; the file is not changed.
+    ///
+    /// # Panics
+    /// When it lies outside of the mapping, or the file is another process's.
+    pub fn store(&self, index: usize, word: u32) {
+        assert!(self.sharing == Sharing::Own, "a mapping of another process's file cannot be written");
+        self.word(index).store(word, Ordering::Relaxed);
+    }
+
+    fn word(&self, index: usize) -> &AtomicU32 {
+        assert!(index < self.map.len() / size_of::<AtomicU32>(), "a word outside of the mapped file");
         // SAFETY: the mapping starts at a page and `index` is within its length, so the pointer is aligned and points to four
-        // mapped bytes for as long as `self` lives. No reference to plain memory is ever made from this mapping: this is the
-        // only access, so that whatever writes the file meanwhile (this process with pwrite, the kernel for another one)
-        // races with atomic loads alone. A relaxed load of four bytes is an ordinary `mov`, fit for read-only memory.
-        unsafe { (*self.0.as_ptr().cast::<AtomicU32>().add(index)).load(Ordering::Relaxed) }
+        // mapped bytes for as long as `self` lives, which the returned reference borrows. No reference to plain memory is ever
+        // made from this mapping: this is the only access, so that whatever writes the file meanwhile (this process with
+        // pwrite, the kernel for another one) races with atomic accesses alone. A relaxed load of four bytes is an ordinary
+        // `mov`, fit for read-only memory; `store` is kept from that.
+        unsafe { &*self.map.as_mut_ptr().cast::<AtomicU32>().add(index) }
     }
 }
 

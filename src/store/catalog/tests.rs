@@ -1,7 +1,5 @@
 use std::collections::HashMap;
-use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
@@ -334,6 +332,31 @@ fn uses_are_kept_when_they_were_written() {
     assert_eq!(last_used_s(&fixture.catalog), 20);
 }
 
+/// What stands for a disk that no longer gives what was written: the file has other bytes.
+#[test]
+fn what_is_known_is_not_read_from_the_disk_again() {
+    let mut fixture = Fixture::new();
+    let keys: Vec<NarKey> = (0..6).map(key).collect();
+    let stored = |nar: &NarKey| entry(nar, Kind::Stored(Coding::Flat), 5);
+    let (found, new) = keys.split_at(3);
+    for nar in found {
+        fixture.catalog.insert(nar, stored(nar), 1).unwrap();
+    }
+    fixture.reopen(|_| ());
+    let catalog = &fixture.catalog;
+    for nar in new {
+        catalog.insert(nar, stored(nar), 1).unwrap();
+    }
+    let file = File::options().write(true).open(fixture.folder.path().join(NAME)).unwrap();
+    file.write_all_at(&vec![0xff; file_len_bytes(RECORDS)], 0).unwrap();
+    for nar in &keys {
+        assert_eq!(look_up(catalog, nar, Kind::Stored(Coding::Flat)), Some(stored(nar)));
+    }
+    assert_eq!(catalog.records().count(), keys.len());
+    assert!(catalog.remove(&keys[0], Kind::Stored(Coding::Flat)).unwrap());
+    assert_eq!(catalog.stored(&keys[0], Coding::Flat), None);
+}
+
 #[test]
 fn a_catalog_beside_another_sees_what_it_writes() {
     let folder = tempfile::tempdir().unwrap();
@@ -358,7 +381,7 @@ fn what_cannot_be_written_is_absent_all_the_same() {
     // A descriptor that is open for reading stands for a disk that takes nothing any more.
     let read_only = File::open(fixture.folder.path().join(NAME)).unwrap();
     let path = fixture.folder.path().join(NAME);
-    let catalog = Catalog::over(read_only.into(), path, RECORDS).unwrap();
+    let catalog = Catalog::over(read_only, path, RECORDS, Sharing::Own).unwrap();
     assert!(catalog.insert(&key(2), entry(&key(2), kind, 5), 10).is_err());
     assert!(catalog.take_unless_leased(&nar, kind).is_err());
     assert_eq!((catalog.stored(&nar, Coding::Flat).is_some(), catalog.stored_len_bytes()), (true, 5));
