@@ -212,7 +212,7 @@ impl Fill<'_> {
         let (nar, narinfo) = (self.nar(), self.narinfo(&stored));
         let folder = Arc::clone(&self.workshop.folder);
         let Some(draft) = draft.take() else { return Ok(()) };
-        let job = move || folder.publish(&nar, draft, &stored, narinfo.as_deref(), now_s());
+        let job = move || folder.publish(&nar, draft, &stored, &narinfo, now_s());
         let published = self.workshop.disks.runtime().wait_for(job).await;
         if published.map_err(SinkError::Cache)?.is_some() {
             self.workshop.shared.counters.evictions.add(1);
@@ -220,12 +220,9 @@ impl Fill<'_> {
         Ok(())
     }
 
-    /// The narinfo that names this file, unless a compressed one is there, whose narinfo stays.
-    fn narinfo(&self, stored: &Stored) -> Option<String> {
+    /// The narinfo that names this file.
+    fn narinfo(&self, stored: &Stored) -> String {
         let nar = self.nar();
-        if stored.coding == Coding::Flat && self.workshop.catalog().stored(&nar, Coding::Zstd).is_some() {
-            return None;
-        }
         let mut narinfo = NarInfo {
             info: self.info.clone(),
             url: CacheFolder::file_name(&nar, stored.coding),
@@ -236,7 +233,7 @@ impl Fill<'_> {
         narinfo.info.sign(&self.workshop.places.store_dir, &self.workshop.secret_keys);
         let mut text = String::new();
         narinfo.write(&self.workshop.places.store_dir, &mut text);
-        Some(text)
+        text
     }
 
     /// The tree is not what the database says, unless one of them was just changed.

@@ -297,8 +297,8 @@ impl CacheFolder {
         Ok(Draft { file, directory: Arc::clone(&self.temporary), name })
     }
 
-    /// Makes a NAR visible whose file is written. `narinfo` is the text that names this file, or none if the one that is there
-    /// names another file of the same NAR. Returns the record that had to make room in the catalog; its file is gone as well.
+    /// Makes a NAR visible whose file is written. `narinfo` is the text that names this file; one that names a compressed file of the
+    /// same NAR stays instead. Returns the record that had to make room in the catalog; its file is gone as well.
     ///
     /// Fails as [`io::ErrorKind::ResourceBusy`] when a reader holds the same NAR in the same coding, or all that could make room. After
     /// an error the NAR is not there in this coding, or as it was before.
@@ -307,7 +307,7 @@ impl CacheFolder {
         nar: &NarKey,
         draft: Draft,
         stored: &Stored,
-        narinfo: Option<&str>,
+        narinfo: &str,
         now_s: u64,
     ) -> Result<Option<Record>, StoreError> {
         let _changing = self.begin_change("publish in")?;
@@ -323,8 +323,13 @@ impl CacheFolder {
         rustix::fs::fsync(&draft.file).map_err(|error| StoreError::io("write", &path, error))?;
         self.point("publish: file written")?;
         // An older file of that name goes in the usual order, so that nothing ever describes it wrongly.
+        let has_older = self.catalog.stored(nar, stored.coding).is_some();
         if self.retire(nar, stored.coding, Place::Nowhere)? == Evicted::Held {
             return Err(StoreError::io("replace", path, Errno::BUSY));
+        }
+        if has_older {
+            // Its record must not come back after a power cut and tell of the new file.
+            self.catalog.sync()?;
         }
         self.point("publish: older file out")?;
         let published = self.publish_steps(nar, draft, stored, narinfo, now_s);
@@ -341,7 +346,7 @@ impl CacheFolder {
         nar: &NarKey,
         mut draft: Draft,
         stored: &Stored,
-        narinfo: Option<&str>,
+        narinfo: &str,
         now_s: u64,
     ) -> Result<Option<Record>, StoreError> {
         self.temporary.rename(&draft.name, &self.nar, &base_name(nar, stored.coding))?;
@@ -349,7 +354,7 @@ impl CacheFolder {
         self.point("publish: file renamed")?;
         self.nar.sync()?;
         self.point("publish: name of the file written")?;
-        if let Some(narinfo) = narinfo {
+        if stored.coding == Coding::Zstd || self.catalog.stored(nar, Coding::Zstd).is_none() {
             self.write_narinfo(nar.0, narinfo)?;
             self.point("publish: narinfo written")?;
         }
@@ -359,7 +364,6 @@ impl CacheFolder {
             self.remove_files(nar, stored.coding, Place::Nowhere)?;
             self.point("publish: displaced file out")?;
         }
-        // An older record of this NAR must not come back after a power cut and tell of the file that was replaced.
         self.catalog.sync()?;
         self.point("publish: record written")?;
         Ok(displaced)

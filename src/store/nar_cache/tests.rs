@@ -91,10 +91,10 @@ fn draft(folder: &CacheFolder, bytes: &[u8]) -> Result<Draft, StoreError> {
     Ok(draft)
 }
 
-fn publish(folder: &CacheFolder, number: u64, coding: Coding, has_narinfo: bool) -> Result<(), StoreError> {
+fn publish(folder: &CacheFolder, number: u64, coding: Coding) -> Result<(), StoreError> {
     let draft = draft(folder, &encode(number, coding))?;
-    let text = has_narinfo.then(|| narinfo(number, coding));
-    folder.publish(&key(number), draft, &stored(number, coding), text.as_deref(), number).map(|_| ())
+    let narinfo = narinfo(number, coding);
+    folder.publish(&key(number), draft, &stored(number, coding), &narinfo, number).map(|_| ())
 }
 
 fn record(number: u64, coding: Coding) -> Record {
@@ -183,8 +183,8 @@ fn assert_sound(folder: &CacheFolder) {
 #[test]
 fn what_is_published_is_there_now_and_later() {
     let (temp, folder) = new_cache();
-    publish(&folder, 1, Coding::Zstd, true).unwrap();
-    publish(&folder, 1, Coding::Flat, false).unwrap();
+    publish(&folder, 1, Coding::Zstd).unwrap();
+    publish(&folder, 1, Coding::Flat).unwrap();
     let nar = key(1);
     let flat = format!("{}-{}.nar", nar.0, nar.1.to_nix32());
     assert_eq!(names(&temp.path().join("nar")), [flat.clone(), format!("{flat}.zst")]);
@@ -261,7 +261,8 @@ fn a_draft_is_gone_when_it_is_dropped_and_when_the_process_was_killed() {
 fn a_draft_of_another_length_is_not_published() {
     let (temp, folder) = new_cache();
     let draft = draft(&folder, b"short").unwrap();
-    let error = folder.publish(&key(1), draft, &stored(1, Coding::Flat), None, 1).unwrap_err();
+    let error =
+        folder.publish(&key(1), draft, &stored(1, Coding::Flat), &narinfo(1, Coding::Flat), 1).unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
     assert_eq!(names(&temp.path().join("nar")).len(), 0);
     assert_sound(&folder);
@@ -270,8 +271,8 @@ fn a_draft_of_another_length_is_not_published() {
 #[test]
 fn a_narinfo_names_what_remains_until_nothing_does() {
     let (temp, folder) = new_cache();
-    publish(&folder, 1, Coding::Zstd, true).unwrap();
-    publish(&folder, 1, Coding::Flat, false).unwrap();
+    publish(&folder, 1, Coding::Zstd).unwrap();
+    publish(&folder, 1, Coding::Flat).unwrap();
     assert_eq!(folder.evict(&record(1, Coding::Zstd)).unwrap(), Evicted::Removed);
     let narinfo_left = narinfo_at(temp.path(), 1).unwrap();
     assert_eq!(narinfo_left, NarInfo::parse(&narinfo(1, Coding::Flat), &store_dir()).unwrap());
@@ -284,17 +285,36 @@ fn a_narinfo_names_what_remains_until_nothing_does() {
 }
 
 #[test]
+fn a_flat_file_has_a_narinfo_once_no_other_has() {
+    let (temp, folder) = new_cache();
+    publish(&folder, 1, Coding::Zstd).unwrap();
+    publish(&folder, 1, Coding::Flat).unwrap();
+    let named = || narinfo_at(temp.path(), 1).unwrap().url;
+    assert_eq!(named(), CacheFolder::file_name(&key(1), Coding::Zstd));
+    // It goes while the flat one is made anew.
+    let flat = draft(&folder, &encode(1, Coding::Flat)).unwrap();
+    for coding in [Coding::Flat, Coding::Zstd] {
+        assert_eq!(folder.evict(&record(1, coding)).unwrap(), Evicted::Removed);
+    }
+    folder.publish(&key(1), flat, &stored(1, Coding::Flat), &narinfo(1, Coding::Flat), 2).unwrap();
+    assert_eq!(named(), CacheFolder::file_name(&key(1), Coding::Flat));
+    publish(&folder, 1, Coding::Zstd).unwrap();
+    assert_eq!(named(), CacheFolder::file_name(&key(1), Coding::Zstd));
+    assert_sound(&folder);
+}
+
+#[test]
 fn what_a_reader_holds_is_neither_evicted_nor_replaced() {
     let (temp, folder) = new_cache();
-    publish(&folder, 1, Coding::Flat, true).unwrap();
+    publish(&folder, 1, Coding::Flat).unwrap();
     let lease = folder.catalog().lease(&key(1), Coding::Flat, 5).unwrap();
     assert_eq!(folder.evict(&record(1, Coding::Flat)).unwrap(), Evicted::Held);
-    let error = publish(&folder, 1, Coding::Flat, true).unwrap_err();
+    let error = publish(&folder, 1, Coding::Flat).unwrap_err();
     assert_eq!(error.io_kind(), Some(io::ErrorKind::ResourceBusy));
     assert!(temp.path().join(CacheFolder::file_name(&key(1), Coding::Flat)).exists());
     assert_sound(&folder);
     drop(lease);
-    publish(&folder, 1, Coding::Flat, true).unwrap();
+    publish(&folder, 1, Coding::Flat).unwrap();
     assert_eq!(folder.evict(&record(1, Coding::Flat)).unwrap(), Evicted::Removed);
 }
 
@@ -302,8 +322,8 @@ fn what_a_reader_holds_is_neither_evicted_nor_replaced() {
 fn damaged_files_are_set_aside_up_to_a_number() {
     let (temp, folder) = new_cache();
     for number in 0..QUARANTINED_FILES_MAX as u64 + 2 {
-        publish(&folder, number, Coding::Zstd, true).unwrap();
-        publish(&folder, number, Coding::Flat, false).unwrap();
+        publish(&folder, number, Coding::Zstd).unwrap();
+        publish(&folder, number, Coding::Flat).unwrap();
         // That somebody reads it is no reason to go on with it.
         let _lease = folder.catalog().lease(&key(number), Coding::Flat, 1).unwrap();
         folder.quarantine(&record(number, Coding::Flat)).unwrap();
@@ -331,14 +351,16 @@ fn marks_of_damaged_trees_have_no_file() {
 fn disorder(path: &Path, catalog: impl FnOnce(&Path)) {
     let folder = open(path).unwrap();
     for number in 1..=6 {
-        publish(&folder, number, Coding::Zstd, true).unwrap();
+        publish(&folder, number, Coding::Zstd).unwrap();
     }
-    publish(&folder, 1, Coding::Flat, false).unwrap();
+    publish(&folder, 1, Coding::Flat).unwrap();
     let file = |number, coding| path.join(CacheFolder::file_name(&key(number), coding));
-    publish(&folder, 7, Coding::Flat, false).unwrap(); // has no narinfo
+    publish(&folder, 7, Coding::Flat).unwrap();
     fs::remove_file(file(1, Coding::Zstd)).unwrap(); // the flat one remains
     fs::remove_file(file(2, Coding::Zstd)).unwrap();
-    fs::remove_file(path.join(narinfo_name(key(3).0))).unwrap();
+    for number in [3, 7] {
+        fs::remove_file(path.join(narinfo_name(key(number).0))).unwrap();
+    }
     File::options().write(true).open(file(4, Coding::Zstd)).unwrap().set_len(10).unwrap();
     fs::write(path.join("nar/notes.txt"), "x").unwrap();
     fs::write(path.join("nar/short-name.nar"), "x").unwrap();
@@ -416,10 +438,10 @@ fn reconciling_ends_when_it_is_asked_to() {
 #[test]
 fn beside_a_server_damaged_files_are_only_moved_away() {
     let (temp, folder) = new_cache();
-    publish(&folder, 1, Coding::Zstd, true).unwrap();
+    publish(&folder, 1, Coding::Zstd).unwrap();
     let beside = CacheFolder::open_beside(temp.path(), &store_dir()).unwrap();
     let found = beside.catalog().records().next().unwrap();
-    assert!(publish(&beside, 2, Coding::Zstd, true).is_err() && beside.evict(&found).is_err());
+    assert!(publish(&beside, 2, Coding::Zstd).is_err() && beside.evict(&found).is_err());
     assert!(beside.reconcile(&mut |_| ControlFlow::Continue(())).is_err());
     beside.keep("scrub.json", "{}").unwrap();
     assert_eq!(folder.kept("scrub.json", 10).unwrap().as_deref(), Some("{}"));
@@ -436,7 +458,7 @@ fn beside_a_server_damaged_files_are_only_moved_away() {
 #[test]
 fn a_directory_that_somebody_removes_is_missed() {
     let (temp, folder) = new_cache();
-    publish(&folder, 1, Coding::Zstd, true).unwrap();
+    publish(&folder, 1, Coding::Zstd).unwrap();
     assert!(folder.is_there());
     let nar = temp.path().join("nar");
     fs::rename(&nar, temp.path().join("nar.old")).unwrap();
@@ -472,16 +494,16 @@ fn live_through_everything(path: &Path, expect: &mut dyn FnMut(Result<(), StoreE
         Err(error) => panic!("{error}"),
     };
     expect(folder.reconcile(&mut |_| ControlFlow::Continue(())).map(|_| ()));
-    expect(publish(&folder, 10, Coding::Flat, true));
-    expect(publish(&folder, 10, Coding::Zstd, true));
-    expect(publish(&folder, 11, Coding::Zstd, true));
-    expect(publish(&folder, 11, Coding::Flat, false));
-    expect(publish(&folder, 10, Coding::Zstd, true));
+    expect(publish(&folder, 10, Coding::Flat));
+    expect(publish(&folder, 10, Coding::Zstd));
+    expect(publish(&folder, 11, Coding::Zstd));
+    expect(publish(&folder, 11, Coding::Flat));
+    expect(publish(&folder, 10, Coding::Zstd));
     expect(folder.evict(&record(10, Coding::Zstd)).map(|_| ()));
     expect(folder.evict(&record(10, Coding::Flat)).map(|_| ()));
     expect(folder.quarantine(&record(11, Coding::Flat)));
     expect(folder.quarantine(&record(11, Coding::Zstd)));
-    expect(publish(&folder, 12, Coding::Zstd, true));
+    expect(publish(&folder, 12, Coding::Zstd));
     expect(folder.keep("scrub.json", "{}"));
     expect(folder.catalog().keep_uses());
     assert_nothing_wrong_is_served(&folder);
@@ -645,7 +667,7 @@ fn child_on_a_full_disk() {
     assert!(folder.space().unwrap().total < 1 << 20, "this is no small disk");
     let mut published = 0;
     let full = loop {
-        match publish(&folder, published, Coding::Flat, true) {
+        match publish(&folder, published, Coding::Flat) {
             Ok(()) => published += 1,
             Err(error) => break error,
         }
@@ -676,7 +698,7 @@ fn child_on_a_full_disk() {
     for number in 0..published {
         assert_eq!(folder.evict(&record(number, Coding::Flat)).unwrap(), Evicted::Removed);
     }
-    publish(&folder, 500, Coding::Zstd, true).unwrap();
+    publish(&folder, 500, Coding::Zstd).unwrap();
     assert_sound(&folder);
 }
 
