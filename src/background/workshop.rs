@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -325,7 +324,7 @@ impl Workshop {
 
 /// Whether an error says that a disk is full.
 pub fn is_disk_full(error: &StoreError) -> bool {
-    matches!(error.io_kind(), Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    error.is_no_room()
 }
 
 /// Seconds since 1970.

@@ -59,7 +59,7 @@ use super::nar_cache::Coding;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::store_path::HashPart;
 use crate::limits::{CATALOG_BUCKET_RECORDS, CATALOG_RECORDS};
-use crate::store::StoreError;
+use crate::store::{StoreError, is_no_room};
 
 /// One NAR: a path, and the contents that it had.
 pub type NarKey = (HashPart, Sha256Digest);
@@ -376,7 +376,7 @@ impl Catalog {
             }
             match self.clear_closed(slot) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) if is_no_room(&error) => {}
                 Err(error) => {
                     if is_present {
                         self.count(&record);

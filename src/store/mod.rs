@@ -110,6 +110,11 @@ impl std::fmt::Display for DatabaseFault {
     }
 }
 
+/// Whether an error says that there is no room: the disk is full, or this user may not have more of it. Then removing something helps.
+pub fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl StoreError {
     /// What the operating system said, if it was asked.
     pub fn io_error(&self) -> Option<&io::Error> {
@@ -124,11 +129,31 @@ impl StoreError {
         self.io_error().map(io::Error::kind)
     }
 
+    /// Whether the operating system refused because there is no room: see [`is_no_room`].
+    pub fn is_no_room(&self) -> bool {
+        self.io_error().is_some_and(is_no_room)
+    }
+
     fn damaged(subject: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Damaged { subject: subject.into(), reason: reason.to_string() }
     }
 
     fn io(operation: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         Self::Io { path: path.into(), operation, source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_used_quota_are_no_room() {
+        for (errno, expected) in [(Errno::NOSPC, true), (Errno::DQUOT, true), (Errno::IO, false)] {
+            assert_eq!(StoreError::io("write", "x", errno).is_no_room(), expected, "{errno}");
+        }
+        assert!(!StoreError::damaged("x", "full").is_no_room());
     }
 }

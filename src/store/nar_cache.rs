@@ -456,7 +456,7 @@ impl CacheFolder {
             match self.write_narinfo(nar.0, &self.narinfo_of(nar, narinfo, &stored)) {
                 Ok(()) => return Ok(Repair::NarInfoRewritten),
                 // What is evicted to make room must go even if there is none for a new narinfo.
-                Err(error) if error.io_kind() == Some(io::ErrorKind::StorageFull) => {}
+                Err(error) if error.is_no_room() => {}
                 Err(error) => return Err(error),
             }
         }
