@@ -276,6 +276,8 @@ pub const LEFT_ALONE_MAX: usize = 4096;
 pub const SCRUB_BATCH: u32 = 256;
 /// Between the beginnings of two passes of the slow scrub.
 pub const SCRUB_INTERVAL: Duration = Duration::from_hours(24);
+/// A scrub that is run by hand goes on with one that began no longer ago than this: what that has read may have changed since.
+pub const SCRUB_RESUMED_MAX: Duration = Duration::from_hours(24);
 /// How often it is written down how far a scrub has come: what was looked at since is looked at again after a kill.
 pub const SCRUB_KEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Names of damaged paths, damaged files and of what cannot be read, that a pass remembers. Of each; all are counted.

@@ -1,8 +1,8 @@
 //! Scrubbing: everything that is served is read from the disk and compared with what it must be.
 //!
 //! Store paths come first, in the order of the database, then cached files, in the order of their names. How far a pass has come is
-//! kept in the cache's folder, so that it goes on there after it was killed. The plane makes one pass after another, slowly;
-//! `narwire scrub` makes one as fast as it can.
+//! kept in the cache's folder, so that it goes on there after it was killed, if the database is still the same one. The plane makes
+//! one pass after another, slowly; `narwire scrub` makes one as fast as it can.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -20,9 +20,11 @@ use super::workshop::{DatabaseDesk, Workshop, now_s};
 use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{
-    SCRUB_BATCH, SCRUB_FINDINGS_MAX, SCRUB_INTERVAL, SCRUB_KEEP_INTERVAL, SCRUB_STATE_LEN_MAX,
+    SCRUB_BATCH, SCRUB_FINDINGS_MAX, SCRUB_INTERVAL, SCRUB_KEEP_INTERVAL, SCRUB_RESUMED_MAX,
+    SCRUB_STATE_LEN_MAX,
 };
 use crate::store::catalog::{Entry, Record, RootMark, Stored};
+use crate::store::change::identity;
 use crate::store::db::RowId;
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
 use crate::store::{LocalStore, StoreError, fault};
@@ -105,7 +107,7 @@ impl Findings {
 }
 
 /// Makes one pass over a store and a cache, or over one of them, and waits for it. A server may run beside it. A pass over the cache
-/// that was killed goes on where it was.
+/// that was killed goes on where it was, unless that is long ago.
 ///
 /// `cache` is its directory, and the store directory of the paths in it. Damaged files in it are put aside.
 pub fn scrub(
@@ -117,13 +119,15 @@ pub fn scrub(
     let places = store.cloned().map(Arc::new);
     executor::run(async |runtime| {
         let folder = folder.map(Arc::new);
+        let database = places.as_ref().and_then(|places| identity(&places.database));
         let kept = Kept::load(folder.as_ref(), COMMAND_STATE_NAME);
+        let kept = kept.filter(|kept| !kept.is_finished && kept.is_recent());
         let mut pass = Pass {
             disks: Disks::new(runtime),
             store: places.map(|places| (DatabaseDesk::new(runtime, Arc::clone(&places)), places)),
             folder,
             state_name: COMMAND_STATE_NAME,
-            meter: Meter::new(kept.filter(|kept| !kept.is_finished), Listener::Command(progress)),
+            meter: Meter::new(kept, database, Listener::Command(progress)),
         };
         match pass.run().await {
             Ok(()) | Err(Stop::Ended) => Ok(pass.meter.kept.outcome),
@@ -145,6 +149,8 @@ pub async fn scrub_for_ever(workshop: Rc<Workshop>) {
         if !workshop.pause(left.unwrap_or_default()).await {
             return;
         }
+        let places = Arc::clone(&workshop.places);
+        let database = workshop.disks.runtime().wait_for(move || identity(&places.database)).await;
         let mut pass = Pass {
             disks: Rc::clone(&workshop.disks),
             store: Some((workshop.database.clone(), Arc::clone(&workshop.places))),
@@ -152,6 +158,7 @@ pub async fn scrub_for_ever(workshop: Rc<Workshop>) {
             state_name: PLANE_STATE_NAME,
             meter: Meter::new(
                 kept.take(),
+                database,
                 Listener::Plane(&workshop, Pace::new(workshop.settings.scrub_rate)),
             ),
         };
@@ -187,6 +194,8 @@ const COMMAND_STATE_NAME: &str = "scrub-command.json";
 struct Kept {
     /// Seconds since 1970.
     began_s: u64,
+    /// Device and inode of the database that the rows are of.
+    database: Option<(u64, u64)>,
     is_finished: bool,
     phase: Phase,
     /// The last store path that was looked at.
@@ -204,6 +213,11 @@ impl Kept {
     fn load(folder: Option<&Arc<CacheFolder>>, name: &str) -> Option<Self> {
         let text = folder?.kept(name, SCRUB_STATE_LEN_MAX).ok()??;
         serde_json::from_str(&text).ok()
+    }
+
+    fn is_recent(&self) -> bool {
+        let age_s = now_s().checked_sub(self.began_s);
+        age_s.is_some_and(|age_s| age_s <= SCRUB_RESUMED_MAX.as_secs())
     }
 }
 
@@ -424,10 +438,11 @@ enum Listener<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// Goes on from what was kept, or begins.
-    fn new(kept: Option<Kept>, listener: Listener<'a>) -> Self {
+    /// Goes on from what was kept of the same database, or begins.
+    fn new(kept: Option<Kept>, database: Option<(u64, u64)>, listener: Listener<'a>) -> Self {
+        let kept = kept.filter(|kept| kept.database == database);
         let is_resumed = kept.is_some();
-        let mut kept = kept.unwrap_or_else(|| Kept { began_s: now_s(), ..Kept::default() });
+        let mut kept = kept.unwrap_or_else(|| Kept { began_s: now_s(), database, ..Kept::default() });
         kept.outcome.is_resumed = is_resumed;
         let kept_at = Instant::now();
         Self { kept, kept_at, total: 0, total_bytes: 0, current: String::new(), listener }

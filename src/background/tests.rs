@@ -1,7 +1,7 @@
 //! The plane over a throw-away store, with real files.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -466,16 +466,19 @@ fn a_scrub_goes_on_where_it_was_killed() {
     site.with_workshop(Site::settings(Policy::Hot, Format::Zstd), async |workshop| {
         assert!(matches!(fill::fill(workshop, site.order("note.txt")).await, Filled::Done));
     });
-    let mut database = Database::open(&site.demo.store).unwrap();
-    let rows = database.valid_paths(RowId::default(), 100).unwrap();
+    let rows = Database::open(&site.demo.store).unwrap().valid_paths(RowId::default(), 100).unwrap();
+    let metadata = fs::metadata(&site.demo.store.database).unwrap();
+    let (device, database) = (metadata.dev(), metadata.ino());
     let row = serde_json::to_string(&rows[rows.len() - 2].0).unwrap();
     let outcome = r#"{"paths":7,"files":0,"bytes":1,"damaged_paths":{"count":1,"names":["x"]},
         "quarantined_files":{"count":0,"names":[]},"unreadable":{"count":0,"names":[]}}"#;
-    let kept = format!(
-        r#"{{"began_s":1,"is_finished":false,"phase":"store-paths","row":{row},"file":"","done":7,"done_bytes":1,
-        "outcome":{outcome}}}"#
-    );
-    site.folder.keep("scrub-command.json", &kept).unwrap();
+    let kept = |began_s: u64, database: u64| {
+        format!(
+            r#"{{"began_s":{began_s},"database":[{device},{database}],"is_finished":false,"phase":"store-paths",
+            "row":{row},"file":"","done":7,"done_bytes":1,"outcome":{outcome}}}"#
+        )
+    };
+    site.folder.keep("scrub-command.json", &kept(now_s(), database)).unwrap();
     let mut seen = Vec::new();
     let cache = (site.folder.path(), &site.demo.store.store_dir);
     let found = scrub::scrub(Some(&site.demo.store), Some(cache), &mut |progress| {
@@ -486,10 +489,22 @@ fn a_scrub_goes_on_where_it_was_killed() {
     assert_eq!((found.paths, found.files, found.damaged_paths.count), (8, 1, 1));
     let last = rows.last().unwrap().1.as_ref().unwrap().full(&site.demo.store.store_dir);
     assert!(seen.iter().all(|(phase, path)| *phase == Phase::CachedFiles || *path == last), "{seen:?}");
-    // A pass that was finished is not gone on with, and neither is what nobody understands.
+    // A pass that was finished is not gone on with.
     assert_eq!(site.scrub().paths, rows.len() as u64);
-    site.folder.keep("scrub-command.json", "{").unwrap();
-    assert_eq!(site.scrub().paths, rows.len() as u64);
+    let day_s = 24 * 3600;
+    // And neither is one that is old, one whose beginning is yet to come, one of another database, and what nobody understands.
+    let others = [
+        kept(now_s() - day_s - 1, database),
+        kept(now_s() + day_s, database),
+        kept(now_s(), database + 1),
+        kept(now_s(), database).replace("database", "else"),
+        "{".to_owned(),
+    ];
+    for other in others {
+        site.folder.keep("scrub-command.json", &other).unwrap();
+        let found = site.scrub();
+        assert_eq!((found.paths, found.is_resumed), (rows.len() as u64, false), "{other}");
+    }
 }
 
 #[test]

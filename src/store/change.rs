@@ -201,7 +201,7 @@ impl Files {
 }
 
 /// Device and inode number, without opening the file.
-pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
