@@ -22,19 +22,21 @@ use crate::limits::{
     MENDED_LOOK_INTERVAL, STUCK_RETRY_MAX, STUCK_RETRY_MIN,
 };
 use crate::store::StoreError;
+use crate::store::catalog::Soundness;
 use crate::store::change::ChangeCounter;
 use crate::store::db::RowId;
 
 /// Lets files and records agree after whatever ended the last process. False when the plane ends before.
 pub async fn reconcile(workshop: &Rc<Workshop>) -> bool {
+    if workshop.folder.soundness() == Soundness::Rebuilt {
+        warn!(
+            "the catalog of the NAR cache was damaged, or of another version; it is made anew from the files"
+        );
+    }
     let mut retry = Retry::new();
     loop {
         let (folder, shared) = (Arc::clone(&workshop.folder), Arc::clone(&workshop.shared));
-        let job = move || {
-            folder.reconcile(&mut |_| {
-                if shared.is_ending() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
-        };
+        let job = move || folder.reconcile(&mut || !shared.is_ending());
         match workshop.disks.runtime().wait_for(job).await {
             Ok(reconciled) => {
                 info!("the NAR cache has {} bytes", workshop.catalog().stored_len_bytes());

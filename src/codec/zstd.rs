@@ -46,6 +46,7 @@ impl FrameEncoder {
     }
 
     /// Memory that it takes. Bytes.
+    #[cfg(test)]
     pub fn memory_len_bytes(&self) -> usize {
         self.context.sizeof()
     }

@@ -30,7 +30,8 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use self::directory::Directory;
-pub use self::reconcile::{Finding, Reconciled, Repair};
+pub use self::reconcile::Reconciled;
+use self::reconcile::Repair;
 use super::catalog::{Catalog, Entry, Kind, NarKey, Record, Soundness, Stored, Taken};
 use super::fault;
 use crate::codec::cache_info::CacheInfo;

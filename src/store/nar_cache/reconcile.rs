@@ -7,7 +7,6 @@
 //! 3. Each narinfo that names a missing file of ours names what remains of its NAR, or goes.
 
 use std::io;
-use std::ops::ControlFlow;
 
 use super::{
     CacheFolder, Coding, NAR_NAME, NARINFO_SUFFIX, NarKey, Stored, base_name, narinfo_name, parse_base_name,
@@ -20,27 +19,12 @@ use crate::store::catalog::{Entry, Kind, Record};
 use crate::store::nar_cache::Place;
 use crate::store::nar_cache::directory::FileFacts;
 
-/// Something that was looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finding<'a> {
-    /// Name of the file or narinfo.
-    pub name: &'a str,
-    /// What was done; none where all was well.
-    pub repair: Option<Repair>,
-}
-
-/// What was done to let records, files and narinfos agree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repair {
-    /// A record stood for a file that is missing or has another length.
+/// What was done to let records, files and narinfos agree: what [`Reconciled`] counts.
+pub(super) enum Repair {
     RecordDropped,
-    /// A file without a record got one.
     FileTaken,
-    /// A file that nothing vouches for was deleted.
     FileRemoved,
-    /// A narinfo names another file of its NAR now, or the same as it is.
     NarInfoRewritten,
-    /// A narinfo that named a missing file was deleted.
     NarInfoRemoved,
 }
 
@@ -49,21 +33,21 @@ pub enum Repair {
 pub struct Reconciled {
     /// Records, files and narinfos that were looked at.
     pub looked_at: u64,
-    /// [`Repair::RecordDropped`].
+    /// Records that stood for a file that is missing or has another length.
     pub records_dropped: u64,
-    /// [`Repair::FileTaken`].
+    /// Files without a record that got one.
     pub files_taken: u64,
-    /// [`Repair::FileRemoved`].
+    /// Files that nothing vouches for, and that were deleted.
     pub files_removed: u64,
-    /// [`Repair::NarInfoRewritten`].
+    /// Narinfos that name another file of their NAR now, or the same as it is.
     pub narinfos_rewritten: u64,
-    /// [`Repair::NarInfoRemoved`].
+    /// Narinfos that named a missing file, and were deleted.
     pub narinfos_removed: u64,
 }
 
 /// Why it came to an end.
 enum Stop {
-    /// Whoever listens has heard enough.
+    /// It goes on no longer.
     Asked,
     Failed(StoreError),
 }
@@ -77,13 +61,10 @@ impl From<StoreError> for Stop {
 impl CacheFolder {
     /// Lets records, files and narinfos agree. Call it after each start, before anything is published; other changes wait for it.
     ///
-    /// Each thing that was looked at is told to `report`, which can end the work early and must not change the folder itself.
-    pub fn reconcile(
-        &self,
-        report: &mut dyn FnMut(Finding<'_>) -> ControlFlow<()>,
-    ) -> Result<Reconciled, StoreError> {
+    /// Asked after each thing that was looked at, `goes_on` can end the work early. It must not change the folder itself.
+    pub fn reconcile(&self, goes_on: &mut dyn FnMut() -> bool) -> Result<Reconciled, StoreError> {
         let _changing = self.begin_change("reconcile")?;
-        let mut work = Work { folder: self, report, done: Reconciled::default() };
+        let mut work = Work { folder: self, goes_on, done: Reconciled::default() };
         match work.run() {
             Ok(()) | Err(Stop::Asked) => Ok(work.done),
             Err(Stop::Failed(error)) => Err(error),
@@ -93,7 +74,7 @@ impl CacheFolder {
 
 struct Work<'a> {
     folder: &'a CacheFolder,
-    report: &'a mut dyn FnMut(Finding<'_>) -> ControlFlow<()>,
+    goes_on: &'a mut dyn FnMut() -> bool,
     done: Reconciled,
 }
 
@@ -104,7 +85,7 @@ impl Work<'_> {
         for record in folder.catalog.records() {
             if let Entry::Stored(stored) = record.entry {
                 let repair = self.record(&record, &stored)?;
-                self.tell(&base_name(&record.nar, stored.coding), repair)?;
+                self.count(repair.as_ref())?;
             }
         }
         folder.point("reconcile: records seen")?;
@@ -112,7 +93,7 @@ impl Work<'_> {
             let name = name?;
             if let Some((nar, coding)) = parse_base_name(&name) {
                 let repair = self.file(&name, &nar, coding)?;
-                self.tell(&name, repair)?;
+                self.count(repair.as_ref())?;
             }
         }
         folder.point("reconcile: files seen")?;
@@ -121,7 +102,7 @@ impl Work<'_> {
             let hash_part = name.strip_suffix(NARINFO_SUFFIX);
             if let Some(hash_part) = hash_part.and_then(|digits| HashPart::parse(digits.as_bytes())) {
                 let repair = self.narinfo(hash_part)?;
-                self.tell(&name, repair)?;
+                self.count(repair.as_ref())?;
             }
         }
         folder.point("reconcile: narinfos seen")?;
@@ -188,7 +169,7 @@ impl Work<'_> {
         Ok(Some(repair))
     }
 
-    fn tell(&mut self, name: &str, repair: Option<Repair>) -> Result<(), Stop> {
+    fn count(&mut self, repair: Option<&Repair>) -> Result<(), Stop> {
         self.done.looked_at += 1;
         match repair {
             None => {}
@@ -198,10 +179,7 @@ impl Work<'_> {
             Some(Repair::NarInfoRewritten) => self.done.narinfos_rewritten += 1,
             Some(Repair::NarInfoRemoved) => self.done.narinfos_removed += 1,
         }
-        match (self.report)(Finding { name, repair }) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Stop::Asked),
-        }
+        if (self.goes_on)() { Ok(()) } else { Err(Stop::Asked) }
     }
 }
 

@@ -36,7 +36,7 @@ fn new_cache() -> (TempDir, CacheFolder) {
 }
 
 fn reconcile(folder: &CacheFolder) -> Reconciled {
-    folder.reconcile(&mut |_| ControlFlow::Continue(())).unwrap()
+    folder.reconcile(&mut || true).unwrap()
 }
 
 /// Bytes that stand for a NAR; each number has its own.
@@ -393,9 +393,9 @@ fn a_new_catalog_is_filled_from_files_and_narinfos() {
         let folder = open(temp.path()).unwrap();
         assert_eq!(folder.soundness(), soundness);
         let mut findings = 0;
-        let reconciled = folder.reconcile(&mut |_| {
+        let reconciled = folder.reconcile(&mut || {
             findings += 1;
-            ControlFlow::Continue(())
+            true
         });
         let reconciled = reconciled.unwrap();
         let expected = Reconciled {
@@ -431,7 +431,7 @@ fn reconciling_ends_when_it_is_asked_to() {
     let temp = tempfile::tempdir().unwrap();
     disorder(temp.path(), |_| ());
     let folder = open(temp.path()).unwrap();
-    let reconciled = folder.reconcile(&mut |_| ControlFlow::Break(())).unwrap();
+    let reconciled = folder.reconcile(&mut || false).unwrap();
     assert_eq!(reconciled.looked_at, 1);
 }
 
@@ -442,7 +442,7 @@ fn beside_a_server_damaged_files_are_only_moved_away() {
     let beside = CacheFolder::open_beside(temp.path(), &store_dir()).unwrap();
     let found = beside.catalog().records().next().unwrap();
     assert!(publish(&beside, 2, Coding::Zstd).is_err() && beside.evict(&found).is_err());
-    assert!(beside.reconcile(&mut |_| ControlFlow::Continue(())).is_err());
+    assert!(beside.reconcile(&mut || true).is_err());
     beside.keep("scrub.json", "{}").unwrap();
     assert_eq!(folder.kept("scrub.json", 10).unwrap().as_deref(), Some("{}"));
     assert_eq!((folder.kept("scrub.json", 1).unwrap(), folder.kept("other", 1).unwrap()), (None, None));
@@ -493,7 +493,7 @@ fn live_through_everything(path: &Path, expect: &mut dyn FnMut(Result<(), StoreE
         Err(CacheFolderError::Io(error)) => return expect(Err(error)),
         Err(error) => panic!("{error}"),
     };
-    expect(folder.reconcile(&mut |_| ControlFlow::Continue(())).map(|_| ()));
+    expect(folder.reconcile(&mut || true).map(|_| ()));
     expect(publish(&folder, 10, Coding::Flat));
     expect(publish(&folder, 10, Coding::Zstd));
     expect(publish(&folder, 11, Coding::Zstd));
