@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::num::NonZero;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
@@ -65,7 +66,7 @@ impl Disks {
     }
 
     /// The file for direct I/O by the executor, if its device takes that.
-    async fn open(&self, file: &OwnedFd, is_written: bool) -> Option<(u64, DmaFile)> {
+    async fn open(&self, file: &fs::File, is_written: bool) -> Option<(u64, DmaFile)> {
         let status = rustix::fs::fstat(file).ok()?;
         let (device, way) = (status.st_dev, self.way(file, status.st_dev));
         if !matches!(way, Way::Unknown | Way::Direct) {
@@ -73,7 +74,7 @@ impl Disks {
         }
         // A first block that needs no disk would let glommio believe that every device can be polled.
         let has_block = if is_written {
-            way == Way::Direct || write_all(file, 0, &[0; PAGE_LEN_BYTES]).is_ok()
+            way == Way::Direct || file.write_all_at(&[0; PAGE_LEN_BYTES], 0).is_ok()
         } else {
             way == Way::Direct || rustix::fs::seek(file, SeekFrom::Data(0)) == Ok(0)
         };
@@ -98,7 +99,7 @@ impl Disks {
     }
 
     /// Lets a file itself be read beside the page cache, if its device takes that.
-    fn bypass(&self, file: &OwnedFd) -> Option<u64> {
+    fn bypass(&self, file: &fs::File) -> Option<u64> {
         let device = rustix::fs::fstat(file).ok()?.st_dev;
         if self.way(file, device) == Way::Cached {
             return None;
@@ -112,7 +113,7 @@ impl Disks {
         }
     }
 
-    fn way(&self, file: &OwnedFd, device: u64) -> Way {
+    fn way(&self, file: &fs::File, device: u64) -> Way {
         let find_out = || match self.runtime {
             Runtime::Executor if is_of_this_machine(file) && is_as_usual(device) => Way::Unknown,
             Runtime::Executor | Runtime::Thread => Way::Waiting,
@@ -141,7 +142,7 @@ const LOCAL_FILE_SYSTEMS: [u32; 8] =
     [0xef53, 0x5846_5342, 0x9123_683e, 0xca45_1a4e, 0xf2f5_2010, 0x2fc1_2fc1, 0x0102_1994, 0x794c_7630];
 
 /// Whether a file is on one of [`LOCAL_FILE_SYSTEMS`].
-fn is_of_this_machine(file: &OwnedFd) -> bool {
+fn is_of_this_machine(file: &fs::File) -> bool {
     let kind = rustix::fs::fstatfs(file).map(|status| status.f_type);
     kind.is_ok_and(|kind| LOCAL_FILE_SYSTEMS.iter().any(|&known| i64::from(known) == kind))
 }
@@ -181,7 +182,7 @@ fn is_as_usual(device: u64) -> bool {
 /// Reads one file from its beginning, piece by piece.
 pub struct Reader {
     disks: Rc<Disks>,
-    file: OwnedFd,
+    file: fs::File,
     /// Length that the file must have. Bytes.
     size: u64,
     /// How much was read. Bytes; at most `size`.
@@ -202,6 +203,7 @@ enum Source {
 impl Reader {
     /// A reader of a file that must have `size` bytes.
     pub async fn open(disks: &Rc<Disks>, file: OwnedFd, size: u64, resident: Resident) -> Self {
+        let file = fs::File::from(file);
         // A file system that cannot say so has no disk, or the kernel is older than the question: then only what is short is
         // taken for resident, as it costs more to open twice than it takes in memory.
         let were_there =
@@ -274,7 +276,7 @@ impl Reader {
         }
         let Source::Cached { buffer, were_there } = &mut self.source else { return Ok(None) };
         let buffer = &mut buffer[..wanted];
-        read_exact(&self.file, self.position, buffer)?;
+        self.file.read_exact_at(buffer, self.position)?;
         if !*were_there {
             // If it is refused, the kernel takes it out when it needs the memory.
             let _ =
@@ -313,23 +315,10 @@ async fn read_direct(file: Rc<DmaFile>, position: u64, len: usize) -> io::Result
     file.read_at_aligned(position, len).await.map_err(system_error)
 }
 
-fn read_exact(file: &OwnedFd, position: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match rustix::io::pread(file, &mut buffer[filled..], position + filled as u64) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => filled += len,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
 /// Writes one new file from its beginning.
 pub struct Writer {
     disks: Rc<Disks>,
-    file: Rc<OwnedFd>,
+    file: Rc<fs::File>,
     /// None where there is no direct I/O.
     direct: Option<Rc<DmaFile>>,
     buffer: Buffer,
@@ -359,6 +348,7 @@ impl Buffer {
 impl Writer {
     /// A writer of an empty file.
     pub async fn open(disks: &Rc<Disks>, file: OwnedFd) -> Self {
+        let file = fs::File::from(file);
         let direct = disks.open(&file, true).await.map(|(_, direct)| Rc::new(direct));
         let buffer = buffer(direct.as_deref());
         let (disks, file) = (Rc::clone(disks), Rc::new(file));
@@ -425,7 +415,7 @@ impl Writer {
         self.position += filled as u64;
         self.filled = 0;
         match &mut self.buffer {
-            Buffer::Cached(buffer) => write_all(&self.file, position, &buffer[..filled]),
+            Buffer::Cached(buffer) => self.file.write_all_at(&buffer[..filled], position),
             Buffer::Direct(_) => {
                 let Buffer::Direct(full) =
                     std::mem::replace(&mut self.buffer, buffer(self.direct.as_deref()))
@@ -450,29 +440,14 @@ fn buffer(direct: Option<&DmaFile>) -> Buffer {
 
 async fn write_direct(
     direct: Rc<DmaFile>,
-    file: Rc<OwnedFd>,
+    file: Rc<fs::File>,
     buffer: DmaBuffer,
     position: u64,
 ) -> io::Result<()> {
     let buffer = Rc::new(buffer);
     let written = direct.write_rc_at(Rc::clone(&buffer), position).await.unwrap_or(0);
     // What was not taken is written in the ordinary way, which says why, or succeeds where only the direct way was refused.
-    write_all(&file, position + written as u64, &buffer.as_bytes()[written.min(buffer.len())..])
-}
-
-fn write_all(file: &OwnedFd, mut position: u64, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, position) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(len) => {
-                bytes = &bytes[len..];
-                position += len as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
+    file.write_all_at(&buffer.as_bytes()[written.min(buffer.len())..], position + written as u64)
 }
 
 /// Memory for direct I/O of `len` bytes and what is missing to a page.
@@ -586,12 +561,12 @@ mod tests {
 
     #[test]
     fn a_file_system_that_may_not_answer_is_none_of_the_executors() {
-        let of_kernel: OwnedFd = fs::File::open("/proc/version").unwrap().into();
+        let of_kernel = fs::File::open("/proc/version").unwrap();
         assert!(!is_of_this_machine(&of_kernel));
         let disks = Disks::new(Runtime::Executor);
         assert!(disks.way(&of_kernel, 1) == Way::Waiting);
         // What was found out of a device stays.
-        let file: OwnedFd = tempfile::tempfile_in(folder().path()).unwrap().into();
+        let file = tempfile::tempfile_in(folder().path()).unwrap();
         assert!(disks.way(&file, 1) == Way::Waiting);
         disks.refused(1, &Errno::INVAL.into());
         assert!(disks.way(&file, 1) == Way::Cached);
