@@ -824,7 +824,7 @@ mod tests {
         };
         let folder = cache.folder();
         let narinfo = path.narinfo();
-        folder.publish(&key_of(&path), folder.draft().unwrap(), &stored, Some(narinfo), 0).unwrap();
+        folder.publish(&key_of(&path), folder.draft().unwrap(), &stored, narinfo, 0).unwrap();
         // The second one asks while the first one waits, and must not get what was found wrong for the first.
         for id in [FIRST, SECOND] {
             assert!(matches!(ask(&mut bench, id), Step::Wait(_)));
