@@ -12,12 +12,12 @@ use super::settings::Format;
 use super::tree::{self, Sink, SinkError, Tree, TreeError, Verdict};
 use super::workshop::{Need, Room, Workshop, is_disk_full, now_s};
 use crate::codec::hash::{Sha256, Sha256Digest};
-use crate::codec::narinfo::{NarInfo, PathInfo};
+use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::HashPart;
 use crate::codec::zstd::{FrameEncoder, FrameError};
 use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, FILL_ROOM_LEN_BYTES, SMALL_FILES_MEAN_LEN};
 use crate::store::catalog::Stored;
-use crate::store::nar_cache::{CacheFolder, Coding, Draft};
+use crate::store::nar_cache::{Coding, Draft};
 use crate::store::{StoreError, fault};
 
 /// What became of a path that was to be encoded.
@@ -222,18 +222,9 @@ impl Fill<'_> {
 
     /// The narinfo that names this file.
     fn narinfo(&self, stored: &Stored) -> String {
-        let nar = self.nar();
-        let mut narinfo = NarInfo {
-            info: self.info.clone(),
-            url: CacheFolder::file_name(&nar, stored.coding),
-            compression: stored.coding.compression(),
-            file_hash: Some(stored.file_hash),
-            file_size: Some(stored.file_size),
-        };
-        narinfo.info.sign(&self.workshop.places.store_dir, &self.workshop.secret_keys);
-        let mut text = String::new();
-        narinfo.write(&self.workshop.places.store_dir, &mut text);
-        text
+        let mut info = self.info.clone();
+        info.sign(&self.workshop.places.store_dir, &self.workshop.secret_keys);
+        self.workshop.folder.narinfo_text(info, stored)
     }
 
     /// The tree is not what the database says, unless one of them was just changed.

@@ -83,6 +83,19 @@ impl PathInfo {
     }
 }
 
+impl NarInfo {
+    /// The narinfo of a path whose NAR is in this file: where it is, how it is compressed, its hash, and its size in bytes.
+    pub fn new(
+        info: PathInfo,
+        url: String,
+        compression: Compression,
+        file_hash: Sha256Digest,
+        file_size: u64,
+    ) -> Self {
+        Self { info, url, compression, file_hash: Some(file_hash), file_size: Some(file_size) }
+    }
+}
+
 impl Compression {
     const ALL: [Self; 13] = [
         Self::None,

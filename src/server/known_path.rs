@@ -74,13 +74,9 @@ impl Renderer {
             None => (NarCompression::None, info.nar_hash, info.nar_size),
             Some(stored) => (NarCompression::Zstd, stored.file_hash, stored.file_size),
         };
-        let mut narinfo = NarInfo {
-            url: nar_url(&info, coding),
-            compression: if compressed.is_some() { Compression::Zstd } else { Compression::None },
-            file_hash: Some(file_hash),
-            file_size: Some(file_size),
-            info,
-        };
+        let url = nar_url(&info, coding);
+        let compression = if compressed.is_some() { Compression::Zstd } else { Compression::None };
+        let mut narinfo = NarInfo::new(info, url, compression, file_hash, file_size);
         let mut text = String::with_capacity(NARINFO_LEN_TYPICAL);
         narinfo.write(&self.store_dir, &mut text);
         let opaque = self.etag_opaque(&text);

@@ -36,7 +36,7 @@ use super::catalog::{Catalog, Entry, Kind, NarKey, Record, Soundness, Stored, Ta
 use super::fault;
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::hash::Sha256Digest;
-use crate::codec::narinfo::{Compression, NarInfo};
+use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
 use crate::codec::store_path::{HashPart, StoreDir};
 use crate::limits::{CACHE_INFO_LEN_MAX, CACHED_NARINFO_LEN_MAX, QUARANTINED_FILES_MAX};
 use crate::store::StoreError;
@@ -453,8 +453,10 @@ impl CacheFolder {
         narinfo: NarInfo,
         remaining: Option<Stored>,
     ) -> Result<Repair, StoreError> {
-        if let Some(stored) = remaining {
-            match self.write_narinfo(nar.0, &self.narinfo_of(nar, narinfo, &stored)) {
+        // One that contradicts itself is of no use.
+        let is_ours = (narinfo.info.path.hash_part(), narinfo.info.nar_hash) == *nar;
+        if let Some(stored) = remaining.filter(|_| is_ours) {
+            match self.write_narinfo(nar.0, &self.narinfo_text(narinfo.info, &stored)) {
                 Ok(()) => return Ok(Repair::NarInfoRewritten),
                 // What is evicted to make room must go even if there is none for a new narinfo.
                 Err(error) if error.is_no_room() => {}
@@ -465,14 +467,12 @@ impl CacheFolder {
         Ok(Repair::NarInfoRemoved)
     }
 
-    /// The narinfo, made to name this file.
-    fn narinfo_of(&self, nar: &NarKey, mut narinfo: NarInfo, stored: &Stored) -> String {
-        narinfo.url = Self::file_name(nar, stored.coding);
-        narinfo.compression = stored.coding.compression();
-        narinfo.file_hash = Some(stored.file_hash);
-        narinfo.file_size = Some(stored.file_size);
+    /// The text of the narinfo of a path that names its NAR in this file.
+    pub fn narinfo_text(&self, info: PathInfo, stored: &Stored) -> String {
+        let url = Self::file_name(&(info.path.hash_part(), info.nar_hash), stored.coding);
+        let Stored { coding, file_hash, file_size, .. } = *stored;
         let mut text = String::new();
-        narinfo.write(&self.store_dir, &mut text);
+        NarInfo::new(info, url, coding.compression(), file_hash, file_size).write(&self.store_dir, &mut text);
         text
     }
 

@@ -72,13 +72,8 @@ fn narinfo(number: u64, coding: Coding) -> String {
         signatures: Vec::new(),
         ca: None,
     };
-    let narinfo = NarInfo {
-        info,
-        url: CacheFolder::file_name(&nar, coding),
-        compression: coding.compression(),
-        file_hash: Some(stored.file_hash),
-        file_size: Some(stored.file_size),
-    };
+    let url = CacheFolder::file_name(&nar, coding);
+    let narinfo = NarInfo::new(info, url, coding.compression(), stored.file_hash, stored.file_size);
     let mut text = String::new();
     narinfo.write(&store_dir(), &mut text);
     text
