@@ -1,9 +1,9 @@
 //! Files read and written beside the page cache, which is the server's most valuable memory and belongs to what is served.
 //!
-//! Direct I/O is glommio's. It opens files by name and ends the process when a name has vanished or a device describes itself
-//! in another way than usual, or a file system cannot be asked about; so each file is opened by us, glommio gets
-//! `/proc/self/fd/<n>`, which stays as long as we hold it, and each device and its file system are looked at before. Where direct I/O is not to be had, files are read and written as usual, and what
-//! was not in memory before is taken out again.
+//! Direct I/O is glommio's. It opens files by name and ends the process when a name has vanished, a device describes itself in
+//! another way than usual, or a file system cannot be asked about; so each file is opened by us, glommio gets
+//! `/proc/self/fd/<n>`, which stays as long as we hold it, and each device and its file system are looked at before. Where direct
+//! I/O is not to be had, files are read and written as usual, and what was not in memory before is taken out again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
