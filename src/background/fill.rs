@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::direct::{Resident, Writer};
-use super::report::State;
+use super::room::{Claim, Need, Room};
 use super::settings::Format;
 use super::tree::{self, Sink, SinkError, Tree, TreeError, Verdict};
-use super::workshop::{Need, Room, Workshop, is_disk_full, now_s};
+use super::workshop::{Workshop, now_s};
 use crate::codec::hash::{Sha256, Sha256Digest};
 use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::HashPart;
 use crate::codec::zstd::{FrameEncoder, FrameError};
-use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, FILL_ROOM_LEN_BYTES, SMALL_FILES_MEAN_LEN};
+use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, FILL_ROOM_LEN_BYTES, FILLS_MAX, SMALL_FILES_MEAN_LEN};
 use crate::store::catalog::Stored;
 use crate::store::nar_cache::{Coding, Draft};
 use crate::store::{StoreError, fault};
@@ -29,12 +29,14 @@ pub enum Filled {
     Nothing,
     /// Its tree is damaged, which was said.
     Damaged,
-    /// It is too long.
+    /// It is too long: it would not fit in if there was nothing else.
     Refused,
+    /// There is no room for it, for this reason.
+    NoRoom(String),
     /// The store is in the way.
     Failed(String),
     /// The cache is in the way; the same may be tried again later.
-    Stuck(State),
+    Stuck(String),
 }
 
 /// A path to be encoded.
@@ -50,40 +52,52 @@ pub struct Order {
 
 /// Encodes the NAR of a path, unless it is there.
 pub async fn fill(workshop: &Rc<Workshop>, order: Order) -> Filled {
+    // Refused only by a semaphore that was closed, and nobody closes this one.
+    let together = workshop.filling.acquire_permit(1).await.ok();
     let mut filled = Fill::of(workshop, order).await;
-    if let Err(Obstacle::Cache(error)) = &filled
-        && is_disk_full(error)
-        && order.need == Need::Wanted
-    {
-        // Full before its bounds were reached: others write there too.
-        match workshop.make_room(FILL_ROOM_LEN_BYTES, Need::Refused).await {
-            Ok(Room::Made) => filled = Fill::of(workshop, order).await,
-            Ok(Room::None) => {}
-            Err(error) => filled = Err(Obstacle::Cache(error)),
+    drop(together);
+    if order.need == Need::Wanted && matches!(filled, Err(Obstacle::NoRoom(_) | Obstacle::DiskFull(_))) {
+        // What another fill has written, or was promised, may be just what is lacking: so once more when there is no other.
+        let _alone = workshop.filling.acquire_permit(FILLS_MAX as u64).await.ok();
+        if matches!(filled, Err(Obstacle::DiskFull(_)))
+            && let Err(error) = workshop.give_way().await
+        {
+            return Filled::Stuck(error.to_string());
         }
+        filled = Fill::of(workshop, order).await;
     }
     match filled {
         Ok(filled) => filled,
         Err(Obstacle::Store(reason)) => Filled::Failed(reason),
-        // Its bounds alone, of which the disk knows nothing.
-        Err(Obstacle::Cache(error)) if order.need == Need::Spare && is_beyond_bounds(&error) => {
-            Filled::Refused
-        }
-        Err(Obstacle::Cache(error)) if is_disk_full(&error) => Filled::Stuck(State::Full),
-        // A reader holds what was to be replaced.
-        Err(Obstacle::Cache(error)) if error.io_kind() == Some(io::ErrorKind::ResourceBusy) => {
-            Filled::Failed(error.to_string())
-        }
-        Err(Obstacle::Cache(error)) => Filled::Stuck(State::Failing(error.to_string())),
+        Err(Obstacle::NoRoom(reason)) => Filled::NoRoom(reason),
+        Err(Obstacle::DiskFull(error)) => Filled::NoRoom(error.to_string()),
+        Err(Obstacle::Cache(error)) => Filled::Stuck(error.to_string()),
     }
 }
 
 /// What is in the way of a fill.
 enum Obstacle {
-    /// The database or the store.
+    /// The database or the store, or a reader of what was to be replaced.
     Store(String),
+    /// The bounds of the cache, and which of them.
+    NoRoom(String),
+    /// The disk, before the bounds were reached: others write there too.
+    DiskFull(StoreError),
     /// The cache.
     Cache(StoreError),
+}
+
+impl Obstacle {
+    /// What was in the way of a change of the cache.
+    fn of_cache(error: StoreError) -> Self {
+        if error.is_no_room() {
+            Self::DiskFull(error)
+        } else if error.io_kind() == Some(io::ErrorKind::ResourceBusy) {
+            Self::Store(error.to_string())
+        } else {
+            Self::Cache(error)
+        }
+    }
 }
 
 impl From<StoreError> for Obstacle {
@@ -112,14 +126,14 @@ impl Fill<'_> {
         }
         if order.need == Need::Spare {
             // Asked before the tree is walked: of a large store there would be many that find no room.
-            let room = workshop.make_room(fill.info.nar_size, Need::Spare).await.map_err(Obstacle::Cache)?;
-            if room == Room::None {
-                return Ok(Filled::Refused);
+            let room = workshop.make_room(fill.info.nar_size, Need::Spare).await;
+            if let Room::None(reason) = room.map_err(Obstacle::of_cache)? {
+                return Err(Obstacle::NoRoom(reason));
             }
         }
         if !workshop.folder.is_there() {
             let path = workshop.folder.path().display();
-            return Ok(Filled::Stuck(State::Failing(format!("{path} was removed or replaced"))));
+            return Ok(Filled::Stuck(format!("{path} was removed or replaced")));
         }
         let (places, info) = (Arc::clone(&workshop.places), fill.info.clone());
         let opened = workshop.disks.runtime().wait_for(move || Tree::open(&places, &info)).await?;
@@ -131,7 +145,8 @@ impl Fill<'_> {
         match fill.make(&tree, order.need).await {
             Ok(filled) => Ok(filled),
             Err(TreeError::Damaged(reason)) => fill.is_damaged(&tree, &reason).await,
-            Err(TreeError::Sink(SinkError::Cache(error))) => Err(Obstacle::Cache(error)),
+            Err(TreeError::Sink(SinkError::Cache(error))) => Err(Obstacle::of_cache(error)),
+            Err(TreeError::Sink(SinkError::NoRoom(reason))) => Err(Obstacle::NoRoom(reason)),
             Err(TreeError::Sink(SinkError::Ended)) => Ok(Filled::Nothing),
             Err(TreeError::Sink(SinkError::TooLong) | TreeError::TooLarge) => Ok(Filled::Refused),
             Err(TreeError::Unreadable(StoreError::Io { source, .. }))
@@ -183,13 +198,13 @@ impl Fill<'_> {
                 return Err(TreeError::Damaged(reason));
             }
         }
-        let space = workshop.space().await.map_err(SinkError::Cache)?;
-        if len_bytes > workshop.len_max(&space) {
-            return Err(SinkError::TooLong.into());
-        }
         let codings = self.codings(layout.mean_file_len_bytes());
         if codings.is_empty() {
             return Ok(Filled::Nothing);
+        }
+        let bounds = workshop.bounds().await.map_err(SinkError::Cache)?;
+        if !bounds.can_hold(len_bytes.saturating_mul(codings.len() as u64)) {
+            return Err(SinkError::TooLong.into());
         }
         let mut encodings = Encodings::begin(workshop, &self.info, &codings, need).await?;
         tree.read(&workshop.disks, layout.pieces(0..len_bytes), Resident::Used, &mut encodings).await?;
@@ -208,11 +223,12 @@ impl Fill<'_> {
         Ok(Filled::Done)
     }
 
-    async fn publish(&self, stored: Stored, draft: Counted) -> Result<(), SinkError> {
+    async fn publish(&self, stored: Stored, mut draft: Counted) -> Result<(), SinkError> {
         let (nar, narinfo) = (self.nar(), self.narinfo(&stored));
         let folder = Arc::clone(&self.workshop.folder);
-        let Some(draft) = draft.take() else { return Ok(()) };
-        let job = move || folder.publish(&nar, draft, &stored, &narinfo, now_s());
+        // Its length counts until the catalog counts it.
+        let Some(file) = draft.draft.take() else { return Ok(()) };
+        let job = move || folder.publish(&nar, file, &stored, &narinfo, now_s());
         let published = self.workshop.disks.runtime().wait_for(job).await;
         if published.map_err(SinkError::Cache)?.is_some() {
             self.workshop.shared.counters.evictions.add(1);
@@ -249,11 +265,6 @@ impl Fill<'_> {
     }
 }
 
-/// Whether an error says that the cache may not become larger, and not the system that its disk is full.
-fn is_beyond_bounds(error: &StoreError) -> bool {
-    is_disk_full(error) && error.io_error().is_some_and(|error| error.raw_os_error().is_none())
-}
-
 /// A fault point of a fill. What fails there is the cache.
 fn point(workshop: &Workshop, name: &str) -> Result<(), SinkError> {
     fault::point(name).map_err(|error| cannot_write(workshop, error))
@@ -273,13 +284,15 @@ fn cannot_write(workshop: &Workshop, source: io::Error) -> SinkError {
 
 /// A NAR that is encoded in several ways at once.
 struct Encodings<'a> {
-    workshop: &'a Workshop,
+    workshop: &'a Rc<Workshop>,
     nar_hasher: Sha256,
     nar_size: u64,
     files: Vec<Encoding>,
     need: Need,
-    /// What may be written before room is made again. Bytes.
-    room: u64,
+    /// What may be written before room is made again.
+    claim: Claim,
+    /// What no room was made for yet. Bytes, in all files together.
+    unclaimed: u64,
     /// For what an encoder says.
     frame: Vec<u8>,
 }
@@ -325,21 +338,23 @@ impl<'a> Encodings<'a> {
             files.push(Encoding { draft: Counted::new(workshop, draft), writer, form });
         }
         let (nar_hasher, nar_size) = (Sha256::new(), info.nar_size);
+        let (claim, unclaimed) = (Claim::new(workshop, 0), nar_size.saturating_mul(files.len() as u64));
         let frame = Vec::with_capacity(BACKGROUND_PIECE_LEN_BYTES);
-        Ok(Self { workshop, nar_hasher, nar_size, files, need, room: 0, frame })
+        Ok(Self { workshop, nar_hasher, nar_size, files, need, claim, unclaimed, frame })
     }
 
     /// Makes room for what `len` bytes of the NAR may become.
     async fn claim_room(&mut self, len: u64) -> Result<(), SinkError> {
-        let wanted = len * self.files.len() as u64;
-        while self.room < wanted {
-            let more = FILL_ROOM_LEN_BYTES.min(self.nar_size).max(wanted);
-            match self.workshop.make_room(more, self.need).await.map_err(SinkError::Cache)? {
-                Room::Made => self.room += more,
-                Room::None => return Err(cannot_write(self.workshop, io::ErrorKind::StorageFull.into())),
-            }
+        let lacking = (len * self.files.len() as u64).saturating_sub(self.claim.len());
+        if lacking == 0 {
+            return Ok(());
         }
-        self.room -= wanted;
+        let more = FILL_ROOM_LEN_BYTES.min(self.unclaimed).max(lacking);
+        match self.workshop.make_room(more, self.need).await.map_err(SinkError::Cache)? {
+            Room::Made(claim) => self.claim.join(claim),
+            Room::None(reason) => return Err(SinkError::NoRoom(reason)),
+        }
+        self.unclaimed = self.unclaimed.saturating_sub(more);
         Ok(())
     }
 
@@ -384,6 +399,7 @@ impl Sink for Encodings<'_> {
                 }
             };
             written.map_err(|error| cannot_write(workshop, error))?;
+            self.claim.spend(bytes.len() as u64);
             draft.count_to(writer.len());
         }
         Ok(())
@@ -405,11 +421,6 @@ impl Counted {
     fn count_to(&mut self, len: u64) {
         let before = std::mem::replace(&mut self.len, len);
         self.workshop.count_draft(len, before);
-    }
-
-    /// The draft, which counts no longer.
-    fn take(mut self) -> Option<Draft> {
-        self.draft.take()
     }
 }
 

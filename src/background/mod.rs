@@ -19,6 +19,7 @@ mod fill;
 mod order;
 mod priority;
 mod report;
+mod room;
 pub mod scrub;
 pub mod settings;
 mod shared;

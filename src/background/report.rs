@@ -7,8 +7,8 @@ use std::fmt;
 pub enum State {
     /// As it should.
     Working,
-    /// Nothing more fits in, and nothing of what is there may go.
-    Full,
+    /// Nothing more fits in, for this reason, and nothing of what is there may go.
+    Full(String),
     /// It cannot be written, with the reason; tried again after a while.
     Failing(String),
 }
@@ -28,7 +28,7 @@ pub struct Report {
     pub fills_failed: u64,
     /// NARs that could not be encoded because their trees are damaged.
     pub fills_damaged: u64,
-    /// NARs that are too long.
+    /// NARs that are too long, or for which there was no room.
     pub fills_refused: u64,
     /// All that was encoded, as NARs. Bytes.
     pub filled_bytes: u64,
@@ -54,7 +54,7 @@ impl fmt::Display for State {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Working => formatter.write_str("working"),
-            Self::Full => formatter.write_str("full, and nothing in it may go"),
+            Self::Full(reason) => write!(formatter, "full: {reason}"),
             Self::Failing(reason) => write!(formatter, "failing: {reason}"),
         }
     }

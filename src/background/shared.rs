@@ -81,7 +81,7 @@ impl Shared {
         }
         match &state {
             State::Working => info!("the NAR cache works again"),
-            State::Full => warn!("the NAR cache is {state}; NARs are served live"),
+            State::Full(_) => warn!("the NAR cache is {state}; NARs are served live"),
             State::Failing(_) => {
                 warn!("the NAR cache is {state}; NARs are served live, and it is tried again");
             }

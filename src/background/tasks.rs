@@ -13,8 +13,9 @@ use tracing::{debug, info, warn};
 use super::check;
 use super::fill::{self, Filled, Order};
 use super::report::State;
+use super::room::{Need, Room};
 use super::settings::Policy;
-use super::workshop::{Need, Workshop};
+use super::workshop::Workshop;
 use super::{Doubt, Hint};
 use crate::codec::store_path::HashPart;
 use crate::limits::{
@@ -115,56 +116,46 @@ pub async fn fill(workshop: Rc<Workshop>, asked: Receiver<Order>, followed: Rece
 }
 
 /// Encodes one NAR, as often as the cache is in the way. False when the plane ends meanwhile.
-async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
+pub async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
     let counters = &workshop.shared.counters;
     let mut retry = Retry::new();
     loop {
         match fill::fill(workshop, order).await {
             Filled::Done => {
                 counters.fills_done.add(1);
-                if order.need == Need::Spare {
-                    workshop.is_spare_room_gone.set(false);
-                }
-                workshop.shared.enter(State::Working);
-                return true;
-            }
-            Filled::Nothing => {
-                // Such as a NAR that is kept compressed alone, and that clients go on to ask for as it is.
-                workshop.leave_alone(order.hash_part);
-                return true;
-            }
-            Filled::Refused => {
-                counters.fills_refused.add(1);
-                if order.need == Need::Spare && !workshop.is_spare_room_gone.replace(true) {
-                    warn!(
-                        "the NAR cache has reached its size or the disk's: of the paths that nobody has asked for, not all fit in"
-                    );
-                }
-                workshop.leave_alone(order.hash_part);
+                workshop.found_working();
                 return true;
             }
             Filled::Damaged => {
                 counters.fills_damaged.add(1);
                 return true;
             }
+            // Such as a NAR that is kept compressed alone, and that clients go on to ask for as it is.
+            Filled::Nothing => {}
+            Filled::Refused => counters.fills_refused.add(1),
+            Filled::NoRoom(reason) => {
+                counters.fills_refused.add(1);
+                workshop.found_full(order.need, reason);
+            }
             Filled::Failed(reason) => {
                 warn!("a NAR is not cached: {reason}");
                 counters.fills_failed.add(1);
-                workshop.leave_alone(order.hash_part);
-                return true;
             }
             Filled::Stuck(_) if workshop.shared.is_ending() => return false,
-            Filled::Stuck(state) => {
+            Filled::Stuck(reason) => {
                 counters.fills_failed.add(1);
-                workshop.shared.enter(state);
+                workshop.shared.enter(State::Failing(reason));
                 workshop.stuck.set(workshop.stuck.get() + 1);
                 let goes_on = workshop.pause(retry.next()).await;
                 workshop.stuck.set(workshop.stuck.get() - 1);
                 if !goes_on {
                     return false;
                 }
+                continue;
             }
         }
+        workshop.leave_alone(order.hash_part);
+        return true;
     }
 }
 
@@ -199,6 +190,7 @@ async fn follow_database(
         if began.elapsed() > FOLLOW_AGAIN_INTERVAL {
             // What could not be encoded, or was put aside, is behind it.
             (after, seen, began) = (RowId::default(), None, Instant::now());
+            workshop.is_spare_room_gone.set(false);
         }
         // Before the question, so that what is registered meanwhile shows.
         let stamp = counter.stamp();
@@ -252,7 +244,8 @@ pub async fn keep_house(workshop: Rc<Workshop>) {
     }
 }
 
-async fn keep_house_once(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
+/// Looks whether the cache can be written and has room. It works again when a fill has not found otherwise since the last look.
+pub async fn keep_house_once(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
     let folder = Arc::clone(&workshop.folder);
     let look = move || {
         if !folder.is_there() {
@@ -261,16 +254,18 @@ async fn keep_house_once(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
         // A file that is begun says whether there can be any.
         folder.draft().and_then(|_| folder.catalog().keep_uses()).map_err(|error| error.to_string())
     };
-    match workshop.disks.runtime().wait_for(look).await {
-        Err(reason) => {
-            workshop.shared.enter(State::Failing(reason));
-            return Ok(());
-        }
-        // Those that wait know better than a file that is only begun.
-        Ok(()) if workshop.stuck.get() == 0 => workshop.shared.enter(State::Working),
-        Ok(()) => {}
+    if let Err(reason) = workshop.disks.runtime().wait_for(look).await {
+        workshop.shared.enter(State::Failing(reason));
+        return Ok(());
     }
-    workshop.make_room(0, Need::Wanted).await.map(drop)
+    match workshop.make_room(0, Need::Wanted).await? {
+        Room::Made(_) => {
+            workshop.found_working();
+            workshop.has_lacked_room.set(false);
+        }
+        Room::None(reason) => workshop.found_full(Need::Wanted, reason),
+    }
+    Ok(())
 }
 
 /// Longer and longer waits.

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::fill::{Filled, Order};
+use super::room::{Need, Room};
 use super::scrub::{Outcome, Phase};
 use super::settings::{Format, Policy};
-use super::workshop::{Need, Room, now_s};
+use super::workshop::now_s;
 use super::*;
 use crate::codec::hash::Sha256;
 use crate::codec::narinfo::{NarInfo, PathInfo};
@@ -284,8 +285,14 @@ fn what_is_too_long_is_refused_and_what_is_there_makes_room() {
         assert!(matches!(fill::fill(workshop, site.order("many-small-files")).await, Filled::Done));
         assert!(matches!(fill::fill(workshop, site.order("hello-1.0")).await, Filled::Done));
         let len = site.folder.catalog().stored_len_bytes();
-        assert_eq!(workshop.make_room(numbers - 1 - len, Need::Spare).await.unwrap(), Room::Made);
-        assert_eq!(workshop.make_room(numbers - len, Need::Spare).await.unwrap(), Room::None);
+        let room = async |len| workshop.make_room(len, Need::Spare).await.unwrap();
+        assert!(matches!(room(numbers - 1 - len).await, Room::Made(_)));
+        assert!(matches!(room(numbers - len).await, Room::None(_)));
+        // What is promised is promised to one alone.
+        let promised = room(numbers - 1 - len).await;
+        assert!(matches!(room(1).await, Room::None(_)));
+        drop(promised);
+        assert!(matches!(room(1).await, Room::Made(_)));
     });
     let just_enough = FillSettings { len_max: Some(numbers), ..small };
     site.with_workshop(just_enough.clone(), async |workshop| {
@@ -293,9 +300,9 @@ fn what_is_too_long_is_refused_and_what_is_there_makes_room() {
         let nar = site.nar("many-small-files");
         let lease = site.folder.catalog().lease(&nar, Coding::Flat, now_s()).unwrap();
         let filled = fill::fill(workshop, site.order("numbers.txt")).await;
-        assert!(matches!(filled, Filled::Stuck(State::Full)), "{filled:?}");
+        assert!(matches!(filled, Filled::NoRoom(_)), "{filled:?}");
         let spare = Order { need: Need::Spare, ..site.order("numbers.txt") };
-        assert!(matches!(fill::fill(workshop, spare).await, Filled::Refused));
+        assert!(matches!(fill::fill(workshop, spare).await, Filled::NoRoom(_)));
         assert!(site.record("many-small-files", Coding::Flat).is_some());
         assert!(site.record("hello-1.0", Coding::Flat).is_none());
         drop(lease);
@@ -306,6 +313,77 @@ fn what_is_too_long_is_refused_and_what_is_there_makes_room() {
     assert_eq!(site.folder.catalog().stored_len_bytes(), numbers);
     assert_eq!(fs::read_dir(site.folder.path().join("nar")).unwrap().count(), 1);
     assert_eq!(fs::read_dir(site.folder.path().join(".narwire/tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn nothing_goes_for_what_would_not_fit_in_anyway() {
+    let site = Site::new();
+    let numbers = site.info("numbers.txt").nar_size;
+    let settings =
+        FillSettings { len_max: Some(2 * numbers - 1), ..Site::settings(Policy::Hot, Format::Both) };
+    site.with_workshop(settings.clone(), async |workshop| {
+        assert!(matches!(fill::fill(workshop, site.order("note.txt")).await, Filled::Done));
+        let filled = fill::fill(workshop, site.order("numbers.txt")).await;
+        assert!(matches!(filled, Filled::Refused), "{filled:?}");
+        assert_eq!(workshop.shared.report(0).evictions, 0);
+    });
+    let no_disk = FillSettings { free_min: Some(u64::MAX / 2), len_max: Some(u64::MAX), ..settings.clone() };
+    site.with_workshop(no_disk, async |workshop| {
+        let filled = fill::fill(workshop, site.order("numbers.txt")).await;
+        assert!(matches!(filled, Filled::Refused), "{filled:?}");
+        assert_eq!(workshop.shared.report(0).evictions, 0);
+    });
+    let both = FillSettings { len_max: Some(2 * numbers), ..settings };
+    site.with_workshop(both, async |workshop| {
+        assert!(matches!(fill::fill(workshop, site.order("numbers.txt")).await, Filled::Done));
+    });
+}
+
+#[test]
+fn a_full_cache_is_said_once_and_holds_nobody() {
+    let site = Site::new();
+    let numbers = site.info("numbers.txt").nar_size;
+    let settings = FillSettings { len_max: Some(numbers), ..Site::settings(Policy::Hot, Format::Flat) };
+    site.with_workshop(settings, async |workshop| {
+        assert!(tasks::carry_out(workshop, site.order("note.txt")).await);
+        let lease = site.folder.catalog().lease(&site.nar("note.txt"), Coding::Flat, now_s()).unwrap();
+        assert!(tasks::carry_out(workshop, site.order("numbers.txt")).await);
+        assert!(!workshop.claim(site.order("numbers.txt").hash_part), "it is left alone for a while");
+        let is_full =
+            || matches!(workshop.shared.state(), State::Full(reason) if reason.contains("--cache-size"));
+        assert!(is_full());
+        // What is short still fits in, and that is no news of what is long.
+        assert!(tasks::carry_out(workshop, site.order("hello-1.0")).await);
+        tasks::keep_house_once(workshop).await.unwrap();
+        assert!(is_full());
+        tasks::keep_house_once(workshop).await.unwrap();
+        assert_eq!(workshop.shared.state(), State::Working);
+        let spare = Order { need: Need::Spare, ..site.order("many-small-files") };
+        drop(lease);
+        let rest = workshop.make_room(numbers - site.folder.catalog().stored_len_bytes(), Need::Spare);
+        let Room::Made(_rest) = rest.await.unwrap() else { panic!() };
+        assert!(tasks::carry_out(workshop, spare).await);
+        assert_eq!(workshop.shared.state(), State::Working, "nobody has asked for it");
+        let report = workshop.shared.report(0);
+        assert_eq!((report.fills_done, report.fills_refused, report.evictions), (2, 2, 0));
+    });
+}
+
+#[test]
+fn two_fills_at_once_keep_to_the_bounds_and_wait_for_each_other() {
+    let site = Site::new();
+    let names = ["numbers.txt", "many-small-files"];
+    let longest = names.map(|name| site.info(name).nar_size).into_iter().max().unwrap();
+    let settings = FillSettings { len_max: Some(2 * longest), ..Site::settings(Policy::Hot, Format::Both) };
+    site.with_workshop(settings, async |workshop| {
+        let [one, other] = names.map(|name| tasks::carry_out(workshop, site.order(name)));
+        assert_eq!(futures_lite::future::zip(one, other).await, (true, true));
+        let report = workshop.shared.report(0);
+        assert_eq!((report.fills_done, report.fills_refused), (2, 0));
+        assert!(report.evictions > 0 && site.folder.catalog().stored_len_bytes() <= 2 * longest);
+        let bounds = workshop.bounds().await.unwrap();
+        assert_eq!((bounds.claimed, bounds.drafted), (0, 0));
+    });
 }
 
 #[test]
@@ -339,11 +417,11 @@ fn a_folder_that_is_removed_is_a_failing_cache_and_nothing_worse() {
     site.with_workshop(Site::settings(Policy::Hot, Format::Zstd), async |workshop| {
         fs::rename(&own, &aside).unwrap();
         let filled = fill::fill(workshop, site.order("note.txt")).await;
-        assert!(matches!(filled, Filled::Stuck(State::Failing(_))), "{filled:?}");
+        assert!(matches!(filled, Filled::Stuck(_)), "{filled:?}");
         fs::rename(&aside, &own).unwrap();
         fs::remove_dir(own.join("tmp")).unwrap();
         let filled = fill::fill(workshop, site.order("note.txt")).await;
-        assert!(matches!(filled, Filled::Stuck(State::Failing(_))), "{filled:?}");
+        assert!(matches!(filled, Filled::Stuck(_)), "{filled:?}");
     });
 }
 
@@ -559,7 +637,9 @@ fn a_plane_that_ends_in_the_middle_leaves_nothing_half_done() {
 #[test]
 fn a_state_is_entered_once_and_left_again() {
     let shared = Shared::new(async_channel::bounded(1).1);
-    for state in [State::Failing("x".into()), State::Failing("y".into()), State::Full, State::Working] {
+    for state in
+        [State::Failing("x".into()), State::Failing("y".into()), State::Full("z".into()), State::Working]
+    {
         shared.enter(state.clone());
         assert_eq!(shared.report(3).state, state);
     }

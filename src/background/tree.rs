@@ -43,6 +43,9 @@ pub enum SinkError {
     /// What is made of the NAR is longer than may be kept.
     #[error("the NAR is too long")]
     TooLong,
+    /// The cache has no room, for this reason.
+    #[error("there is no room: {0}")]
+    NoRoom(String),
     /// The cache cannot be written.
     #[error(transparent)]
     Cache(StoreError),

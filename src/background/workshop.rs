@@ -8,20 +8,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_lite::future;
 use glommio::sync::Semaphore;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::direct::Disks;
 use super::executor::Runtime;
 use super::order::{self, Pressure};
+use super::report::State;
+use super::room::{Bounds, Claim, Need, Room};
 use super::settings::FillSettings;
 use super::shared::Shared;
 use crate::codec::narinfo::PathInfo;
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::HashPart;
-use crate::limits::{EVICTION_SLACK, FREE_SHARE_DEFAULT, LEFT_ALONE_FOR, LEFT_ALONE_MAX, LEN_SHARE_DEFAULT};
+use crate::limits::{
+    FILL_ROOM_LEN_BYTES, FILLS_MAX, FREE_SHARE_DEFAULT, LEFT_ALONE_FOR, LEFT_ALONE_MAX, LEN_SHARE_DEFAULT,
+};
 use crate::store::catalog::{Catalog, Entry, Kind, NarKey, Record, RootMark};
 use crate::store::db::Database;
-use crate::store::nar_cache::{CacheFolder, Evicted, Space};
+use crate::store::nar_cache::{CacheFolder, Evicted};
 use crate::store::{LocalStore, StoreError};
 
 /// What all tasks share. They run on one thread, one at a time.
@@ -41,12 +45,18 @@ pub struct Workshop {
     pub damaged: RefCell<HashMap<NarKey, RootMark>>,
     /// Written and not yet published. Bytes.
     drafted_len: Cell<u64>,
-    /// Whether a path that nobody has asked for did not fit in; said once.
+    /// Promised and not yet written. Bytes.
+    pub claimed_len: Cell<u64>,
+    /// Whether a path that nobody has asked for did not fit in; said once in each pass over the database.
     pub is_spare_room_gone: Cell<bool>,
+    /// Whether one that was asked for did not, since it was last looked.
+    pub has_lacked_room: Cell<bool>,
     /// How many fills wait because the cache is in the way.
     pub stuck: Cell<usize>,
     /// Held by whoever makes room, so that two do not make it for one.
     making_room: Semaphore,
+    /// One unit for each fill under way; all of them for one that must know what there is without the others.
+    pub filling: Semaphore,
 }
 
 /// A connection to the database, which tasks take turns at.
@@ -91,26 +101,6 @@ impl DatabaseDesk {
     }
 }
 
-/// What room is needed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// For what nobody has asked for: nothing goes for it.
-    Spare,
-    /// For what was asked for, or to keep within the bounds.
-    Wanted,
-    /// For what the disk did not take.
-    Refused,
-}
-
-/// Whether there is room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
-    /// There is.
-    Made,
-    /// There is not, and nothing more may go.
-    None,
-}
-
 impl Workshop {
     pub fn new(
         disks: Rc<Disks>,
@@ -139,9 +129,12 @@ impl Workshop {
             left_alone: RefCell::default(),
             damaged: RefCell::new(damaged),
             drafted_len: Cell::new(0),
+            claimed_len: Cell::new(0),
             is_spare_room_gone: Cell::new(false),
+            has_lacked_room: Cell::new(false),
             stuck: Cell::new(0),
             making_room: Semaphore::new(1),
+            filling: Semaphore::new(FILLS_MAX as u64),
         })
     }
 
@@ -156,6 +149,28 @@ impl Workshop {
             false
         };
         future::or(ended, slept).await
+    }
+
+    /// The cache does what it is to do, as far as somebody can see who has just used it.
+    pub fn found_working(&self) {
+        // Those know better that wait for it, or have found it full a moment ago.
+        if self.stuck.get() == 0 && !self.has_lacked_room.get() {
+            self.shared.enter(State::Working);
+        }
+    }
+
+    /// There is no room for what was asked for, or none to spare.
+    pub fn found_full(&self, need: Need, reason: String) {
+        match need {
+            Need::Wanted => {
+                self.has_lacked_room.set(true);
+                self.shared.enter(State::Full(reason));
+            }
+            Need::Spare if self.is_spare_room_gone.replace(true) => {}
+            Need::Spare => {
+                warn!("of the paths that nobody has asked for, not all fit into the NAR cache: {reason}");
+            }
+        }
     }
 
     pub fn catalog(&self) -> &Arc<Catalog> {
@@ -187,48 +202,43 @@ impl Workshop {
         }
     }
 
-    /// Counts what was written to a draft; negative lengths are given back.
+    /// Counts what was written to a draft, and no longer what was counted before.
     pub fn count_draft(&self, grown: u64, shrunk: u64) {
         self.drafted_len.set((self.drafted_len.get() + grown).saturating_sub(shrunk));
     }
 
-    /// What all files may take together. Bytes.
-    pub fn len_max(&self, space: &Space) -> u64 {
-        self.settings.len_max.unwrap_or(space.total / LEN_SHARE_DEFAULT)
-    }
-
-    /// How the space is.
-    pub async fn space(&self) -> Result<Space, StoreError> {
+    /// How things stand.
+    pub async fn bounds(&self) -> Result<Bounds, StoreError> {
         let folder = Arc::clone(&self.folder);
-        self.disks.runtime().wait_for(move || folder.space()).await
+        let space = self.disks.runtime().wait_for(move || folder.space()).await?;
+        Ok(Bounds {
+            len_max: self.settings.len_max.unwrap_or(space.total / LEN_SHARE_DEFAULT),
+            free_min: self.settings.free_min.unwrap_or(space.total / FREE_SHARE_DEFAULT),
+            free: space.free,
+            used: space.used,
+            drafted: self.drafted_len.get(),
+            claimed: self.claimed_len.get(),
+        })
     }
 
     /// Sees to it that `len` bytes more can be written within the bounds.
-    pub async fn make_room(&self, len: u64, need: Need) -> Result<Room, StoreError> {
-        let Ok(_permit) = self.making_room.acquire_permit(1).await else { return Ok(Room::None) };
-        let mut is_disk_full = need == Need::Refused;
+    pub async fn make_room(self: &Rc<Self>, len: u64, need: Need) -> Result<Room, StoreError> {
+        // Refused only by a semaphore that was closed, and nobody closes this one.
+        let _permit = self.making_room.acquire_permit(1).await.ok();
         loop {
-            let space = self.space().await?;
-            let len_max = self.len_max(&space);
-            let free_min = self.settings.free_min.unwrap_or(space.total / FREE_SHARE_DEFAULT);
-            let drafted = self.drafted_len.get();
-            let too_long = space.used.saturating_add(drafted).saturating_add(len).saturating_sub(len_max);
-            let too_little = free_min.saturating_add(len).saturating_sub(space.free);
-            let too_little = if is_disk_full { too_little.max(len) } else { too_little };
-            if too_long == 0 && too_little == 0 {
-                return Ok(Room::Made);
+            let Some(lack) = self.bounds().await?.lack(len) else {
+                return Ok(Room::Made(Claim::new(self, len)));
+            };
+            if need == Need::Spare || self.evict(lack.len, lack.pressure).await? == 0 {
+                return Ok(Room::None(lack.reason));
             }
-            if need == Need::Spare {
-                return Ok(Room::None);
-            }
-            // Somewhat more, so that not every fill has to look at all records.
-            let pressure = if too_little > 0 { Pressure::Disk } else { Pressure::Size };
-            let wanted = too_long.max(too_little).saturating_add(len_max / EVICTION_SLACK);
-            if self.evict(wanted, pressure).await? == 0 {
-                return Ok(Room::None);
-            }
-            is_disk_full = false;
         }
+    }
+
+    /// Makes room on a disk that was full before the bounds were reached: others write there too.
+    pub async fn give_way(&self) -> Result<(), StoreError> {
+        let _permit = self.making_room.acquire_permit(1).await.ok();
+        self.evict(FILL_ROOM_LEN_BYTES, Pressure::Disk).await.map(drop)
     }
 
     /// Removes files until `wanted` bytes are gone or none may go; says how many bytes went.
@@ -320,11 +330,6 @@ impl Workshop {
             error!("a cached file cannot be removed: {error}");
         }
     }
-}
-
-/// Whether an error says that a disk is full.
-pub fn is_disk_full(error: &StoreError) -> bool {
-    error.is_no_room()
 }
 
 /// Seconds since 1970.
