@@ -154,7 +154,10 @@ pub async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
                 continue;
             }
         }
-        workshop.leave_alone(order.hash_part);
+        // What nobody has asked for does not come again soon, and whoever asks for it does not wait for that.
+        if order.need == Need::Wanted {
+            workshop.leave_alone(order.hash_part);
+        }
         return true;
     }
 }

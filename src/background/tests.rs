@@ -364,6 +364,7 @@ fn a_full_cache_is_said_once_and_holds_nobody() {
         let Room::Made(_rest) = rest.await.unwrap() else { panic!() };
         assert!(tasks::carry_out(workshop, spare).await);
         assert_eq!(workshop.shared.state(), State::Working, "nobody has asked for it");
+        assert!(workshop.claim(spare.hash_part), "whoever asks for it gets it");
         let report = workshop.shared.report(0);
         assert_eq!((report.fills_done, report.fills_refused, report.evictions), (2, 2, 0));
     });
