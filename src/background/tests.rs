@@ -375,13 +375,12 @@ fn two_fills_at_once_keep_to_the_bounds_and_wait_for_each_other() {
     let site = Site::new();
     let names = ["numbers.txt", "many-small-files"];
     let longest = names.map(|name| site.info(name).nar_size).into_iter().max().unwrap();
-    let settings = FillSettings { len_max: Some(2 * longest), ..Site::settings(Policy::Hot, Format::Both) };
+    let settings = FillSettings { len_max: Some(longest), ..Site::settings(Policy::Hot, Format::Flat) };
     site.with_workshop(settings, async |workshop| {
         let [one, other] = names.map(|name| tasks::carry_out(workshop, site.order(name)));
         assert_eq!(futures_lite::future::zip(one, other).await, (true, true));
         let report = workshop.shared.report(0);
-        assert_eq!((report.fills_done, report.fills_refused), (2, 0));
-        assert!(report.evictions > 0 && site.folder.catalog().stored_len_bytes() <= 2 * longest);
+        assert_eq!((report.fills_done, report.fills_refused, report.evictions), (2, 0, 1));
         let bounds = workshop.bounds().await.unwrap();
         assert_eq!((bounds.claimed, bounds.drafted), (0, 0));
     });
