@@ -157,7 +157,7 @@ pub async fn look_again(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
             info => info?,
         };
         let Some(info) = info.filter(|info| info.nar_hash == nar.1) else {
-            workshop.found_mended(&nar);
+            workshop.found_mended(nar).await;
             continue;
         };
         let (places, which) = (Arc::clone(&workshop.places), info.clone());
@@ -169,9 +169,9 @@ pub async fn look_again(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
         match check_path(&workshop.disks, &workshop.database, &workshop.places, &info, &mut watch).await {
             Ok(CheckedPath::Sound) => {
                 info!("{} is mended", info.path.full(&workshop.places.store_dir));
-                workshop.found_mended(&nar);
+                workshop.found_mended(nar).await;
             }
-            Ok(CheckedPath::Damaged(mark, reason)) => workshop.found_damaged(&info, mark, &reason),
+            Ok(CheckedPath::Damaged(mark, reason)) => workshop.found_damaged(&info, mark, &reason).await,
             Ok(CheckedPath::Gone | CheckedPath::Unreadable(_)) => {}
             Err(Stop::Ended) => return Ok(()),
             Err(Stop::Store(error)) => return Err(error),

@@ -249,7 +249,7 @@ impl Fill<'_> {
         if !is_valid || !tree.is_unchanged(&self.workshop.places, &self.info) {
             return Ok(Filled::Nothing);
         }
-        self.workshop.found_damaged(&self.info, tree.mark, reason);
+        self.workshop.found_damaged(&self.info, tree.mark, reason).await;
         Ok(Filled::Damaged)
     }
 

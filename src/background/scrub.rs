@@ -299,8 +299,8 @@ impl Pass<'_> {
             }
         }
         match checked {
-            CheckedPath::Sound => self.meter.found_sound(info),
-            CheckedPath::Damaged(mark, reason) => self.meter.found_damaged(info, mark, full, &reason),
+            CheckedPath::Sound => self.meter.found_sound(info).await,
+            CheckedPath::Damaged(mark, reason) => self.meter.found_damaged(info, mark, full, &reason).await,
             CheckedPath::Gone => {}
             CheckedPath::Unreadable(reason) => self.meter.found_unreadable(format!("{full}: {reason}")),
         }
@@ -484,18 +484,18 @@ impl<'a> Meter<'a> {
         });
     }
 
-    fn found_sound(&self, info: &PathInfo) {
+    async fn found_sound(&self, info: &PathInfo) {
         let nar = (info.path.hash_part(), info.nar_hash);
         if let Listener::Plane(workshop, _) = &self.listener
             && workshop.damaged.borrow().contains_key(&nar)
         {
-            workshop.found_mended(&nar);
+            workshop.found_mended(nar).await;
         }
     }
 
-    fn found_damaged(&mut self, info: &PathInfo, mark: RootMark, full: String, reason: &str) {
+    async fn found_damaged(&mut self, info: &PathInfo, mark: RootMark, full: String, reason: &str) {
         if let Listener::Plane(workshop, _) = &self.listener {
-            workshop.found_damaged(info, mark, reason);
+            workshop.found_damaged(info, mark, reason).await;
         }
         self.kept.outcome.damaged_paths.add(full);
     }

@@ -235,6 +235,9 @@ pub async fn keep_house(workshop: Rc<Workshop>) {
         if let Err(error) = check::look_again(&workshop).await {
             debug!("{error}");
         }
+        if let Err(error) = workshop.keep_marks().await {
+            debug!("{error}");
+        }
         if kept_at.is_none_or(|kept_at| kept_at.elapsed() >= HOUSEKEEPING_INTERVAL) {
             if let Err(error) = keep_house_once(&workshop).await {
                 debug!("{error}");

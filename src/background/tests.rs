@@ -230,6 +230,16 @@ fn a_damaged_tree_is_marked_and_not_cached_until_it_is_mended() {
         assert_eq!(workshop.shared.report(0).damaged_paths, 1);
     });
     let mark = site.folder.catalog().damaged(&nar).unwrap();
+    site.with_workshop(settings.clone(), async |workshop| {
+        // One that could not be written down, or had to leave its place, comes back: by a fill, or while house is kept.
+        let catalog = site.folder.catalog();
+        assert!(catalog.remove(&nar, Kind::Damaged).unwrap());
+        assert!(matches!(fill::fill(workshop, site.order("hello-1.0")).await, Filled::Damaged));
+        assert_eq!(catalog.damaged(&nar), Some(mark));
+        assert!(catalog.remove(&nar, Kind::Damaged).unwrap());
+        workshop.keep_marks().await.unwrap();
+        assert_eq!(catalog.damaged(&nar), Some(mark));
+    });
     assert!(site.folder.catalog().records().all(|record| matches!(record.entry, Entry::Damaged(_))));
     assert_eq!(fs::read_dir(site.folder.path().join("nar")).unwrap().count(), 0);
 

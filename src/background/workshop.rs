@@ -293,42 +293,58 @@ impl Workshop {
     }
 
     /// Remembers that the tree of a path is damaged, and says so the first time. Workers no longer serve it.
-    pub fn found_damaged(&self, info: &PathInfo, mark: RootMark, reason: &str) {
+    pub async fn found_damaged(&self, info: &PathInfo, mark: RootMark, reason: &str) {
         let nar = (info.path.hash_part(), info.nar_hash);
-        let previous = self.damaged.borrow_mut().insert(nar, mark);
+        let is_news = self.damaged.borrow_mut().insert(nar, mark) != Some(mark);
         self.count_damaged();
-        if previous == Some(mark) {
+        let written = self.mark_damaged(nar, mark).await;
+        if !is_news {
             return;
         }
         let path = info.path.full(&self.places.store_dir);
-        error!(
-            "{path} is damaged: {reason}; it is no longer served. `nix-store --repair-path {path}` mends it"
-        );
-        match self.catalog().insert(&nar, Entry::Damaged(mark), now_s()) {
-            Ok(None) => {}
-            Ok(Some(displaced)) => self.drop_displaced(&displaced),
-            Err(error) => error!("that {path} is damaged cannot be written down: {error}"),
+        let consequence = match written {
+            Ok(()) => "it is no longer served".to_owned(),
+            Err(error) => format!("it is served until that can be written down ({error})"),
+        };
+        error!("{path} is damaged: {reason}; {consequence}. `nix-store --repair-path {path}` mends it");
+    }
+
+    /// Lets the catalog say of every damaged path that it is: for some that could not be written down.
+    pub async fn keep_marks(&self) -> Result<(), StoreError> {
+        let marks: Vec<_> = self.damaged.borrow().iter().map(|(nar, mark)| (*nar, *mark)).collect();
+        for (nar, mark) in marks {
+            self.mark_damaged(nar, mark).await?;
         }
+        Ok(())
+    }
+
+    /// Lets the catalog say that a path is damaged.
+    async fn mark_damaged(&self, nar: NarKey, mark: RootMark) -> Result<(), StoreError> {
+        if self.catalog().damaged(&nar) == Some(mark) {
+            return Ok(());
+        }
+        let folder = Arc::clone(&self.folder);
+        let job = move || match folder.catalog().insert(&nar, Entry::Damaged(mark), now_s())? {
+            // Its record is gone already, and its file goes too.
+            Some(displaced) => folder.evict(&displaced).map(drop),
+            None => Ok(()),
+        };
+        self.disks.runtime().wait_for(job).await
     }
 
     /// Forgets that a tree is damaged.
-    pub fn found_mended(&self, nar: &NarKey) {
-        self.damaged.borrow_mut().remove(nar);
+    pub async fn found_mended(&self, nar: NarKey) {
+        self.damaged.borrow_mut().remove(&nar);
         self.count_damaged();
-        if let Err(error) = self.catalog().remove(nar, Kind::Damaged) {
+        let folder = Arc::clone(&self.folder);
+        let job = move || folder.catalog().remove(&nar, Kind::Damaged);
+        if let Err(error) = self.disks.runtime().wait_for(job).await {
             error!("a mark of damage cannot be taken away: {error}");
         }
     }
 
     fn count_damaged(&self) {
         self.shared.counters.damaged_paths.set(self.damaged.borrow().len() as u64);
-    }
-
-    /// Removes the file of a record that had to leave its place in the catalog.
-    fn drop_displaced(&self, record: &Record) {
-        if let Err(error) = self.folder.evict(record) {
-            error!("a cached file cannot be removed: {error}");
-        }
     }
 }
 
