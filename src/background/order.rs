@@ -26,13 +26,24 @@ pub fn sort(records: &mut Vec<Record>, pressure: Pressure, now_s: u64) {
             Pressure::Size => idle_class(right, now_s).cmp(&idle_class(left, now_s)).then(by_value),
             Pressure::Disk => by_value,
         }
-        .then(left.last_used_s.cmp(&right.last_used_s))
+        .then(idle_s(right, now_s).cmp(&idle_s(left, now_s)))
     });
 }
 
 /// Doubles of [`EVICTION_CLASS_S`] that a file was not used for.
 fn idle_class(record: &Record, now_s: u64) -> u32 {
-    (now_s.saturating_sub(record.last_used_s) / EVICTION_CLASS_S + 1).ilog2()
+    (idle_s(record, now_s) / EVICTION_CLASS_S + 1).ilog2()
+}
+
+/// For how long a file was not used. Seconds.
+fn idle_s(record: &Record, now_s: u64) -> u64 {
+    match now_s.checked_sub(record.last_used_s) {
+        Some(idle_s) => idle_s,
+        // Clocks are set back by a little now and then.
+        None if record.last_used_s - now_s < EVICTION_CLASS_S => 0,
+        // One that was far ahead said this, and until then the file would be the last to go.
+        None => now_s,
+    }
 }
 
 /// Compares what files took to make for each of their bytes.
@@ -82,6 +93,13 @@ mod tests {
         ];
         assert_eq!(order(&records, Pressure::Size), [4, 3, 2, 0, 1]);
         assert_eq!(order(&records, Pressure::Disk), [3, 0, 4, 2, 1]);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_keeps_no_file() {
+        let ahead = |index, by_s| Record { last_used_s: NOW_S + by_s, ..record(index, 0, 1_000_000, 1) };
+        let records = [record(0, 10, 1_000, 1), ahead(1, 60), ahead(2, 30 * 24 * 3600)];
+        assert_eq!(order(&records, Pressure::Size), [2, 0, 1]);
     }
 
     #[test]
