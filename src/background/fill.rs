@@ -131,9 +131,8 @@ impl Fill<'_> {
                 return Err(Obstacle::NoRoom(reason));
             }
         }
-        if !workshop.folder.is_there() {
-            let path = workshop.folder.path().display();
-            return Ok(Filled::Stuck(format!("{path} was removed or replaced")));
+        if let Err(reason) = workshop.look_there().await {
+            return Ok(Filled::Stuck(reason));
         }
         let (places, info) = (Arc::clone(&workshop.places), fill.info.clone());
         let opened = workshop.disks.runtime().wait_for(move || Tree::open(&places, &info)).await?;

@@ -347,7 +347,7 @@ impl Pass<'_> {
                 info => info?,
             };
             if info.is_none_or(|info| info.nar_hash != record.nar.1) {
-                workshop.missed(record).await;
+                workshop.forget(record).await;
                 return Ok(());
             }
         }

@@ -123,6 +123,7 @@ pub async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
         match fill::fill(workshop, order).await {
             Filled::Done => {
                 counters.fills_done.add(1);
+                workshop.failure.take();
                 workshop.found_working();
                 return true;
             }
@@ -137,10 +138,7 @@ pub async fn carry_out(workshop: &Rc<Workshop>, order: Order) -> bool {
                 counters.fills_refused.add(1);
                 workshop.found_full(order.need, reason);
             }
-            Filled::Failed(reason) => {
-                warn!("a NAR is not cached: {reason}");
-                counters.fills_failed.add(1);
-            }
+            Filled::Failed(reason) => workshop.found_failing(reason),
             Filled::Stuck(_) if workshop.shared.is_ending() => return false,
             Filled::Stuck(reason) => {
                 counters.fills_failed.add(1);
@@ -253,14 +251,13 @@ pub async fn keep_house(workshop: Rc<Workshop>) {
 /// Looks whether the cache can be written and has room. It works again when a fill has not found otherwise since the last look.
 pub async fn keep_house_once(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
     let folder = Arc::clone(&workshop.folder);
-    let look = move || {
-        if !folder.is_there() {
-            return Err(format!("{} was removed or replaced", folder.path().display()));
-        }
-        // A file that is begun says whether there can be any.
-        folder.draft().and_then(|_| folder.catalog().keep_uses()).map_err(|error| error.to_string())
-    };
-    if let Err(reason) = workshop.disks.runtime().wait_for(look).await {
+    // A file that is begun says whether there can be any.
+    let look = move || folder.draft().and_then(|_| folder.catalog().keep_uses());
+    let mut looked = workshop.look_there().await;
+    if looked.is_ok() {
+        looked = workshop.disks.runtime().wait_for(look).await.map_err(|error| error.to_string());
+    }
+    if let Err(reason) = looked {
         workshop.shared.enter(State::Failing(reason));
         return Ok(());
     }

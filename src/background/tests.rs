@@ -428,7 +428,13 @@ fn a_folder_that_is_removed_is_a_failing_cache_and_nothing_worse() {
         fs::rename(&own, &aside).unwrap();
         let filled = fill::fill(workshop, site.order("note.txt")).await;
         assert!(matches!(filled, Filled::Stuck(_)), "{filled:?}");
+        tasks::keep_house_once(workshop).await.unwrap();
+        assert!(
+            matches!(workshop.shared.state(), State::Failing(reason) if reason.contains("restart narwire"))
+        );
         fs::rename(&aside, &own).unwrap();
+        tasks::keep_house_once(workshop).await.unwrap();
+        assert_eq!(workshop.shared.state(), State::Working);
         fs::remove_dir(own.join("tmp")).unwrap();
         let filled = fill::fill(workshop, site.order("note.txt")).await;
         assert!(matches!(filled, Filled::Stuck(_)), "{filled:?}");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_lite::future;
 use glommio::sync::Semaphore;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::direct::Disks;
 use super::executor::Runtime;
@@ -51,6 +51,8 @@ pub struct Workshop {
     pub is_spare_room_gone: Cell<bool>,
     /// Whether one that was asked for did not, since it was last looked.
     pub has_lacked_room: Cell<bool>,
+    /// Why a NAR could not be made, the last time; empty when one was made since.
+    pub failure: RefCell<String>,
     /// How many fills wait because the cache is in the way.
     pub stuck: Cell<usize>,
     /// Held by whoever makes room, so that two do not make it for one.
@@ -132,6 +134,7 @@ impl Workshop {
             claimed_len: Cell::new(0),
             is_spare_room_gone: Cell::new(false),
             has_lacked_room: Cell::new(false),
+            failure: RefCell::default(),
             stuck: Cell::new(0),
             making_room: Semaphore::new(1),
             filling: Semaphore::new(FILLS_MAX as u64),
@@ -173,6 +176,15 @@ impl Workshop {
         }
     }
 
+    /// A NAR could not be made for a reason of the store. Said once in a row: a database that is away is in the way of all of them.
+    pub fn found_failing(&self, reason: String) {
+        self.shared.counters.fills_failed.add(1);
+        let before = self.failure.replace(reason.clone());
+        if before != reason {
+            warn!("a NAR is not cached: {reason}");
+        }
+    }
+
     pub fn catalog(&self) -> &Arc<Catalog> {
         self.folder.catalog()
     }
@@ -205,6 +217,16 @@ impl Workshop {
     /// Counts what was written to a draft, and no longer what was counted before.
     pub fn count_draft(&self, grown: u64, shrunk: u64) {
         self.drafted_len.set((self.drafted_len.get() + grown).saturating_sub(shrunk));
+    }
+
+    /// Whether the cache's directory is still the one at its path.
+    pub async fn look_there(&self) -> Result<(), String> {
+        let folder = Arc::clone(&self.folder);
+        if self.disks.runtime().wait_for(move || folder.is_there()).await {
+            return Ok(());
+        }
+        let path = self.folder.path().display();
+        Err(format!("{path} was removed or replaced: restart narwire to use what is there now"))
     }
 
     /// How things stand.
@@ -285,8 +307,17 @@ impl Workshop {
         Ok(())
     }
 
-    /// Takes a record away whose file, or whose path, is gone.
+    /// Takes a record away whose file is gone, and says so.
     pub async fn missed(&self, record: Record) {
+        if let Entry::Stored(stored) = record.entry {
+            let name = CacheFolder::file_name(&record.nar, stored.coding);
+            info!("the cached file {name} is gone, and is forgotten");
+        }
+        self.forget(record).await;
+    }
+
+    /// Takes a record away that is of no use, and its file if it has one.
+    pub async fn forget(&self, record: Record) {
         if let Err(error) = self.evict_one(record).await {
             debug!("a record without use cannot be taken away: {error}");
         }
