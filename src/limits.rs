@@ -238,7 +238,10 @@ pub const BACKGROUND_RING_ENTRIES: usize = 64;
 pub const BACKGROUND_THREADS: usize = FILLS_MAX + 3;
 /// NARs that are encoded at the same time: one waits for its disk while the other is compressed.
 pub const FILLS_MAX: usize = 2;
-/// Hints that wait to be looked at; more are dropped.
+/// How often is looked whether workers have put in hints and doubts. A worker that had to wake the plane would have to take a lock
+/// that the plane may hold while it is kept from its core.
+pub const INBOX_INTERVAL: Duration = Duration::from_millis(100);
+/// Hints that wait to be looked at; of more in an [`INBOX_INTERVAL`] the rest is dropped.
 pub const HINTS_LEN_MAX: usize = 1024;
 /// Cached files that wait to be looked at because they could not be sent; more are dropped.
 pub const DOUBTS_LEN_MAX: usize = 64;

@@ -1,6 +1,6 @@
 //! The background plane: what makes and keeps the NAR cache, on one glommio executor that stands back behind everything else.
 //!
-//! Workers tell it what was asked for ([`Background::asked`]) and never wait for it. What it has made they read in the
+//! Workers tell it what was asked for ([`Background::asked`]) and never wait for it, nor wake it: it looks for hints by itself. What it has made they read in the
 //! catalog ([`crate::store::catalog`]). This is the only module that names glommio.
 //!
 //! ```text
@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use async_channel::{Receiver, Sender, TrySendError};
+use async_channel::Sender;
 use glommio::{Latency, Shares, Task, TaskQueueHandle};
 use tracing::{debug, warn};
 
@@ -46,17 +46,13 @@ use self::shared::Shared;
 use self::workshop::Workshop;
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::HashPart;
-use crate::limits::{
-    BACKGROUND_END_MAX, BACKGROUND_END_POLL, DOUBTS_LEN_MAX, FILL_QUEUE_LEN_MAX, FILLS_MAX, HINTS_LEN_MAX,
-};
+use crate::limits::{BACKGROUND_END_MAX, BACKGROUND_END_POLL, FILL_QUEUE_LEN_MAX, FILLS_MAX};
 use crate::store::LocalStore;
 use crate::store::catalog::NarKey;
 use crate::store::nar_cache::{CacheFolder, Coding};
 
 /// The running plane. It ends when this is dropped, which waits for that a while.
 pub struct Background {
-    hints: Sender<Hint>,
-    doubts: Sender<Doubt>,
     shared: Arc<Shared>,
     folder: Arc<CacheFolder>,
     /// Closed to end the plane.
@@ -96,8 +92,6 @@ impl Background {
         places: LocalStore,
         secret_keys: Arc<[SecretKey]>,
     ) -> Result<Self, StartError> {
-        let (hints, hints_taken) = async_channel::bounded(HINTS_LEN_MAX);
-        let (doubts, doubts_taken) = async_channel::bounded(DOUBTS_LEN_MAX);
         let (end, ended) = async_channel::bounded(1);
         let shared = Arc::new(Shared::new(ended));
         let (started, has_started) = std::sync::mpsc::sync_channel(1);
@@ -114,17 +108,12 @@ impl Background {
             drop(started.send(Ok(())));
             executor.run(async move {
                 let disks = Disks::new(Runtime::Executor);
-                work(
-                    Workshop::new(disks, settings, of, places, secret_keys, sharing),
-                    hints_taken,
-                    doubts_taken,
-                )
-                .await;
+                work(Workshop::new(disks, settings, of, places, secret_keys, sharing)).await;
             });
         };
         let thread = thread::Builder::new().name("background".to_owned()).spawn(run)?;
         match has_started.recv() {
-            Ok(Ok(())) => Ok(Self { hints, doubts, shared, folder, end, thread: Some(thread) }),
+            Ok(Ok(())) => Ok(Self { shared, folder, end, thread: Some(thread) }),
             Ok(Err(reason)) => Err(StartError::Executor(reason)),
             Err(_) => Err(StartError::Executor("its thread has ended".to_owned())),
         }
@@ -132,16 +121,16 @@ impl Background {
 
     /// Tells the plane that a NAR was answered from its tree. Never waits: if the plane is far behind, it is not told.
     pub fn asked(&self, hint: Hint) {
-        match self.hints.try_send(hint) {
-            Ok(()) => self.shared.counters.hints_taken.add(1),
-            Err(TrySendError::Full(_) | TrySendError::Closed(_)) => self.shared.counters.hints_dropped.add(1),
-        }
+        let counters = &self.shared.counters;
+        let counter =
+            if self.shared.hints.put(hint) { &counters.hints_taken } else { &counters.hints_dropped };
+        counter.add(1);
     }
 
     /// Tells the plane that the file of an encoded NAR is missing, or ends too early. It looks for itself. Never waits.
     pub fn doubt(&self, nar: NarKey, coding: Coding) {
-        // Whoever wants to send it next tells of it again.
-        let _ = self.doubts.try_send((nar, coding));
+        // If there is no place, whoever wants to send it next tells of it again.
+        self.shared.doubts.put((nar, coding));
     }
 
     /// How it is doing.
@@ -167,7 +156,7 @@ impl Drop for Background {
 }
 
 /// Runs all tasks until the plane is to end.
-async fn work(workshop: Rc<Workshop>, hints: Receiver<Hint>, doubts: Receiver<Doubt>) {
+async fn work(workshop: Rc<Workshop>) {
     if !tasks::reconcile(&workshop).await {
         return;
     }
@@ -178,11 +167,11 @@ async fn work(workshop: Rc<Workshop>, hints: Receiver<Hint>, doubts: Receiver<Do
     let (asked, orders) = async_channel::bounded(FILL_QUEUE_LEN_MAX);
     let (followed, more_orders) = async_channel::bounded(1);
     let mut running = vec![
-        spawn(tasks::listen(Rc::clone(&workshop), hints, asked), filling),
+        spawn(tasks::listen(Rc::clone(&workshop), asked), filling),
         spawn(tasks::follow(Rc::clone(&workshop), followed), filling),
         spawn(scrub::scrub_for_ever(Rc::clone(&workshop)), scrubbing),
         spawn(tasks::keep_house(Rc::clone(&workshop)), housekeeping),
-        spawn(tasks::look_into(Rc::clone(&workshop), doubts), filling),
+        spawn(tasks::look_into(Rc::clone(&workshop)), filling),
     ];
     for _ in 0..FILLS_MAX {
         running.push(spawn(tasks::fill(Rc::clone(&workshop), orders.clone(), more_orders.clone()), filling));

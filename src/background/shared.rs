@@ -5,13 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use async_channel::Receiver;
+use concurrent_queue::ConcurrentQueue;
 use tracing::{info, warn};
 
 use super::report::{Report, State};
+use super::{Doubt, Hint};
+use crate::limits::{DOUBTS_LEN_MAX, HINTS_LEN_MAX, WORKERS_MAX};
 
 /// Numbers, a state, and whether the plane is to end.
 pub struct Shared {
     pub counters: Counters,
+    pub hints: Inbox<Hint>,
+    pub doubts: Inbox<Doubt>,
     state: Mutex<State>,
     /// Closed when the plane is to end; nothing is ever sent.
     end: Receiver<Infallible>,
@@ -54,9 +59,41 @@ impl Counter {
     }
 }
 
+/// What workers put in and the plane takes out. No lock: the plane may be kept from its core for long at any place, and a worker
+/// that puts something in must not wait for it.
+pub struct Inbox<T> {
+    queue: ConcurrentQueue<T>,
+    len_max: usize,
+}
+
+impl<T> Inbox<T> {
+    /// One with `len_max` places.
+    fn new(len_max: usize) -> Self {
+        // In a queue that is full the next one waits for whoever is just taking one out. So it never is: each worker finds a
+        // place that has found one of these places free.
+        Self { queue: ConcurrentQueue::bounded(len_max + WORKERS_MAX), len_max }
+    }
+
+    /// Puts something in; false when there is no place.
+    pub fn put(&self, item: T) -> bool {
+        self.queue.len() < self.len_max && self.queue.push(item).is_ok()
+    }
+
+    /// Takes out what was put in first.
+    pub fn take(&self) -> Option<T> {
+        self.queue.pop().ok()
+    }
+}
+
 impl Shared {
     pub fn new(end: Receiver<Infallible>) -> Self {
-        Self { counters: Counters::default(), state: Mutex::new(State::Working), end }
+        Self {
+            counters: Counters::default(),
+            hints: Inbox::new(HINTS_LEN_MAX),
+            doubts: Inbox::new(DOUBTS_LEN_MAX),
+            state: Mutex::new(State::Working),
+            end,
+        }
     }
 
     /// Whether the plane is to end.
@@ -70,14 +107,14 @@ impl Shared {
         let _ = self.end.recv().await;
     }
 
-    /// Enters a state, and says so if it is another kind than before.
-    pub fn enter(&self, state: State) {
+    /// Enters a state, and says so if it is another kind than before; whether it has.
+    pub fn enter(&self, state: State) -> bool {
         let before = {
             let mut present = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *present, state.clone())
         };
         if std::mem::discriminant(&before) == std::mem::discriminant(&state) {
-            return;
+            return false;
         }
         match &state {
             State::Working => info!("the NAR cache works again"),
@@ -86,6 +123,7 @@ impl Shared {
                 warn!("the NAR cache is {state}; NARs are served live, and it is tried again");
             }
         }
+        true
     }
 
     /// The present state.

@@ -10,17 +10,17 @@ use async_channel::{Receiver, Sender};
 use futures_lite::future;
 use tracing::{debug, info, warn};
 
+use super::Hint;
 use super::check;
 use super::fill::{self, Filled, Order};
 use super::report::State;
 use super::room::{Need, Room};
 use super::settings::Policy;
 use super::workshop::Workshop;
-use super::{Doubt, Hint};
 use crate::codec::store_path::HashPart;
 use crate::limits::{
     ASKED_ONCE_MAX, FOLLOW_AGAIN_INTERVAL, FOLLOW_BATCH, FOLLOW_INTERVAL, HOUSEKEEPING_INTERVAL,
-    MENDED_LOOK_INTERVAL, STUCK_RETRY_MAX, STUCK_RETRY_MIN,
+    INBOX_INTERVAL, MENDED_LOOK_INTERVAL, STUCK_RETRY_MAX, STUCK_RETRY_MIN,
 };
 use crate::store::StoreError;
 use crate::store::catalog::Soundness;
@@ -45,7 +45,9 @@ pub async fn reconcile(workshop: &Rc<Workshop>) -> bool {
                 workshop.shared.enter(State::Working);
                 return !workshop.shared.is_ending();
             }
-            Err(error) => workshop.shared.enter(State::Failing(error.to_string())),
+            Err(error) => {
+                workshop.shared.enter(State::Failing(error.to_string()));
+            }
         }
         if !workshop.pause(retry.next()).await {
             return false;
@@ -54,39 +56,32 @@ pub async fn reconcile(workshop: &Rc<Workshop>) -> bool {
 }
 
 /// Takes hints, and orders what they are reason enough for.
-pub async fn listen(workshop: Rc<Workshop>, hints: Receiver<Hint>, orders: Sender<Order>) {
+pub async fn listen(workshop: Rc<Workshop>, orders: Sender<Order>) {
     let mut asked_once = AskedOnce::default();
-    loop {
-        let ended = async {
-            workshop.shared.end().await;
-            None
-        };
-        let Some(hint) = future::or(ended, async { hints.recv().await.ok() }).await else { return };
-        let is_wanted = match workshop.settings.policy {
-            Policy::Off => false,
-            Policy::Hot => hint.has_small_files || asked_once.is_again(hint.hash_part),
-            Policy::All => true,
-        };
-        let Hint { hash_part, has_small_files } = hint;
-        if !is_wanted || !workshop.claim(hash_part) {
-            continue;
-        }
-        if orders.try_send(Order { hash_part, has_small_files, need: Need::Wanted }).is_err() {
-            workshop.release(hash_part);
-            workshop.shared.counters.hints_dropped.add(1);
+    while workshop.pause(INBOX_INTERVAL).await {
+        while let Some(Hint { hash_part, has_small_files }) = workshop.shared.hints.take() {
+            let is_wanted = match workshop.settings.policy {
+                Policy::Off => false,
+                Policy::Hot => has_small_files || asked_once.is_again(hash_part),
+                Policy::All => true,
+            };
+            if !is_wanted || !workshop.claim(hash_part) {
+                continue;
+            }
+            if orders.try_send(Order { hash_part, has_small_files, need: Need::Wanted }).is_err() {
+                workshop.release(hash_part);
+                workshop.shared.counters.hints_dropped.add(1);
+            }
         }
     }
 }
 
 /// Looks into files that were not what the catalog says when they were to be sent.
-pub async fn look_into(workshop: Rc<Workshop>, doubts: Receiver<Doubt>) {
-    loop {
-        let ended = async {
-            workshop.shared.end().await;
-            None
-        };
-        let Some((nar, coding)) = future::or(ended, async { doubts.recv().await.ok() }).await else { return };
-        check::look_into(&workshop, nar, coding).await;
+pub async fn look_into(workshop: Rc<Workshop>) {
+    while workshop.pause(INBOX_INTERVAL).await {
+        while let Some((nar, coding)) = workshop.shared.doubts.take() {
+            check::look_into(&workshop, nar, coding).await;
+        }
     }
 }
 

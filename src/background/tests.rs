@@ -18,6 +18,7 @@ use crate::codec::hash::Sha256;
 use crate::codec::narinfo::{NarInfo, PathInfo};
 use crate::codec::signature::KeyName;
 use crate::codec::store_path::StorePath;
+use crate::limits::HINTS_LEN_MAX;
 
 use crate::store::catalog::{Entry, Kind, NarKey, Record, Stored};
 use crate::store::db::{Database, RowId};
@@ -651,12 +652,30 @@ fn a_plane_that_ends_in_the_middle_leaves_nothing_half_done() {
 }
 
 #[test]
+fn what_waits_for_the_plane_is_bounded() {
+    let shared = Shared::new(async_channel::bounded(1).1);
+    let hint = Hint { hash_part: HashPart::parse(&[b'0'; 32]).unwrap(), has_small_files: true };
+    let taken = (0..2 * HINTS_LEN_MAX).filter(|_| shared.hints.put(hint)).count();
+    assert_eq!(taken, HINTS_LEN_MAX);
+    assert_eq!(shared.hints.take(), Some(hint));
+    assert!(shared.hints.put(hint) && !shared.hints.put(hint));
+}
+
+#[test]
 fn a_state_is_entered_once_and_left_again() {
     let shared = Shared::new(async_channel::bounded(1).1);
-    for state in
-        [State::Failing("x".into()), State::Failing("y".into()), State::Full("z".into()), State::Working]
-    {
-        shared.enter(state.clone());
+    let (failing, full) =
+        (|reason: &str| State::Failing(reason.into()), |reason: &str| State::Full(reason.into()));
+    for (state, is_news) in [
+        (State::Working, false),
+        (failing("x"), true),
+        (failing("y"), false),
+        (full("z"), true),
+        (full("z"), false),
+        (State::Working, true),
+        (State::Working, false),
+    ] {
+        assert_eq!(shared.enter(state.clone()), is_news, "{state}");
         assert_eq!(shared.report(3).state, state);
     }
     assert_eq!(shared.report(3).used_bytes, 3);
