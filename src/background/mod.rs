@@ -1,7 +1,7 @@
 //! The background plane: what makes and keeps the NAR cache, on one glommio executor that stands back behind everything else.
 //!
-//! Workers tell it what was asked for ([`Background::asked`]) and never wait for it, nor wake it: it looks for hints by itself. What it has made they read in the
-//! catalog ([`crate::store::catalog`]). This is the only module that names glommio.
+//! Workers tell it what was asked for ([`Background::asked`]), and never wait for it nor wake it: it looks by itself. What it has made
+//! they read in the catalog ([`crate::store::catalog`]). This is the only module that names glommio.
 //!
 //! ```text
 //! workers ── hints ──▶ listen ── orders ──▶ fill, fill ──▶ folder, catalog
@@ -112,11 +112,14 @@ impl Background {
             });
         };
         let thread = thread::Builder::new().name("background".to_owned()).spawn(run)?;
-        match has_started.recv() {
-            Ok(Ok(())) => Ok(Self { shared, folder, end, thread: Some(thread) }),
-            Ok(Err(reason)) => Err(StartError::Executor(reason)),
-            Err(_) => Err(StartError::Executor("its thread has ended".to_owned())),
-        }
+        let reason = match has_started.recv() {
+            Ok(Ok(())) => return Ok(Self { shared, folder, end, thread: Some(thread) }),
+            Ok(Err(reason)) => reason,
+            Err(_) => "its thread has ended".to_owned(),
+        };
+        // It has the folder until its end, and who tries again would find that in use. A panic has been told of.
+        let _ = thread.join();
+        Err(StartError::Executor(reason))
     }
 
     /// Tells the plane that a NAR was answered from its tree. Never waits: if the plane is far behind, it is not told.
