@@ -8,17 +8,16 @@ use std::time::Instant;
 
 use super::direct::{Resident, Writer};
 use super::room::{Claim, Need, Room};
-use super::settings::Format;
 use super::tree::{self, Sink, SinkError, Tree, TreeError, Verdict};
-use super::workshop::{Workshop, now_s};
+use super::workshop::Workshop;
 use crate::codec::hash::{Sha256, Sha256Digest};
 use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::HashPart;
 use crate::codec::zstd::{FrameEncoder, FrameError};
-use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, FILL_ROOM_LEN_BYTES, FILLS_MAX, SMALL_FILES_MEAN_LEN};
+use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, FILL_ROOM_LEN_BYTES, FILLS_MAX};
 use crate::store::catalog::Stored;
 use crate::store::nar_cache::{Coding, Draft};
-use crate::store::{StoreError, fault};
+use crate::store::{StoreError, fault, now_s};
 
 /// What became of a path that was to be encoded.
 #[derive(Debug)]
@@ -121,7 +120,7 @@ impl Fill<'_> {
         if workshop.catalog().damaged(&fill.nar()).is_some() {
             return Ok(Filled::Damaged);
         }
-        if fill.is_there(order) {
+        if fill.missing(order.has_small_files).is_empty() {
             return Ok(Filled::Nothing);
         }
         if order.need == Need::Spare {
@@ -162,26 +161,9 @@ impl Fill<'_> {
         (self.info.path.hash_part(), self.info.nar_hash)
     }
 
-    /// Whether all that may be wanted is there.
-    fn is_there(&self, order: Order) -> bool {
-        let has = |coding| self.workshop.catalog().stored(&self.nar(), coding).is_some();
-        match self.workshop.settings.format {
-            Format::Auto => has(Coding::Zstd) && (!order.has_small_files || has(Coding::Flat)),
-            Format::Zstd => has(Coding::Zstd),
-            Format::Flat => has(Coding::Flat),
-            Format::Both => has(Coding::Zstd) && has(Coding::Flat),
-        }
-    }
-
     /// The codings that are wanted and not there.
-    fn codings(&self, mean_file_len: Option<u64>) -> Vec<Coding> {
-        let is_of_small_files = mean_file_len.is_some_and(|len| len < SMALL_FILES_MEAN_LEN);
-        let wanted: &[_] = match self.workshop.settings.format {
-            Format::Auto if is_of_small_files => &[Coding::Flat, Coding::Zstd],
-            Format::Auto | Format::Zstd => &[Coding::Zstd],
-            Format::Flat => &[Coding::Flat],
-            Format::Both => &[Coding::Flat, Coding::Zstd],
-        };
+    fn missing(&self, has_small_files: bool) -> Vec<Coding> {
+        let wanted = self.workshop.settings.format.codings(has_small_files);
         let is_missing = |coding: &Coding| self.workshop.catalog().stored(&self.nar(), *coding).is_none();
         wanted.iter().copied().filter(is_missing).collect()
     }
@@ -197,7 +179,7 @@ impl Fill<'_> {
                 return Err(TreeError::Damaged(reason));
             }
         }
-        let codings = self.codings(layout.mean_file_len_bytes());
+        let codings = self.missing(layout.has_small_files());
         if codings.is_empty() {
             return Ok(Filled::Nothing);
         }

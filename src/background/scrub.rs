@@ -16,7 +16,7 @@ use super::check::{CheckedFile, CheckedPath, Stop, check_file, check_path};
 use super::direct::Disks;
 use super::executor;
 use super::tree::SinkError;
-use super::workshop::{DatabaseDesk, Workshop, now_s};
+use super::workshop::{DatabaseDesk, Workshop};
 use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{
@@ -27,7 +27,7 @@ use crate::store::catalog::{Entry, Record, RootMark, Stored};
 use crate::store::change::identity;
 use crate::store::db::RowId;
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
-use crate::store::{LocalStore, StoreError, fault};
+use crate::store::{LocalStore, StoreError, fault, now_s};
 
 /// How far a pass has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::store::nar_cache::Coding;
+
 /// How NARs are kept. Plain values, decided by the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FillSettings {
@@ -77,6 +79,16 @@ impl fmt::Display for Policy {
 }
 
 impl Format {
+    /// The codings that are wanted of a NAR that is made of small files, or is not.
+    pub fn codings(self, has_small_files: bool) -> &'static [Coding] {
+        match self {
+            Self::Auto if has_small_files => &[Coding::Flat, Coding::Zstd],
+            Self::Auto | Self::Zstd => &[Coding::Zstd],
+            Self::Flat => &[Coding::Flat],
+            Self::Both => &[Coding::Flat, Coding::Zstd],
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",

@@ -109,21 +109,23 @@ impl Shared {
 
     /// Enters a state, and says so if it is another kind than before; whether it has.
     pub fn enter(&self, state: State) -> bool {
-        let before = {
+        let is_news = {
             let mut present = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *present, state.clone())
+            let is_news = std::mem::discriminant(&*present) != std::mem::discriminant(&state);
+            *present = state;
+            is_news
         };
-        if std::mem::discriminant(&before) == std::mem::discriminant(&state) {
-            return false;
-        }
-        match &state {
-            State::Working => info!("the NAR cache works again"),
-            State::Full(_) => warn!("the NAR cache is {state}; NARs are served live"),
-            State::Failing(_) => {
-                warn!("the NAR cache is {state}; NARs are served live, and it is tried again");
+        if is_news {
+            // Only the plane enters states, one after the other.
+            match self.state() {
+                State::Working => info!("the NAR cache works again"),
+                state @ State::Full(_) => warn!("the NAR cache is {state}; NARs are served live"),
+                state @ State::Failing(_) => {
+                    warn!("the NAR cache is {state}; NARs are served live, and it is tried again");
+                }
             }
         }
-        true
+        is_news
     }
 
     /// The present state.

@@ -12,7 +12,6 @@ use super::fill::{Filled, Order};
 use super::room::{Need, Room};
 use super::scrub::{Outcome, Phase};
 use super::settings::{Format, Policy};
-use super::workshop::now_s;
 use super::*;
 use crate::codec::hash::Sha256;
 use crate::codec::narinfo::{NarInfo, PathInfo};
@@ -24,6 +23,7 @@ use crate::store::catalog::{Entry, Kind, NarKey, Record, Stored};
 use crate::store::db::{Database, RowId};
 use crate::store::demo::DemoStore;
 use crate::store::nar_cache::Coding;
+use crate::store::now_s;
 
 /// A store, and a cache of it.
 struct Site {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use glommio::sync::Semaphore;
@@ -26,7 +26,7 @@ use crate::limits::{
 use crate::store::catalog::{Catalog, Entry, Kind, NarKey, Record, RootMark};
 use crate::store::db::Database;
 use crate::store::nar_cache::{CacheFolder, Evicted};
-use crate::store::{LocalStore, StoreError};
+use crate::store::{LocalStore, StoreError, now_s};
 
 /// What all tasks share. They run on one thread, one at a time.
 pub struct Workshop {
@@ -179,9 +179,10 @@ impl Workshop {
     /// A NAR could not be made for a reason of the store. Said once in a row: a database that is away is in the way of all of them.
     pub fn found_failing(&self, reason: String) {
         self.shared.counters.fills_failed.add(1);
-        let before = self.failure.replace(reason.clone());
-        if before != reason {
+        let is_news = *self.failure.borrow() != reason;
+        if is_news {
             warn!("a NAR is not cached: {reason}");
+            self.failure.replace(reason);
         }
     }
 
@@ -377,9 +378,4 @@ impl Workshop {
     fn count_damaged(&self) {
         self.shared.counters.damaged_paths.set(self.damaged.borrow().len() as u64);
     }
-}
-
-/// Seconds since 1970.
-pub fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }

@@ -11,7 +11,7 @@ use tracing::error;
 
 use crate::codec::nar::layout::{self, Cursor, Layout, Part};
 use crate::codec::store_path::StorePath;
-use crate::limits::{SMALL_FILES_MEAN_LEN, UNCOMPARED_CONTENTS_KEPT};
+use crate::limits::UNCOMPARED_CONTENTS_KEPT;
 use crate::ring::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
 use crate::ring::op::{FileKind, FileStatus, OpenedFile};
 
@@ -123,7 +123,7 @@ impl SharedLayout {
 
     /// Whether its NAR is made of small files, as far as it is known: then it costs most to make again.
     pub fn has_small_files(&self) -> bool {
-        self.layout.borrow().mean_file_len_bytes().is_some_and(|mean_len| mean_len < SMALL_FILES_MEAN_LEN)
+        self.layout.borrow().has_small_files()
     }
 
     /// Memory that it takes. Bytes.

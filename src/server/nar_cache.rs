@@ -7,7 +7,6 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::SystemTime;
 
 use tracing::{info, warn};
 
@@ -18,9 +17,9 @@ use crate::codec::signature::SecretKey;
 use crate::limits::CACHE_OPEN_INTERVAL;
 use crate::ring::body::{Body, Fault, FileBody, Lookup};
 use crate::ring::descriptor::Descriptor;
-use crate::store::LocalStore;
 use crate::store::catalog::{Catalog, Lease, NarKey, Stored};
 use crate::store::nar_cache::{CacheFolder, CacheFolderError, Coding};
+use crate::store::{LocalStore, now_s};
 
 /// The NAR cache of this server, shared by all of its threads. Away from the counts of who shares it, which change with each file
 /// that is sent, while each narinfo reads what is in it.
@@ -118,9 +117,7 @@ impl NarCache {
     /// The encoded NAR, if there is one, which stays as long as somebody holds the lease.
     pub fn lease(&self, nar: &NarKey, coding: Coding) -> Option<(Stored, Lease)> {
         let open = self.open.get()?;
-        // Before 1970 everything was used equally long ago.
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        open.folder.catalog().lease(nar, coding, now.as_secs())
+        open.folder.catalog().lease(nar, coding, now_s())
     }
 
     /// A descriptor of the directory in which the encoded NARs are.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use super::token;
 use super::{Position, TreeError, check_target};
-use crate::limits::NAR_PATH_LEN_MAX;
+use crate::limits::{NAR_PATH_LEN_MAX, SMALL_FILES_MEAN_LEN};
 
 /// Why a tree on disk cannot be laid out as a NAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -443,9 +443,13 @@ impl Layout {
         self.complete && self.parts.iter().all(|part| part.files.is_empty())
     }
 
-    /// What one regular file is of the NAR on average, as far as it is known: the shorter, the more it costs to make again. Bytes;
-    /// none when there is no file.
-    pub fn mean_file_len_bytes(&self) -> Option<u64> {
+    /// Whether the NAR is made of small files, as far as it is known: then it costs most to make again.
+    pub fn has_small_files(&self) -> bool {
+        self.mean_file_len_bytes().is_some_and(|mean_len| mean_len < SMALL_FILES_MEAN_LEN)
+    }
+
+    /// What one regular file is of the NAR on average, as far as it is known. Bytes; none when there is no file.
+    fn mean_file_len_bytes(&self) -> Option<u64> {
         let files = self.parts.iter().map(|part| part.regular_files).sum();
         self.known_len_bytes().checked_div(files)
     }
