@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::direct::{Resident, Writer};
-use super::room::{Claim, Need, Room};
+use super::room::{Need, Promise, Room};
 use super::tree::{self, Sink, SinkError, Tree, TreeError, Verdict};
 use super::workshop::Workshop;
 use crate::codec::hash::{Sha256, Sha256Digest};
@@ -120,12 +120,14 @@ impl Fill<'_> {
         if workshop.catalog().damaged(&fill.nar()).is_some() {
             return Ok(Filled::Damaged);
         }
-        if fill.missing(order.has_small_files).is_empty() {
+        let missing = fill.missing(order.has_small_files).len() as u64;
+        if missing == 0 {
             return Ok(Filled::Nothing);
         }
         if order.need == Need::Spare {
             // Asked before the tree is walked: of a large store there would be many that find no room.
-            let room = workshop.make_room(fill.info.nar_size, Need::Spare).await;
+            let len = fill.info.nar_size.saturating_mul(missing);
+            let room = workshop.make_room(len, Need::Spare).await;
             if let Room::None(reason) = room.map_err(Obstacle::of_cache)? {
                 return Err(Obstacle::NoRoom(reason));
             }
@@ -271,9 +273,9 @@ struct Encodings<'a> {
     files: Vec<Encoding>,
     need: Need,
     /// What may be written before room is made again.
-    claim: Claim,
+    promise: Promise,
     /// What no room was made for yet. Bytes, in all files together.
-    unclaimed: u64,
+    unpromised: u64,
     /// For what an encoder says.
     frame: Vec<u8>,
 }
@@ -319,23 +321,23 @@ impl<'a> Encodings<'a> {
             files.push(Encoding { draft: Counted::new(workshop, draft), writer, form });
         }
         let (nar_hasher, nar_size) = (Sha256::new(), info.nar_size);
-        let (claim, unclaimed) = (Claim::new(workshop, 0), nar_size.saturating_mul(files.len() as u64));
+        let (promise, unpromised) = (Promise::new(workshop, 0), nar_size.saturating_mul(files.len() as u64));
         let frame = Vec::with_capacity(BACKGROUND_PIECE_LEN_BYTES);
-        Ok(Self { workshop, nar_hasher, nar_size, files, need, claim, unclaimed, frame })
+        Ok(Self { workshop, nar_hasher, nar_size, files, need, promise, unpromised, frame })
     }
 
     /// Makes room for what `len` bytes of the NAR may become.
-    async fn claim_room(&mut self, len: u64) -> Result<(), SinkError> {
-        let lacking = (len * self.files.len() as u64).saturating_sub(self.claim.len());
+    async fn promise_room(&mut self, len: u64) -> Result<(), SinkError> {
+        let lacking = (len * self.files.len() as u64).saturating_sub(self.promise.len());
         if lacking == 0 {
             return Ok(());
         }
-        let more = FILL_ROOM_LEN_BYTES.min(self.unclaimed).max(lacking);
+        let more = FILL_ROOM_LEN_BYTES.min(self.unpromised).max(lacking);
         match self.workshop.make_room(more, self.need).await.map_err(SinkError::Cache)? {
-            Room::Made(claim) => self.claim.join(claim),
+            Room::Made(promise) => self.promise.join(promise),
             Room::None(reason) => return Err(SinkError::NoRoom(reason)),
         }
-        self.unclaimed = self.unclaimed.saturating_sub(more);
+        self.unpromised = self.unpromised.saturating_sub(more);
         Ok(())
     }
 
@@ -366,7 +368,7 @@ impl Sink for Encodings<'_> {
         if self.workshop.shared.is_ending() {
             return Err(SinkError::Ended);
         }
-        self.claim_room(bytes.len() as u64).await?;
+        self.promise_room(bytes.len() as u64).await?;
         self.nar_hasher.update(bytes);
         let workshop = self.workshop;
         for Encoding { draft, writer, form } in &mut self.files {
@@ -380,7 +382,7 @@ impl Sink for Encodings<'_> {
                 }
             };
             written.map_err(|error| cannot_write(workshop, error))?;
-            self.claim.spend(bytes.len() as u64);
+            self.promise.spend(bytes.len() as u64);
             draft.count_to(writer.len());
         }
         Ok(())

@@ -20,21 +20,21 @@ pub enum Need {
 /// Whether there is room.
 pub enum Room {
     /// There is, and it is kept free.
-    Made(Claim),
+    Made(Promise),
     /// There is not, for this reason, and nothing more may go.
     None(String),
 }
 
 /// Bytes that may be written, and that nobody else is promised. Given back when this is dropped.
-pub struct Claim {
+pub struct Promise {
     workshop: Rc<Workshop>,
     len: u64,
 }
 
-impl Claim {
+impl Promise {
     /// Takes what [`Bounds::lack`] was asked about.
     pub fn new(workshop: &Rc<Workshop>, len: u64) -> Self {
-        workshop.claimed_len.set(workshop.claimed_len.get() + len);
+        workshop.promised_len.set(workshop.promised_len.get() + len);
         Self { workshop: Rc::clone(workshop), len }
     }
 
@@ -52,11 +52,11 @@ impl Claim {
     pub fn spend(&mut self, len: u64) {
         let spent = len.min(self.len);
         self.len -= spent;
-        self.workshop.claimed_len.set(self.workshop.claimed_len.get() - spent);
+        self.workshop.promised_len.set(self.workshop.promised_len.get() - spent);
     }
 }
 
-impl Drop for Claim {
+impl Drop for Promise {
     fn drop(&mut self) {
         self.spend(self.len);
     }
@@ -76,7 +76,7 @@ pub struct Bounds {
     /// What was written of files that are not there yet.
     pub drafted: u64,
     /// What is promised, and not written yet.
-    pub claimed: u64,
+    pub promised: u64,
 }
 
 /// What is in the way of something that is to fit in.
@@ -98,7 +98,7 @@ impl Bounds {
 
     /// What is in the way of `len` more bytes.
     pub fn lack(&self, len: u64) -> Option<Lack> {
-        let unwritten = self.claimed.saturating_add(len);
+        let unwritten = self.promised.saturating_add(len);
         let taken = self.used.saturating_add(self.drafted).saturating_add(unwritten);
         let too_long = taken.saturating_sub(self.len_max);
         let too_little = self.free_min.saturating_add(unwritten).saturating_sub(self.free);
@@ -123,12 +123,12 @@ mod tests {
     use super::*;
 
     const BOUNDS: Bounds =
-        Bounds { len_max: 6400, free_min: 1000, free: 10_000, used: 6400, drafted: 0, claimed: 0 };
+        Bounds { len_max: 6400, free_min: 1000, free: 10_000, used: 6400, drafted: 0, promised: 0 };
 
     #[test]
     fn what_fits_in_is_in_nobodys_way() {
         assert_eq!(BOUNDS.lack(0), None);
-        let bounds = Bounds { used: 3000, drafted: 1400, claimed: 1000, ..BOUNDS };
+        let bounds = Bounds { used: 3000, drafted: 1400, promised: 1000, ..BOUNDS };
         assert_eq!(bounds.lack(1000), None);
         assert!(bounds.lack(1001).is_some_and(|lack| lack.pressure == Pressure::Size));
         assert_eq!(Bounds { free: 1000, used: 0, ..BOUNDS }.lack(0), None);
@@ -138,7 +138,7 @@ mod tests {
     fn what_is_promised_is_not_promised_again() {
         let bounds = Bounds { used: 0, free: 3000, ..BOUNDS };
         assert_eq!(bounds.lack(2000), None);
-        let bounds = Bounds { claimed: 1, ..bounds };
+        let bounds = Bounds { promised: 1, ..bounds };
         assert!(bounds.lack(2000).is_some_and(|lack| lack.pressure == Pressure::Disk && lack.len == 1));
     }
 

@@ -69,8 +69,8 @@ pub struct Inbox<T> {
 impl<T> Inbox<T> {
     /// One with `len_max` places.
     fn new(len_max: usize) -> Self {
-        // In a queue that is full the next one waits for whoever is just taking one out. So it never is: each worker finds a
-        // place that has found one of these places free.
+        // In a queue that is full, who puts something in waits for who is just taking something out. So it never is: beyond these
+        // places there is one for each worker that has seen one of them free.
         Self { queue: ConcurrentQueue::bounded(len_max + WORKERS_MAX), len_max }
     }
 

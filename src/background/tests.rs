@@ -393,7 +393,7 @@ fn two_fills_at_once_keep_to_the_bounds_and_wait_for_each_other() {
         let report = workshop.shared.report(0);
         assert_eq!((report.fills_done, report.fills_refused, report.evictions), (2, 0, 1));
         let bounds = workshop.bounds().await.unwrap();
-        assert_eq!((bounds.claimed, bounds.drafted), (0, 0));
+        assert_eq!((bounds.promised, bounds.drafted), (0, 0));
     });
 }
 

@@ -14,7 +14,7 @@ use super::direct::Disks;
 use super::executor::Runtime;
 use super::order::{self, Pressure};
 use super::report::State;
-use super::room::{Bounds, Claim, Need, Room};
+use super::room::{Bounds, Need, Promise, Room};
 use super::settings::FillSettings;
 use super::shared::Shared;
 use crate::codec::narinfo::PathInfo;
@@ -46,7 +46,7 @@ pub struct Workshop {
     /// Written and not yet published. Bytes.
     drafted_len: Cell<u64>,
     /// Promised and not yet written. Bytes.
-    pub claimed_len: Cell<u64>,
+    pub promised_len: Cell<u64>,
     /// Whether a path that nobody has asked for did not fit in; said once in each pass over the database.
     pub is_spare_room_gone: Cell<bool>,
     /// Whether one that was asked for did not, since it was last looked.
@@ -131,7 +131,7 @@ impl Workshop {
             left_alone: RefCell::default(),
             damaged: RefCell::new(damaged),
             drafted_len: Cell::new(0),
-            claimed_len: Cell::new(0),
+            promised_len: Cell::new(0),
             is_spare_room_gone: Cell::new(false),
             has_lacked_room: Cell::new(false),
             failure: RefCell::default(),
@@ -240,7 +240,7 @@ impl Workshop {
             free: space.free,
             used: space.used,
             drafted: self.drafted_len.get(),
-            claimed: self.claimed_len.get(),
+            promised: self.promised_len.get(),
         })
     }
 
@@ -250,7 +250,7 @@ impl Workshop {
         let _permit = self.making_room.acquire_permit(1).await.ok();
         loop {
             let Some(lack) = self.bounds().await?.lack(len) else {
-                return Ok(Room::Made(Claim::new(self, len)));
+                return Ok(Room::Made(Promise::new(self, len)));
             };
             if need == Need::Spare || self.evict(lack.len, lack.pressure).await? == 0 {
                 return Ok(Room::None(lack.reason));
