@@ -220,8 +220,8 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 
 // The background plane.
 
-/// What is read, hashed, encoded and written at once: a millisecond or so of work between two looks at who else wants to go on.
-/// Bytes.
+/// What is read, hashed, encoded and written at once: a millisecond or so of work between two looks at who else wants to go on, and
+/// at the highest levels of zstd a hundred. Bytes.
 pub const BACKGROUND_PIECE_LEN_BYTES: usize = 256 * 1024;
 /// Memory for direct I/O that is registered with the kernel; more is allocated as it is needed. Two fills and a scrub read and
 /// write with two pieces each. Bytes.

@@ -9,8 +9,8 @@
 //!                                keep house ────┘ room, marks of damage        scrub
 //! ```
 //!
-//! Tasks have shares: filling before scrubbing before keeping house. All of them work in pieces of a millisecond or so. What
-//! cannot be done in pieces, because it waits for a disk or a database, is done on a few threads beside.
+//! Tasks have shares: filling before scrubbing before keeping house. All of them work in pieces of a millisecond or so, at high
+//! levels of zstd longer. What cannot be done in pieces, because it waits for a disk or a database, is done on a few threads beside.
 
 mod check;
 mod direct;
