@@ -168,8 +168,8 @@ pub async fn look_again(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
         let mut watch = until_the_end(workshop);
         match check_path(&workshop.disks, &workshop.database, &workshop.places, &info, &mut watch).await {
             Ok(CheckedPath::Sound) => {
-                info!("{} is mended", info.path.full(&workshop.places.store_dir));
                 workshop.found_mended(nar).await;
+                info!("{} is mended", info.path.full(&workshop.places.store_dir));
             }
             Ok(CheckedPath::Damaged(mark, reason)) => workshop.found_damaged(&info, mark, &reason).await,
             Ok(CheckedPath::Gone | CheckedPath::Unreadable(_)) => {}

@@ -361,7 +361,13 @@ impl Workshop {
             Some(displaced) => folder.evict(&displaced).map(drop),
             None => Ok(()),
         };
-        self.disks.runtime().wait_for(job).await
+        let written = self.disks.runtime().wait_for(job).await;
+        let is_mended = !self.damaged.borrow().contains_key(&nar);
+        if is_mended {
+            // Found meanwhile, and the two may have been written in the other order.
+            self.found_mended(nar).await;
+        }
+        written
     }
 
     /// Forgets that a tree is damaged.
