@@ -366,17 +366,21 @@ impl LiveStore {
         path: Option<Arc<KnownPath>>,
     ) -> Step {
         let Some(path) = Self::wanted(request, path) else { return Step::Absent };
+        let is_flat = request.compression == NarCompression::None;
         let whole = self.layouts.whole(&key_of(&path));
-        match (request.compression, whole) {
+        // What is here to its last byte is sent from memory, unless it would have to be compressed and is in a file already.
+        if (!is_flat || whole.is_none())
+            && let Some(step) = self.open_cached(request.compression, &path)
+        {
+            return step;
+        }
+        if !is_flat && wish.conditions.is_resumption() {
+            return self.refuse_rest();
+        }
+        match whole {
             // No file will be read, so nothing has to be kept from the garbage collector.
-            (NarCompression::None, Some(layout)) => {
-                Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout))
-            }
-            (compression, whole) => match (self.open_cached(compression, &path), whole) {
-                (Some(step), _) => step,
-                (None, Some(layout)) => Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout)),
-                (None, None) => self.open_root(path),
-            },
+            Some(layout) => Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout)),
+            None => self.open_root(path),
         }
     }
 

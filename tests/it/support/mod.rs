@@ -18,8 +18,8 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No step of a test takes this long unless it hangs.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+/// No step of a test takes this long unless it hangs. What is done in the background takes what all others leave.
+pub const PATIENCE: Duration = Duration::from_mins(4);
 
 /// Waits until `reached` says so.
 pub fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
