@@ -67,6 +67,9 @@ pub const SENDFILE_LEN_MIN: u64 = 128 * 1024;
 /// Most that one sendfile call is asked for: the budget of one connection in one turn of the loop. With more, a short answer waits
 /// longer behind long ones, and a local client reads what is no longer in the CPU's cache (PERF.md has both). Bytes.
 pub const SENDFILE_LEN_MAX: usize = 256 * 1024;
+/// The same for a connection that nobody shares the worker with at the moment: each call costs 5 us besides. Who comes meanwhile
+/// waits a quarter of a millisecond. Bytes.
+pub const SENDFILE_ALONE_LEN_MAX: usize = 2 * 1024 * 1024;
 /// A buffer that small files and framing are packed into. Bytes.
 pub const PACK_BUFFER_LEN_BYTES: usize = 256 * 1024;
 /// Pack buffers that are in use at once; further connections wait for one. Per worker: 16 MiB.

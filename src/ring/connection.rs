@@ -105,6 +105,8 @@ pub struct Context<'a> {
     pub date: &'a [u8; 29],
     /// The worker's clock. Seconds.
     pub now_s: u64,
+    /// Most that one connection sends of a file in one step. Bytes.
+    pub sendfile_len_max: usize,
 }
 
 impl Connection {
@@ -511,8 +513,13 @@ impl Connection {
     ) {
         let Exchange::Streaming(transfer) = &mut self.exchange else { return };
         let before = context.submissions.len();
-        let mut tools =
-            Tools { id: self.id, socket: &self.socket, submissions: context.submissions, pool: context.pool };
+        let mut tools = Tools {
+            id: self.id,
+            socket: &self.socket,
+            submissions: context.submissions,
+            pool: context.pool,
+            sendfile_len_max: context.sendfile_len_max,
+        };
         let progress = event(transfer, &mut tools);
         self.in_flight += context.submissions.len() - before;
         match progress {
@@ -617,6 +624,7 @@ mod tests {
                 pool: &mut self.pool,
                 date: b"Sun, 06 Nov 1994 08:49:37 GMT",
                 now_s: 0,
+                sendfile_len_max: 0,
             })
         }
 

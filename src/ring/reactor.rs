@@ -18,6 +18,7 @@ use super::op::{Completion, ConnectionId, Op, Outcome, Submission, Token};
 use super::pool::Pool;
 use super::service::{Effects, Node};
 use crate::codec::http::date::format_imf_fixdate;
+use crate::limits::{SENDFILE_ALONE_LEN_MAX, SENDFILE_LEN_MAX};
 
 /// The time between two looks at the deadlines.
 const TICK: Duration = Duration::from_secs(1);
@@ -52,6 +53,8 @@ struct Worker<N: Node> {
     pool: Pool,
     effects: Effects,
     clock: Clock,
+    /// Most that one connection sends of a file in one step of this turn: more while it is alone. Bytes.
+    sendfile_len_max: usize,
     peers: Peers<N::Message>,
     phase: Phase,
 }
@@ -109,6 +112,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             pool: Pool::default(),
             effects: Effects::default(),
             clock: Clock::new(),
+            sendfile_len_max: SENDFILE_LEN_MAX,
             peers,
             phase: Phase::Serving,
         };
@@ -153,9 +157,11 @@ impl<D: Driver, N: Node> Reactor<D, N> {
 
     /// Gives every completion to whom it concerns.
     fn dispatch(&mut self) {
+        let mut served = 0;
         while let Some(Completion { token, outcome }) = self.driver.next_completion() {
             match (token, outcome) {
                 (Token::Connection(id, purpose), outcome) => {
+                    served += 1;
                     self.worker
                         .with(id, |connection, context| connection.complete(purpose, outcome, context));
                 }
@@ -169,6 +175,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
                 }
             }
         }
+        self.worker.sendfile_len_max = if served > 1 { SENDFILE_LEN_MAX } else { SENDFILE_ALONE_LEN_MAX };
     }
 }
 
@@ -207,6 +214,7 @@ impl<N: Node> Worker<N> {
             pool: &mut self.pool,
             date: &self.clock.date,
             now_s: self.clock.now_s,
+            sendfile_len_max: self.sendfile_len_max,
         };
         event(connection, &mut context);
         if connection.is_closed() {
@@ -291,6 +299,7 @@ impl<N: Node> Worker<N> {
             pool: &mut self.pool,
             date: &self.clock.date,
             now_s: self.clock.now_s,
+            sendfile_len_max: self.sendfile_len_max,
         };
         entry.insert(Connection::new(id, socket, &mut context));
         if self.phase == Phase::Draining {

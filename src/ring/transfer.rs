@@ -26,7 +26,7 @@ use super::descriptor::Descriptor;
 use super::op::{ConnectionId, FileKind, Op, OpenedFile, Purpose, SendFileError, Submission, Token};
 use super::pool::Pool;
 use crate::codec::http::response::chunk_separator;
-use crate::limits::{PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN};
+use crate::limits::{PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, SENDFILE_LEN_MIN};
 
 /// A body on its way to a peer.
 pub struct Transfer {
@@ -139,6 +139,8 @@ pub struct Tools<'a> {
     pub submissions: &'a mut Vec<Submission>,
     /// Where buffers come from.
     pub pool: &'a mut Pool,
+    /// Most that is sent of a file in this step. Bytes.
+    pub sendfile_len_max: usize,
 }
 
 impl Tools<'_> {
@@ -404,7 +406,7 @@ impl Transfer {
         let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Progress::Broken };
         match piece.source {
             FileSource::Open(file) => {
-                let len = to_usize(piece.len).min(SENDFILE_LEN_MAX);
+                let len = to_usize(piece.len).min(tools.sendfile_len_max);
                 let op = Op::SendFile {
                     socket: tools.socket.clone(),
                     file: file.clone(),

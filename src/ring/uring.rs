@@ -29,7 +29,7 @@ use super::descriptor::Descriptor;
 use super::op::{Completion, FileKind, Op, OpenedFile, Outcome, SendFileError, Submission, Token};
 use super::sys;
 use crate::limits::{
-    COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_LEN_MAX,
+    COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_ALONE_LEN_MAX,
     SUBMISSION_ENTRIES,
 };
 use crate::residency::is_in_memory;
@@ -270,7 +270,7 @@ impl Uring {
         offset: u64,
         len: usize,
     ) -> Result<usize, SendFileError> {
-        let len = len.min(SENDFILE_LEN_MAX);
+        let len = len.min(SENDFILE_ALONE_LEN_MAX);
         if !self.capabilities.has(Capability::SendFile) {
             return Err(SendFileError::Cold);
         }

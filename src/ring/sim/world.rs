@@ -17,7 +17,7 @@ use crate::codec::http::body::BodyDecoder;
 use crate::codec::http::request::{self, BodyLength, Parsed, Request};
 use crate::codec::http::response::Fields;
 use crate::codec::http::{Method, Status, Version};
-use crate::limits::{PACK_BUFFERS_MAX, SENDFILE_LEN_MIN};
+use crate::limits::{PACK_BUFFERS_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN};
 use crate::ring::Driver as _;
 use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
 use crate::ring::connection::{Connection, Context, Parting};
@@ -675,6 +675,7 @@ impl World {
             pool: &mut self.pool,
             date: DATE,
             now_s: self.now_s,
+            sendfile_len_max: SENDFILE_LEN_MAX,
         };
         self.connections.insert(slot, Connection::new(id, socket, &mut context));
         index
@@ -733,6 +734,7 @@ impl World {
                 pool: &mut self.pool,
                 date: DATE,
                 now_s: self.now_s,
+                sendfile_len_max: SENDFILE_LEN_MAX,
             };
             connection.complete(purpose, outcome, &mut context);
             self.remove_closed(id.slot);
@@ -764,6 +766,7 @@ impl World {
             pool: &mut self.pool,
             date: DATE,
             now_s: self.now_s,
+            sendfile_len_max: SENDFILE_LEN_MAX,
         };
         event(connection, &mut context);
         self.remove_closed(slot);
