@@ -427,7 +427,11 @@ impl LiveStore {
                 let content = Content::Body(Box::new(body), stored.file_size);
                 Step::Reply(representation(request, stored.file_hash, content).reply(&wish.conditions))
             }
-            Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => self.open_root(path),
+            // The root could not be opened either.
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+                error!("cannot open a file of the NAR cache: {errno}");
+                Step::Reply(overloaded())
+            }
             _ => {
                 cache.doubt(nar, stored.coding);
                 if stored.coding == Coding::Zstd && wish.conditions.is_resumption() {
