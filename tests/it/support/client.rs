@@ -180,7 +180,14 @@ impl Connection {
 
     fn receive(&mut self) -> bool {
         let mut buffer = vec![0; 256 * 1024];
-        match self.stream.read(&mut buffer) {
+        let received = loop {
+            match self.stream.read(&mut buffer) {
+                // A read with a timeout is not begun again by the kernel after the process was stopped or frozen: signal(7).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received,
+            }
+        };
+        match received {
             Ok(len) => {
                 self.received.extend_from_slice(&buffer[..len]);
                 len > 0
