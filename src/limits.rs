@@ -87,6 +87,10 @@ pub const INLINE_BODY_LEN_MAX: usize = 32 * 1024;
 /// Requests received while others are answered, before the connection is no longer read. Bytes.
 pub const INPUT_LEN_MAX: usize = 32 * 1024;
 
+/// Most of a request's body that is handed over at once: a piece lies in one buffer, and while it is looked at and written
+/// another one fills. Bytes.
+pub const INTAKE_PIECE_LEN_BYTES: usize = 256 * 1024;
+
 const _: () = assert!(
     SENDFILE_LEN_MIN
         < (PACK_BUFFER_LEN_BYTES - ANSWERS_WAITING_LEN_MAX - INLINE_BODY_LEN_MAX - ANSWER_BUFFER_LEN_BYTES)

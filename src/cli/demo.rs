@@ -12,7 +12,7 @@ use crate::codec::signature::PublicKey;
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{PORT_DEFAULT, PRIORITY_DEFAULT};
 use crate::server;
-use crate::server::config::{Config, ListenAddress, SourceConfig};
+use crate::server::config::{AccessConfig, Config, ListenAddress, SourceConfig};
 use crate::server::listen::Listener;
 use crate::store::demo::{DemoStore, Progress};
 
@@ -38,6 +38,8 @@ pub fn run(arguments: &DemoArguments, cores: usize) -> Result<(), Failure> {
         workers: cores,
         drain_timeout: DRAIN_TIMEOUT,
         nar_cache: None,
+        uploads: None,
+        access: AccessConfig::default(),
         capabilities_off: Vec::new(),
     };
     let store_dir = config.store_dir.clone();

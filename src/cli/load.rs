@@ -9,7 +9,7 @@ use super::settings::{Settings, StoreSettings};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
 use crate::limits::CACHE_INFO_LEN_MAX;
-use crate::server::config::{Config, SourceConfig};
+use crate::server::config::{AccessConfig, Config, SourceConfig};
 use crate::store::db::Database;
 use crate::store::keys::{SecretKeyFileError, read_secret_key};
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
@@ -109,6 +109,8 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         workers: settings.workers.unwrap_or(cores),
         drain_timeout: settings.drain_timeout,
         nar_cache: settings.nar_cache,
+        uploads: None,
+        access: AccessConfig::default(),
         capabilities_off: settings.capabilities_off,
     })
 }

@@ -18,7 +18,7 @@ use super::body::{Body, BytesBody};
 use super::descriptor::Descriptor;
 use super::op::{ConnectionId, Op, Outcome, Purpose, Submission, Token};
 use super::pool::Pool;
-use super::service::{Answer, Reply, ReplyBody, Service};
+use super::service::{Answer, Caller, Reply, ReplyBody, Service};
 use super::transfer::{Extent, Progress, Tools, Transfer};
 use crate::codec::http::request::{self, BodyLength, Parsed};
 use crate::codec::http::response::{CHUNKED_HEAD_END, Content, Persistence, write_head_start};
@@ -185,6 +185,11 @@ impl Connection {
         let Exchange::Asked(asked) = self.exchange else { return };
         match answer {
             Answer::Pending => {}
+            // Not yet.
+            Answer::Receive { .. } => {
+                let reply = Reply::text(Status::NotImplemented, "uploads are not implemented\n");
+                self.answer(Answer::Reply(reply), context);
+            }
             Answer::Open { directory, path } => {
                 self.submit(Purpose::ServiceOpen, Op::Open { directory, path }, context);
             }
@@ -395,7 +400,7 @@ impl Connection {
                     }
                     let asked = Asked { method: request.method, version: request.version };
                     self.exchange = Exchange::Asked(asked);
-                    match context.service.call(self.id, &request) {
+                    match context.service.call(&Caller { id: self.id, socket: &self.socket }, &request) {
                         Answer::Reply(reply) => {
                             self.exchange = Exchange::Head;
                             self.reply(reply, asked, context);
@@ -593,7 +598,7 @@ mod tests {
     struct Echo;
 
     impl Service for Echo {
-        fn call(&mut self, _: ConnectionId, request: &Request<'_>) -> Answer {
+        fn call(&mut self, _: &Caller<'_>, request: &Request<'_>) -> Answer {
             Answer::Reply(match request.target {
                 b"/kept" => {
                     let body =
@@ -606,6 +611,18 @@ mod tests {
 
         fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {
             unreachable!("nothing is opened")
+        }
+
+        fn body(&mut self, _: ConnectionId, _: Bytes) {
+            unreachable!("no body is asked for")
+        }
+
+        fn received(&mut self, _: ConnectionId) -> Answer {
+            unreachable!("no body is asked for")
+        }
+
+        fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
+            unreachable!("no body is asked for")
         }
 
         fn gone(&mut self, _: ConnectionId) {}

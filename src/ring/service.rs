@@ -1,6 +1,7 @@
 //! Where policy meets the connection: who is asked, and what an answer is.
 
 use std::ffi::CString;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use super::body::Body;
 use super::descriptor::Descriptor;
 use super::op::{ConnectionId, OpenedFile};
+use super::sys;
 use crate::codec::http::Status;
 use crate::codec::http::request::Request;
 use crate::codec::http::response::{CacheControl, Fields};
@@ -17,13 +19,38 @@ use crate::codec::http::response::{CacheControl, Fields};
 /// Answers requests. One per worker; it never waits.
 pub trait Service {
     /// A request. Each connection has at most one that is not answered.
-    fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer;
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer;
 
     /// What came of [`Answer::Open`].
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer;
 
+    /// The next bytes of a body that was asked for with [`Answer::Receive`]: at least one, at most
+    /// [`crate::limits::INTAKE_PIECE_LEN_BYTES`]. The next piece comes after [`Effects::resume`] has said that this one was looked
+    /// at; an answer meanwhile ends the matter, and the rest of the body is dropped with the connection.
+    fn body(&mut self, id: ConnectionId, piece: Bytes);
+
+    /// The body has ended where its head or its framing said; every piece was looked at, and is in the file if there is one.
+    fn received(&mut self, id: ConnectionId) -> Answer;
+
+    /// A piece could not be written to the file of [`Answer::Receive`]. Whatever is answered, the connection ends then.
+    fn unwritten(&mut self, id: ConnectionId, errno: Errno) -> Answer;
+
     /// The connection has gone before it was answered.
     fn gone(&mut self, id: ConnectionId);
+}
+
+/// Who asks.
+pub struct Caller<'a> {
+    /// The connection.
+    pub id: ConnectionId,
+    pub(super) socket: &'a Descriptor,
+}
+
+impl Caller<'_> {
+    /// The address of the peer, asked of the kernel; `None` on a unix socket, or when the peer has gone.
+    pub fn address(&self) -> Option<IpAddr> {
+        sys::peer_address(self.socket.borrow())
+    }
 }
 
 /// A service that other threads can talk to.
@@ -43,7 +70,8 @@ pub trait Node: Service {
 pub struct Effects {
     /// Requests that can be answered now.
     pub answers: Vec<(ConnectionId, Answer)>,
-    /// Connections whose body said [`super::body::Lookup::NotYet`] and should ask again.
+    /// Connections that go on: their body said [`super::body::Lookup::NotYet`] and should be asked again, or the piece that
+    /// [`Service::body`] got was looked at.
     pub resume: Vec<ConnectionId>,
 }
 
@@ -59,6 +87,12 @@ pub enum Answer {
         directory: Descriptor,
         /// Relative to the directory.
         path: CString,
+    },
+    /// It depends on the body of the request, which comes to [`Service::body`] piece by piece. For who waits for it, this is
+    /// `100 Continue`. A body that was never asked for is not read, and the connection ends after the answer.
+    Receive {
+        /// A file that gets the pieces as well, from its beginning on.
+        file: Option<Descriptor>,
     },
 }
 

@@ -1,5 +1,6 @@
 //! The few system calls that are made at once and not through the ring. None of them waits for a peer or a disk.
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -41,6 +42,13 @@ pub fn reset_on_close(socket: BorrowedFd<'_>) -> Result<(), Errno> {
 pub fn no_delay(socket: BorrowedFd<'_>) {
     // A unix socket refuses, which is as good: it never delays.
     let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
+}
+
+/// The address of a socket's peer. `None` on a unix socket, and when the connection has gone. An IPv4 peer of an IPv6 socket has
+/// its IPv4 address.
+pub fn peer_address(socket: BorrowedFd<'_>) -> Option<IpAddr> {
+    let address = SocketAddr::try_from(rustix::net::getpeername(socket).ok()??).ok()?;
+    Some(address.ip().to_canonical())
 }
 
 #[cfg(test)]

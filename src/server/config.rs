@@ -14,6 +14,7 @@ use crate::background::settings::FillSettings;
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::StoreDir;
 use crate::store::LocalStore;
+use crate::store::upload::UploadSettings;
 
 /// Everything a server must know before it binds its first socket.
 #[derive(Debug)]
@@ -34,6 +35,10 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Where NARs of the live store are kept encoded; without a live store there is none.
     pub nar_cache: Option<NarCacheConfig>,
+    /// What may be uploaded, and where to; `None`: nothing.
+    pub uploads: Option<UploadSettings>,
+    /// Who may do what.
+    pub access: AccessConfig,
     /// Names of kernel capabilities to do without although the kernel has them, as typed; `ring` knows the names.
     pub capabilities_off: Vec<String>,
 }
@@ -54,6 +59,17 @@ pub struct NarCacheConfig {
     pub directory: PathBuf,
     /// What is kept in it, and how.
     pub fill: FillSettings,
+}
+
+/// Who may do what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccessConfig {
+    /// The file of tokens.
+    pub token_file: Option<PathBuf>,
+    /// Whether who has no token may upload.
+    pub is_upload_anonymous: bool,
+    /// Whether who has no token may not even read.
+    pub is_private: bool,
 }
 
 /// A place to listen at.

@@ -146,6 +146,7 @@ fn kind(route: &Route) -> (&'static str, CacheControl) {
         Route::Nar(_)
         | Route::NarFile(_)
         | Route::Index
+        | Route::Import
         | Route::CacheInfo
         | Route::Version
         | Route::Health

@@ -172,6 +172,7 @@ impl LiveStore {
             Route::NarFile(_)
             | Route::Index
             | Route::CacheInfo
+            | Route::Import
             | Route::Version
             | Route::Health
             | Route::Metrics

@@ -4,6 +4,7 @@
 //! [`directory`]s; what may wait happens on the threads of a [`plane`], for live stores in [`lookup`]. What it finds out about
 //! a path is a [`known_path`].
 
+pub mod access;
 pub mod config;
 pub mod directory;
 mod encoder;

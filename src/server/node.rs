@@ -27,7 +27,7 @@ use crate::codec::store_path::HashPart;
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, OpenedFile};
 use crate::ring::reactor;
-use crate::ring::service::{Answer, Effects, Node, Reply, Service};
+use crate::ring::service::{Answer, Caller, Effects, Node, Reply, Service};
 use crate::store::catalog::NarKey;
 
 /// One worker's answers.
@@ -209,7 +209,8 @@ impl CacheNode {
 }
 
 impl Service for CacheNode {
-    fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer {
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+        let id = caller.id;
         match request.method {
             Method::Get | Method::Head => {}
             Method::Other => return Answer::Reply(Reply::text(Status::NotImplemented, "no such method\n")),
@@ -247,6 +248,18 @@ impl Service for CacheNode {
             _ => Step::Absent,
         };
         self.settle(id, wish, source, step)
+    }
+
+    fn body(&mut self, _: ConnectionId, _: Bytes) {
+        unreachable!("no body is asked for")
+    }
+
+    fn received(&mut self, _: ConnectionId) -> Answer {
+        unreachable!("no body is asked for")
+    }
+
+    fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
+        unreachable!("no body is asked for")
     }
 
     fn gone(&mut self, id: ConnectionId) {

@@ -14,10 +14,12 @@ pub mod change;
 pub mod db;
 pub mod debuginfo;
 pub mod demo;
+mod directory;
 pub mod fault;
 pub mod keys;
 pub mod log;
 pub mod nar_cache;
+pub mod upload;
 pub mod walk;
 
 /// The set of places that make one local Nix store. Plain values, decided by the configuration.

@@ -16,7 +16,6 @@
 //! Nothing is ever deleted but files whose names are made as ours are, narinfos that name such a file and nothing else, and what is
 //! in `.narwire`.
 
-mod directory;
 mod reconcile;
 
 use std::fmt;
@@ -29,10 +28,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use self::directory::Directory;
 pub use self::reconcile::Reconciled;
 use self::reconcile::Repair;
 use super::catalog::{Catalog, Entry, Kind, NarKey, Record, Soundness, Stored, Taken};
+use super::directory::Directory;
 use super::fault;
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::hash::Sha256Digest;

@@ -48,6 +48,8 @@ pub enum Route {
         /// Whether the name ends in `.debug`, as Nix writes it.
         has_suffix: bool,
     },
+    /// `/import`: where `nix-store --export` is posted
+    Import,
     /// `/version`
     Version,
     /// `/health`
@@ -117,7 +119,9 @@ impl Route {
     /// The file that answers this route in a cache directory, if it is one that a cache directory can answer.
     pub fn file_name(&self) -> Option<RelativeName> {
         let name = match self {
-            Self::Index | Self::Version | Self::Health | Self::Metrics | Self::NotFound => return None,
+            Self::Index | Self::Import | Self::Version | Self::Health | Self::Metrics | Self::NotFound => {
+                return None;
+            }
             Self::NarFile(name) => return Some(name.clone()),
             Self::CacheInfo => "nix-cache-info".into(),
             // The name of nearly all files that are asked for, and beyond doubt.
@@ -224,6 +228,7 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
     }
     match (&*first, second.as_deref(), third.as_deref()) {
         ("nix-cache-info", None, None) => Some(Route::CacheInfo),
+        ("import", None, None) => Some(Route::Import),
         ("version", None, None) => Some(Route::Version),
         ("health", None, None) => Some(Route::Health),
         ("metrics", None, None) => Some(Route::Metrics),

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use bytes::Bytes;
+
 use super::world::{Disturbance, World, check};
 use super::*;
 use crate::codec::http::Status;
@@ -15,7 +17,7 @@ use crate::ring::body::{Body, Lookup};
 use crate::ring::inbox::{Mailbox, inbox};
 use crate::ring::op::ConnectionId;
 use crate::ring::reactor::{Message, Peers, Reactor};
-use crate::ring::service::{Answer, Effects, Node, Reply, ReplyBody, Service};
+use crate::ring::service::{Answer, Caller, Effects, Node, Reply, ReplyBody, Service};
 
 /// Worlds of one run.
 const SEEDS: u64 = 1_500;
@@ -328,7 +330,8 @@ impl Body for BrokenBody {
 }
 
 impl Service for Breaker {
-    fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer {
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+        let id = caller.id;
         self.unanswered -= 1;
         if self.unanswered == 0 {
             self.mailbox.send(Message::Drain).unwrap();
@@ -345,6 +348,18 @@ impl Service for Breaker {
 
     fn opened(&mut self, _id: ConnectionId, _result: Result<OpenedFile, Errno>) -> Answer {
         panic!("nothing was to be opened");
+    }
+
+    fn body(&mut self, _: ConnectionId, _: Bytes) {
+        unreachable!("no body is asked for")
+    }
+
+    fn received(&mut self, _: ConnectionId) -> Answer {
+        unreachable!("no body is asked for")
+    }
+
+    fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
+        unreachable!("no body is asked for")
     }
 
     fn gone(&mut self, _id: ConnectionId) {}

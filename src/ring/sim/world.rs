@@ -24,7 +24,7 @@ use crate::ring::connection::{Connection, Context, Parting};
 use crate::ring::descriptor::Descriptor;
 use crate::ring::op::{Completion, ConnectionId, FileKind, OpenedFile, Submission, Token};
 use crate::ring::pool::Pool;
-use crate::ring::service::{Answer, Reply, ReplyBody, Service};
+use crate::ring::service::{Answer, Caller, Reply, ReplyBody, Service};
 
 /// Turns after which a world that still moves is taken to go round in circles.
 const TURNS_MAX: usize = 20_000;
@@ -374,7 +374,8 @@ impl Planner {
 }
 
 impl Service for Planner {
-    fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer {
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+        let id = caller.id;
         assert!(self.asked.insert(id), "one request at a time");
         let plan = Plan::of(self.seed, request.target);
         if plan.timing == Timing::Later {
@@ -395,6 +396,18 @@ impl Service for Planner {
             }
             _ => Reply::text(Status::NotFound, "no such file\n"),
         })
+    }
+
+    fn body(&mut self, _: ConnectionId, _: Bytes) {
+        unreachable!("no body is asked for")
+    }
+
+    fn received(&mut self, _: ConnectionId) -> Answer {
+        unreachable!("no body is asked for")
+    }
+
+    fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
+        unreachable!("no body is asked for")
     }
 
     fn gone(&mut self, id: ConnectionId) {

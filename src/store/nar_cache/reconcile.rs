@@ -16,8 +16,8 @@ use crate::codec::narinfo::NarInfo;
 use crate::codec::store_path::HashPart;
 use crate::store::StoreError;
 use crate::store::catalog::{Entry, Kind, Record};
+use crate::store::directory::FileFacts;
 use crate::store::nar_cache::Place;
-use crate::store::nar_cache::directory::FileFacts;
 
 /// What was done to let records, files and narinfos agree: what [`Reconciled`] counts.
 pub(super) enum Repair {

@@ -1,4 +1,4 @@
-//! An open directory: all that is done to the NAR cache is done relative to one of these.
+//! An open directory: all that is done to the NAR cache and to a directory of uploads is done relative to one of these.
 //!
 //! A directory that was renamed or removed meanwhile is still the one that was opened, and a link that somebody puts in the place of
 //! a file is an error.
@@ -15,13 +15,13 @@ use crate::store::StoreError;
 
 /// An open directory, and its path for messages.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub struct Directory {
     descriptor: OwnedFd,
     path: PathBuf,
 }
 
 /// A regular file, as its directory tells of it.
-pub(super) struct FileFacts {
+pub struct FileFacts {
     /// Length. Bytes.
     pub size: u64,
     /// When its contents were written. Seconds since 1970.
