@@ -324,5 +324,9 @@ pub const CACHE_LEVEL_MAX: i32 = 19;
 pub const CACHE_LEN_MIN: u64 = 64 * 1024;
 /// What is read to look for damage unless told otherwise: a terabyte in a day and a half, and no disk notices. Bytes a second.
 pub const SCRUB_RATE_DEFAULT: u64 = 8 * 1024 * 1024;
+/// Longest file and longest NAR that are taken unless told otherwise: several times the largest that people build. Bytes.
+pub const UPLOAD_LEN_MAX_DEFAULT: u64 = 32 * 1024 * 1024 * 1024;
+/// Whoever takes no longer uploads than this takes none, and has forgotten the unit. Bytes.
+pub const UPLOAD_LEN_MAX_MIN: u64 = 64 * 1024;
 /// How long a drain lasts at most unless told otherwise: below the 90 s after which systemd kills. Seconds.
 pub const DRAIN_TIMEOUT_DEFAULT_S: u64 = 60;

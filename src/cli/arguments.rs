@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::file::parsed;
 use super::size::Size;
 use crate::background::settings::{Format, Policy};
+use crate::codec::signature::PublicKey;
 use crate::codec::store_path::StoreDir;
 use crate::server::config::ListenAddress;
 
@@ -21,6 +22,10 @@ Examples:
   narwire --listen 127.0.0.1:0 ./check      any free port; a directory that is named like a command
   narwire --with-store /srv/cache           the live store first, then a directory
   narwire --cache-dir /var/cache/narwire    keep what is asked for again, and send it like files
+  narwire ~/cache --upload-token-file tokens
+                                            take what `nix copy --to http://…` sends, from who has a token
+  narwire ~/cache --upload-token-file tokens --private
+                                            the same, and who has no token may not even read
   narwire scrub                             is all still what it was? (exit status 0, 1 or 2)
   narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
   narwire key generate cache.example.org-1 --output cache.key
@@ -33,7 +38,7 @@ Environment:
   NIX_SECRET_KEY_FILE    as --secret-key-file
   SIGN_KEY_PATHS         several of them, separated by spaces
   CACHE_DIRECTORY        default of --cache-dir, if the live store is served (systemd's CacheDirectory=)
-  CREDENTIALS_DIRECTORY  where key files named without a slash are (systemd's LoadCredential=)
+  CREDENTIALS_DIRECTORY  where key and token files named without a slash are (systemd's LoadCredential=)
   RUST_LOG               what is logged: error, warn, info (the default), debug
 Sockets handed over by systemd (LISTEN_FDS) take the place of --listen and --port.";
 
@@ -241,6 +246,33 @@ pub struct ServeArguments {
     #[serde(deserialize_with = "parsed")]
     pub scrub_rate: Option<Size>,
 
+    /// Take uploads (`nix copy --to`) into the first DIR from who has a token of this file with the scope write
+    #[arg(long, value_name = "FILE")]
+    pub upload_token_file: Option<PathBuf>,
+
+    /// Take uploads into the first DIR from everybody who can connect
+    #[arg(long)]
+    pub allow_anonymous_upload: bool,
+
+    /// Let only who has a token with the scope read see anything but /health
+    #[arg(long)]
+    pub private: bool,
+
+    /// Take only paths that this public key (NAME:BASE64) has signed; may be repeated: one of them suffices
+    #[arg(long, value_name = "PUBLIC-KEY")]
+    #[serde(deserialize_with = "parsed")]
+    pub require_signature: Vec<PublicKey>,
+
+    /// Take no file, and no NAR, that is longer than this [default: 32G]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "parsed")]
+    pub upload_max_size: Option<Size>,
+
+    /// Take nothing that would leave less than this of the file system free [default: a twentieth of it]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "parsed")]
+    pub upload_min_free: Option<Size>,
+
     /// Read settings from this TOML file; its keys are the names of these flags, and `directories`
     #[arg(short, long, value_name = "FILE")]
     #[serde(skip)]
@@ -261,6 +293,14 @@ impl FromStr for StoreDir {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Self::parse(text).map_err(|error| error.to_string())
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| format!("{error}; a public key is such as in trusted-public-keys"))
     }
 }
 
@@ -328,7 +368,10 @@ mod tests {
             "narwire serve d --listen 127.0.0.1:0 --store-dir /s --real-store /r --db f --log-dir l --with-store \
              --secret-key-file a --secret-key-file b --priority 7 --workers 3 --drain-timeout 9 --config c \
              --cache-dir n --cache-policy all --cache-format both --cache-level 19 --cache-size 1G \
-             --cache-min-free 2G --scrub-rate 0 --fault kill@1 --without sendfile,buffer-ring --without cachestat",
+             --cache-min-free 2G --scrub-rate 0 --upload-token-file t --allow-anonymous-upload --private \
+             --require-signature cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c= \
+             --require-signature cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY= \
+             --upload-max-size 3G --upload-min-free 4G --fault kill@1 --without sendfile,buffer-ring --without cachestat",
         );
         let expected = ServeArguments {
             directories: paths(&["d"]),
@@ -351,6 +394,17 @@ mod tests {
             cache_size: Some(Size(1 << 30)),
             cache_min_free: Some(Size(2 << 30)),
             scrub_rate: Some(Size(0)),
+            upload_token_file: Some("t".into()),
+            allow_anonymous_upload: true,
+            private: true,
+            require_signature: [
+                "cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c=",
+                "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",
+            ]
+            .map(|key| key.parse().unwrap())
+            .to_vec(),
+            upload_max_size: Some(Size(3 << 30)),
+            upload_min_free: Some(Size(4 << 30)),
             config: Some("c".into()),
             without: ["sendfile", "buffer-ring", "cachestat"].map(String::from).to_vec(),
             fault: Some("kill@1".to_owned()),
@@ -402,6 +456,9 @@ mod tests {
             "narwire --cache-size 10X",
             "narwire --cache-min-free -1",
             "narwire --scrub-rate fast",
+            "narwire --upload-max-size large",
+            "narwire --require-signature cache.example.org-1",
+            "narwire --upload-token-file a --upload-token-file b",
             "narwire scrub /srv/cache",
             "narwire scrub --listen 127.0.0.1:2",
         ] {

@@ -8,10 +8,11 @@ use super::Failure;
 use super::load::LoadError;
 use crate::ring::capability::Capabilities;
 use crate::server::RunError;
-use crate::server::config::{Config, NarCacheConfig, SourceConfig};
+use crate::server::config::{AccessConfig, Config, NarCacheConfig, SourceConfig};
 use crate::store::StoreError;
 use crate::store::db::Database;
 use crate::store::nar_cache::{CacheFolder, Prospect};
+use crate::store::upload::UploadSettings;
 
 /// One line for each thing that serving would do with `config`.
 pub fn report(config: &Config) -> Result<String, Failure> {
@@ -26,6 +27,8 @@ pub fn report(config: &Config) -> Result<String, Failure> {
         let prospect = CacheFolder::look(&nar_cache.directory, &config.store_dir).map_err(LoadError::from)?;
         let _ = writeln!(text, "  nar cache  {}", describe_nar_cache(nar_cache, prospect));
     }
+    let _ = writeln!(text, "  uploads    {}", describe_uploads(config));
+    let _ = writeln!(text, "  who may    {}", describe_access(config));
     for address in &config.listen {
         let _ = writeln!(text, "  listen     {address}");
     }
@@ -79,6 +82,38 @@ fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig, prosp
         or(fill.len_max, "a quarter"),
         or(fill.free_min, "a twentieth"),
     )
+}
+
+/// What is taken, and where to.
+fn describe_uploads(config: &Config) -> String {
+    let Some(uploads) = &config.uploads else { return "none".to_owned() };
+    let UploadSettings { directory, required_keys, len_max, free_min, .. } = uploads;
+    let keys = match required_keys.as_slice() {
+        [] => "with or without a signature".to_owned(),
+        keys => {
+            let names: Vec<_> = keys.iter().map(|key| key.key_name().as_str()).collect();
+            format!("signed by {}", names.join(" or "))
+        }
+    };
+    format!(
+        "into {}, {keys}, at most {} each, {} left free",
+        directory.display(),
+        HumanBytes(*len_max),
+        free_min.map_or("a twentieth of its file system".to_owned(), |bytes| HumanBytes(bytes).to_string()),
+    )
+}
+
+/// Who may read and who may upload.
+fn describe_access(config: &Config) -> String {
+    let AccessConfig { token_file, is_upload_anonymous, is_private } = &config.access;
+    let read = if *is_private { "tokens with read" } else { "everybody" };
+    let write = match (&config.uploads, is_upload_anonymous) {
+        (None, _) => "nobody",
+        (Some(_), true) => "everybody",
+        (Some(_), false) => "tokens with write",
+    };
+    let file = token_file.as_ref().map_or(String::new(), |path| format!(" (of {})", path.display()));
+    format!("read: {read}; upload: {write}{file}")
 }
 
 #[cfg(test)]

@@ -112,6 +112,12 @@ mod tests {
             cache-size = "10G"
             cache-min-free = "1G"
             scrub-rate = "0"
+            upload-token-file = "t"
+            allow-anonymous-upload = true
+            private = true
+            require-signature = ["cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c="]
+            upload-max-size = "3G"
+            upload-min-free = "4G"
             without = ["sendfile"]
             "#,
         )
@@ -137,6 +143,14 @@ mod tests {
             cache_size: Some(Size(10 << 30)),
             cache_min_free: Some(Size(1 << 30)),
             scrub_rate: Some(Size(0)),
+            upload_token_file: Some("t".into()),
+            allow_anonymous_upload: true,
+            private: true,
+            require_signature: vec![
+                "cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c=".parse().unwrap(),
+            ],
+            upload_max_size: Some(Size(3 << 30)),
+            upload_min_free: Some(Size(4 << 30)),
             config: None,
             without: vec!["sendfile".to_owned()],
             fault: None,
@@ -160,6 +174,7 @@ mod tests {
             ("workers = -1", 1, "-1"),
             ("cache-size = \"10X\"", 1, "10G"),
             ("cache-policy = \"warm\"", 1, "off, hot or all"),
+            ("require-signature = [\"cache-1:AAAA\"]", 1, "trusted-public-keys"),
             ("fault = \"kill@1\"", 1, "fault"),
             ("[serve]\nport = 1", 1, "serve"),
             ("=", 1, ""),

@@ -5,14 +5,17 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::settings::{Settings, StoreSettings};
+use rustix::fs::{Access, AtFlags, CWD};
+
+use super::settings::{Settings, StoreSettings, UploadBounds};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
 use crate::limits::CACHE_INFO_LEN_MAX;
-use crate::server::config::{AccessConfig, Config, SourceConfig};
+use crate::server::config::{Config, SourceConfig};
 use crate::store::db::Database;
 use crate::store::keys::{SecretKeyFileError, read_secret_key};
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
+use crate::store::upload::UploadSettings;
 use crate::store::{LocalStore, StoreError};
 
 /// Where Nix keeps its store unless told otherwise.
@@ -81,6 +84,24 @@ pub enum LoadError {
     /// See its cause.
     #[error(transparent)]
     NarCache(#[from] CacheFolderError),
+    /// The directory for uploads cannot be written.
+    #[error(
+        "uploads cannot be written to {}: {cause}; it must be writable by the user this program runs as (the first DIR is the \
+         one that is written to)",
+        .path.display()
+    )]
+    UploadsUnwritable {
+        /// As typed.
+        path: PathBuf,
+        /// From access(2).
+        cause: io::Error,
+    },
+    /// A NAR cache is written to by somebody else, and what does not fit is removed from it.
+    #[error("uploads cannot be kept in {}, which is a NAR cache (it has .narwire): name another directory first", .0.display())]
+    UploadsInNarCache(PathBuf),
+    /// What is in the store is Nix's.
+    #[error("uploads cannot be kept in {}, which is inside of the store: name another directory first", .0.display())]
+    UploadsInStore(PathBuf),
     /// The database is there, and cannot be used.
     #[error(transparent)]
     Database(#[from] StoreError),
@@ -98,6 +119,10 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         refuse_inside(&nar_cache.directory, &sources)?;
         CacheFolder::look(&nar_cache.directory, &store_dir)?;
     }
+    let uploads = match settings.uploads {
+        Some(bounds) => upload_settings(bounds, &store_dir, &sources)?,
+        None => None,
+    };
     let secret_keys =
         settings.secret_key_files.iter().map(|path| read_secret_key(path)).collect::<Result<_, _>>()?;
     Ok(Config {
@@ -109,8 +134,8 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         workers: settings.workers.unwrap_or(cores),
         drain_timeout: settings.drain_timeout,
         nar_cache: settings.nar_cache,
-        uploads: None,
-        access: AccessConfig::default(),
+        uploads,
+        access: settings.access,
         capabilities_off: settings.capabilities_off,
     })
 }
@@ -196,6 +221,36 @@ fn refuse_inside(directory: &Path, sources: &[SourceConfig]) -> Result<(), LoadE
             Err(LoadError::NarCacheInside { directory: directory.to_path_buf(), served: served.clone() })
         }
     }
+}
+
+/// Uploads into the first directory among `sources`, if it can take them.
+fn upload_settings(
+    bounds: UploadBounds,
+    store_dir: &StoreDir,
+    sources: &[SourceConfig],
+) -> Result<Option<UploadSettings>, LoadError> {
+    let mut directory = None;
+    let mut store = None;
+    for source in sources {
+        match source {
+            SourceConfig::Store(places) => store = Some(&places.real_store),
+            SourceConfig::Directory(path) => directory = directory.or(Some(path)),
+        }
+    }
+    let Some(directory) = directory.cloned() else { return Ok(None) };
+    if CacheFolder::is_at(&directory) {
+        return Err(LoadError::UploadsInNarCache(directory));
+    }
+    if store.is_some_and(|store| resolve(&directory).starts_with(resolve(store))) {
+        return Err(LoadError::UploadsInStore(directory));
+    }
+    // Asked of the kernel, which also knows of file systems that are read-only; nothing is made to find out.
+    match rustix::fs::accessat(CWD, &directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+        Ok(()) => {}
+        Err(errno) => return Err(LoadError::UploadsUnwritable { path: directory, cause: errno.into() }),
+    }
+    let UploadBounds { required_keys, len_max, free_min } = bounds;
+    Ok(Some(UploadSettings { directory, store_dir: store_dir.clone(), required_keys, len_max, free_min }))
 }
 
 /// The path without links and dots, as far as it exists; the rest is still to be made.
@@ -368,6 +423,42 @@ mod tests {
         let empty = cache(None);
         nar_cache(&empty).unwrap();
         assert!(fs::read_dir(empty.path()).unwrap().next().is_none(), "loading makes nothing");
+    }
+
+    fn uploads_to(cache: &TempDir) -> ServeArguments {
+        ServeArguments { allow_anonymous_upload: true, ..directories(&[cache]) }
+    }
+
+    #[test]
+    fn uploads_go_to_the_first_directory() {
+        let (first, second) = (cache(None), cache(Some("/gnu/store")));
+        let arguments =
+            ServeArguments { directories: directories(&[&first, &second]).directories, ..uploads_to(&first) };
+        let uploads = load_typed(arguments).unwrap().uploads.unwrap();
+        assert_eq!(uploads.directory, first.path());
+        assert_eq!(uploads.store_dir.as_str(), "/gnu/store");
+        assert!(fs::read_dir(first.path()).unwrap().next().is_none(), "loading makes nothing");
+        assert_eq!(load_typed(directories(&[&first])).unwrap().uploads, None);
+    }
+
+    #[test]
+    fn what_cannot_take_uploads_is_refused_before_a_client_comes() {
+        let nar_cache = cache(None);
+        fs::create_dir(nar_cache.path().join(".narwire")).unwrap();
+        let error = load_typed(uploads_to(&nar_cache)).unwrap_err();
+        assert!(matches!(error, LoadError::UploadsInNarCache(_)), "{error}");
+
+        let demo = DemoStore::create(None, &mut |_| {}).unwrap();
+        let inside = demo.root().join("nix/store/uploads");
+        fs::create_dir(&inside).unwrap();
+        let arguments = ServeArguments {
+            directories: vec![inside],
+            with_store: true,
+            allow_anonymous_upload: true,
+            ..store(&demo)
+        };
+        let error = load_typed(arguments).unwrap_err();
+        assert!(matches!(error, LoadError::UploadsInStore(_)), "{error}");
     }
 
     #[test]

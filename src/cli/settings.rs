@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::arguments::ServeArguments;
 use super::size::Size;
 use crate::background::settings::FillSettings;
+use crate::codec::signature::PublicKey;
 use crate::codec::store_path::StoreDir;
 use crate::limits::{
     CACHE_LEN_MIN, CACHE_LEVEL_DEFAULT, CACHE_LEVEL_MAX, DRAIN_TIMEOUT_DEFAULT_S, PORT_DEFAULT,
-    PRIORITY_DEFAULT, PRIORITY_MAX, SCRUB_RATE_DEFAULT, WORKERS_MAX,
+    PRIORITY_DEFAULT, PRIORITY_MAX, SCRUB_RATE_DEFAULT, UPLOAD_LEN_MAX_DEFAULT, UPLOAD_LEN_MAX_MIN,
+    WORKERS_MAX,
 };
-use crate::server::config::{ListenAddress, NarCacheConfig};
+use crate::server::config::{AccessConfig, ListenAddress, NarCacheConfig};
 
 /// What is wanted, complete but for what only the machine can tell.
 #[derive(Debug, PartialEq)]
@@ -35,6 +37,10 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// `None` when there is no live store, or nobody said where.
     pub nar_cache: Option<NarCacheConfig>,
+    /// What may be uploaded into the first of the directories; `None` when nobody may upload, or there is none.
+    pub uploads: Option<UploadBounds>,
+    /// Who may do what.
+    pub access: AccessConfig,
     /// As typed.
     pub capabilities_off: Vec<String>,
     /// As typed.
@@ -50,6 +56,17 @@ pub struct StoreSettings {
     pub database: Option<PathBuf>,
     /// The folder of build logs.
     pub log_dir: Option<PathBuf>,
+}
+
+/// What may be uploaded.
+#[derive(Debug, PartialEq)]
+pub struct UploadBounds {
+    /// One of these must have signed a path; may be empty.
+    pub required_keys: Vec<PublicKey>,
+    /// Longest file, and longest NAR; at least [`UPLOAD_LEN_MAX_MIN`]. Bytes.
+    pub len_max: u64,
+    /// What stays free on the file system. Bytes.
+    pub free_min: Option<u64>,
 }
 
 /// Settings that contradict each other or ask for the impossible.
@@ -81,6 +98,38 @@ pub enum SettingsError {
          --cache-policy off"
     )]
     CacheSize(u64),
+    /// Uploads are allowed, and there is no place for them.
+    #[error(
+        "{flag} needs a directory that uploads are written to, and only the live store is served: name one (narwire serve DIR {flag} …)"
+    )]
+    NoUploadDirectory {
+        /// As typed on a command line.
+        flag: &'static str,
+    },
+    /// A setting of uploads is given, and nobody may upload.
+    #[error(
+        "{flag} is about uploads, and nobody may upload: leave it out, or say who may with --upload-token-file FILE or \
+         --allow-anonymous-upload"
+    )]
+    NoUploads {
+        /// As typed on a command line.
+        flag: &'static str,
+    },
+    /// Nobody could read.
+    #[error(
+        "--private without tokens would let nobody read: add --upload-token-file FILE (narwire token create --file FILE \
+         --name NAME --scope read makes it)"
+    )]
+    PrivateWithoutTokens,
+    /// Nothing would ask for a token.
+    #[error(
+        "--allow-anonymous-upload lets everybody upload, and no token of --upload-token-file would be asked for: leave out one \
+         of them, or add --private so that reading needs a token"
+    )]
+    TokensWithoutUse,
+    /// Below [`UPLOAD_LEN_MAX_MIN`].
+    #[error("upload-max-size must be at least 64K, not {0} bytes: add the unit, such as {0}G")]
+    UploadMaxSize(u64),
     /// Not from 1 to [`WORKERS_MAX`].
     #[error("workers must be from 1 to {WORKERS_MAX}, not {0}")]
     Workers(usize),
@@ -119,6 +168,8 @@ impl Settings {
                 None => (false, None),
             }
         };
+        let access = access(&typed)?;
+        let uploads = uploads(&typed)?;
         let listen = if typed.listen.is_empty() {
             vec![ListenAddress::everywhere(typed.port.unwrap_or(PORT_DEFAULT))]
         } else {
@@ -141,6 +192,8 @@ impl Settings {
                 typed.drain_timeout.map_or(DRAIN_TIMEOUT_DEFAULT_S, u64::from),
             ),
             nar_cache,
+            uploads,
+            access,
             capabilities_off: typed.without,
             fault: typed.fault,
         })
@@ -174,6 +227,48 @@ fn nar_cache(typed: &ServeArguments) -> Result<Option<NarCacheConfig>, SettingsE
     Ok(Some(NarCacheConfig { directory, fill }))
 }
 
+/// Who may do what.
+fn access(typed: &ServeArguments) -> Result<AccessConfig, SettingsError> {
+    match (&typed.upload_token_file, typed.allow_anonymous_upload, typed.private) {
+        (None, _, true) => Err(SettingsError::PrivateWithoutTokens),
+        (Some(_), true, false) => Err(SettingsError::TokensWithoutUse),
+        (token_file, is_upload_anonymous, is_private) => {
+            Ok(AccessConfig { token_file: token_file.clone(), is_upload_anonymous, is_private })
+        }
+    }
+}
+
+/// What may be uploaded, if anybody may upload and there is a place for it.
+fn uploads(typed: &ServeArguments) -> Result<Option<UploadBounds>, SettingsError> {
+    let allowed_by = match (&typed.upload_token_file, typed.allow_anonymous_upload) {
+        (_, true) => Some("--allow-anonymous-upload"),
+        (Some(_), false) => Some("--upload-token-file"),
+        (None, false) => None,
+    };
+    let flag = typed.of_uploads();
+    match allowed_by {
+        None => return flag.map_or(Ok(None), |flag| Err(SettingsError::NoUploads { flag })),
+        Some(allowed_by) if typed.directories.is_empty() => {
+            // The tokens of a private live store are for reading.
+            let is_for_reading = typed.private && !typed.allow_anonymous_upload;
+            return match flag {
+                None if is_for_reading => Ok(None),
+                flag => Err(SettingsError::NoUploadDirectory { flag: flag.unwrap_or(allowed_by) }),
+            };
+        }
+        Some(_) => {}
+    }
+    let len_max = typed.upload_max_size.map_or(UPLOAD_LEN_MAX_DEFAULT, |size| size.0);
+    if len_max < UPLOAD_LEN_MAX_MIN {
+        return Err(SettingsError::UploadMaxSize(len_max));
+    }
+    Ok(Some(UploadBounds {
+        required_keys: typed.require_signature.clone(),
+        len_max,
+        free_min: typed.upload_min_free.map(|size| size.0),
+    }))
+}
+
 impl ServeArguments {
     /// The first flag that says where the live store is.
     fn of_live_store(&self) -> Option<&'static str> {
@@ -191,6 +286,16 @@ impl ServeArguments {
             ("--cache-size", self.cache_size.is_some()),
             ("--cache-min-free", self.cache_min_free.is_some()),
             ("--scrub-rate", self.scrub_rate.is_some()),
+        ];
+        given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+    }
+
+    /// The first flag that says what may be uploaded.
+    fn of_uploads(&self) -> Option<&'static str> {
+        let given = [
+            ("--require-signature", !self.require_signature.is_empty()),
+            ("--upload-max-size", self.upload_max_size.is_some()),
+            ("--upload-min-free", self.upload_min_free.is_some()),
         ];
         given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
     }
@@ -221,18 +326,24 @@ impl ServeArguments {
             cache_size: self.cache_size.or(lower.cache_size),
             cache_min_free: self.cache_min_free.or(lower.cache_min_free),
             scrub_rate: self.scrub_rate.or(lower.scrub_rate),
+            upload_token_file: self.upload_token_file.or(lower.upload_token_file),
+            allow_anonymous_upload: self.allow_anonymous_upload || lower.allow_anonymous_upload,
+            private: self.private || lower.private,
+            require_signature: first_list(self.require_signature, lower.require_signature),
+            upload_max_size: self.upload_max_size.or(lower.upload_max_size),
+            upload_min_free: self.upload_min_free.or(lower.upload_min_free),
             config: self.config.or(lower.config),
             without: first_list(self.without, lower.without),
             fault: self.fault.or(lower.fault),
         }
     }
 
-    /// Makes relative paths relative to `folder`. A key file named without a slash is a credential of the service
+    /// Makes relative paths relative to `folder`. A file of keys or tokens named without a slash is a credential of the service
     /// when there is a directory of those, wherever the name was written.
     #[must_use]
     pub fn with_paths_from(self, folder: &Path, credentials_directory: Option<&Path>) -> Self {
         let resolve = |path: PathBuf| folder.join(path);
-        let resolve_key = |path: PathBuf| match credentials_directory {
+        let resolve_secret = |path: PathBuf| match credentials_directory {
             Some(credentials) if is_bare_name(&path) => credentials.join(path),
             _ => folder.join(path),
         };
@@ -247,7 +358,8 @@ impl ServeArguments {
             db: self.db.map(resolve),
             log_dir: self.log_dir.map(resolve),
             cache_dir: self.cache_dir.map(resolve),
-            secret_key_file: self.secret_key_file.into_iter().map(resolve_key).collect(),
+            secret_key_file: self.secret_key_file.into_iter().map(resolve_secret).collect(),
+            upload_token_file: self.upload_token_file.map(resolve_secret),
             ..self
         }
     }
@@ -290,6 +402,8 @@ mod tests {
             workers: None,
             drain_timeout: Duration::from_mins(1),
             nar_cache: None,
+            uploads: None,
+            access: AccessConfig::default(),
             capabilities_off: Vec::new(),
             fault: None,
         };
@@ -428,6 +542,89 @@ mod tests {
         assert!(merge(&[&with_store, &service_cache_dir("/c")]).nar_cache.is_some());
     }
 
+    const KEY: &str = "cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c=";
+
+    fn directory() -> ServeArguments {
+        ServeArguments { directories: vec!["d".into()], ..nothing() }
+    }
+
+    fn tokens() -> ServeArguments {
+        ServeArguments { upload_token_file: Some("/t".into()), ..nothing() }
+    }
+
+    fn anonymous() -> ServeArguments {
+        ServeArguments { allow_anonymous_upload: true, ..nothing() }
+    }
+
+    fn private() -> ServeArguments {
+        ServeArguments { private: true, ..nothing() }
+    }
+
+    #[test]
+    fn who_may_upload_and_read() {
+        use SettingsError::{NoUploadDirectory, PrivateWithoutTokens, TokensWithoutUse};
+        let no_directory = |flag| Err(NoUploadDirectory { flag });
+        let (by_token, by_all) = ("--upload-token-file", "--allow-anonymous-upload");
+        // Whether uploads are taken when a directory is served, and when only the live store is.
+        for (layers, with_directory, without) in [
+            (vec![], Ok(false), Ok(false)),
+            (vec![tokens()], Ok(true), no_directory(by_token)),
+            (vec![anonymous()], Ok(true), no_directory(by_all)),
+            (vec![private()], Err(PrivateWithoutTokens), Err(PrivateWithoutTokens)),
+            (vec![private(), anonymous()], Err(PrivateWithoutTokens), Err(PrivateWithoutTokens)),
+            (vec![private(), tokens()], Ok(true), Ok(false)),
+            (vec![tokens(), anonymous()], Err(TokensWithoutUse), Err(TokensWithoutUse)),
+            (vec![private(), tokens(), anonymous()], Ok(true), no_directory(by_all)),
+        ] {
+            let expected_access = AccessConfig {
+                token_file: layers.iter().find_map(|layer| layer.upload_token_file.clone()),
+                is_upload_anonymous: layers.iter().any(|layer| layer.allow_anonymous_upload),
+                is_private: layers.iter().any(|layer| layer.private),
+            };
+            for (place, expected) in [(directory(), with_directory), (nothing(), without)] {
+                let merged = Settings::merge(layers.iter().cloned().chain([place]));
+                if let Ok(settings) = &merged {
+                    assert_eq!(settings.access, expected_access);
+                }
+                assert_eq!(merged.map(|settings| settings.uploads.is_some()), expected, "{layers:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn uploads_need_no_more_than_to_be_allowed() {
+        let expected = UploadBounds { required_keys: Vec::new(), len_max: 32 << 30, free_min: None };
+        assert_eq!(merge(&[&directory(), &tokens()]).uploads, Some(expected));
+        let bounds = ServeArguments {
+            require_signature: vec![KEY.parse().unwrap()],
+            upload_max_size: Some(Size(1 << 20)),
+            upload_min_free: Some(Size(0)),
+            ..nothing()
+        };
+        let expected =
+            UploadBounds { required_keys: vec![KEY.parse().unwrap()], len_max: 1 << 20, free_min: Some(0) };
+        assert_eq!(merge(&[&directory(), &bounds, &anonymous()]).uploads, Some(expected));
+    }
+
+    #[test]
+    fn bounds_of_uploads_that_nobody_may_make_are_refused() {
+        for (flag, bound) in [
+            (
+                "--require-signature",
+                ServeArguments { require_signature: vec![KEY.parse().unwrap()], ..nothing() },
+            ),
+            ("--upload-max-size", ServeArguments { upload_max_size: Some(Size(1 << 20)), ..nothing() }),
+            ("--upload-min-free", ServeArguments { upload_min_free: Some(Size(1)), ..nothing() }),
+        ] {
+            let refused = |layers: [ServeArguments; 3]| Settings::merge(layers).unwrap_err();
+            assert_eq!(refused([directory(), bound.clone(), nothing()]), SettingsError::NoUploads { flag });
+            assert_eq!(
+                refused([private(), tokens(), bound.clone()]),
+                SettingsError::NoUploadDirectory { flag }
+            );
+        }
+    }
+
     #[test]
     fn numbers_out_of_bounds_are_refused() {
         for workers in [0, WORKERS_MAX + 1] {
@@ -442,15 +639,18 @@ mod tests {
         assert_eq!(Settings::merge([arguments]), Err(SettingsError::CacheSize(10)));
         let arguments = ServeArguments { priority: Some(PRIORITY_MAX + 1), ..nothing() };
         assert_eq!(Settings::merge([arguments]), Err(SettingsError::Priority(PRIORITY_MAX + 1)));
+        let arguments = ServeArguments { upload_max_size: Some(Size(32)), ..directory() };
+        assert_eq!(Settings::merge([arguments, anonymous()]), Err(SettingsError::UploadMaxSize(32)));
     }
 
     #[test]
-    fn bare_key_names_are_credentials_and_other_paths_belong_to_their_folder() {
+    fn bare_names_of_secrets_are_credentials_and_other_paths_belong_to_their_folder() {
         let arguments = ServeArguments {
             directories: vec!["cache".into(), "/srv".into()],
             listen: vec![address("unix:socket"), address("127.0.0.1:1")],
             secret_key_file: ["key", "./key", "/key"].map(PathBuf::from).to_vec(),
             cache_dir: Some("nars".into()),
+            upload_token_file: Some("tokens".into()),
             ..nothing()
         };
         let resolved =
@@ -461,9 +661,11 @@ mod tests {
         assert_eq!(service.secret_key_file, expected);
         assert_eq!(service.directories, ["/etc/narwire/cache", "/srv"].map(PathBuf::from));
         assert_eq!(service.cache_dir, Some("/etc/narwire/nars".into()));
+        assert_eq!(service.upload_token_file, Some("/run/credentials/tokens".into()));
         assert_eq!(service.listen, [address("unix:/etc/narwire/socket"), address("127.0.0.1:1")]);
 
         let expected = ["/etc/narwire/key", "/etc/narwire/./key", "/key"].map(PathBuf::from);
         assert_eq!(resolved(None).secret_key_file, expected);
+        assert_eq!(resolved(None).upload_token_file, Some("/etc/narwire/tokens".into()));
     }
 }

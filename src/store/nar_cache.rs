@@ -231,6 +231,11 @@ impl CacheFolder {
         }
     }
 
+    /// Whether the directory at `path` is a NAR cache, of whatever store.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(OWN_NAME).exists()
+    }
+
     /// Opens the cache at `path` while another process may have it. Of all changes only [`CacheFolder::quarantine`] is then possible,
     /// and it only moves the file away: the process that has the cache finds it missing.
     pub fn open_beside(path: &Path, store_dir: &StoreDir) -> Result<Self, CacheFolderError> {
