@@ -97,6 +97,32 @@ impl NarInfo {
 }
 
 impl Compression {
+    /// What Nix puts behind `.nar` in the name of a file that is compressed like this: for some nothing, as if it were flat
+    /// (`src/libstore/binary-cache-store.cc`).
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Br => ".br",
+            Self::Bzip2 => ".bz2",
+            Self::Lz4 => ".lz4",
+            Self::Lzip => ".lzip",
+            Self::Xz => ".xz",
+            Self::Zstd => ".zst",
+            Self::None
+            | Self::Compress
+            | Self::Grzip
+            | Self::Gzip
+            | Self::Lrzip
+            | Self::Lzma
+            | Self::Lzop => "",
+        }
+    }
+
+    /// The compression by what stands behind `.nar`. Without anything it is none, as far as the name says.
+    pub fn of_suffix(suffix: &str) -> Option<Self> {
+        // The first one, which is none, is the first one without a suffix.
+        Self::ALL.into_iter().find(|compression| compression.suffix() == suffix)
+    }
+
     const ALL: [Self; 13] = [
         Self::None,
         Self::Br,

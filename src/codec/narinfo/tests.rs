@@ -148,6 +148,18 @@ fn unknown_fields_are_skipped() {
 }
 
 #[test]
+fn what_stands_behind_nar_says_the_compression_where_nix_lets_it() {
+    for suffix in [".br", ".bz2", ".lz4", ".lzip", ".xz", ".zst"] {
+        assert_eq!(Compression::of_suffix(suffix).unwrap().suffix(), suffix);
+    }
+    assert_eq!(Compression::of_suffix(""), Some(Compression::None));
+    assert_eq!(Compression::Gzip.suffix(), "");
+    for suffix in [".gz", ".zstd", "xz", ".", ".xz.xz"] {
+        assert_eq!(Compression::of_suffix(suffix), None, "{suffix:?}");
+    }
+}
+
+#[test]
 fn compression_absent_or_empty_is_bzip2() {
     assert_eq!(with_line("Compression", "").unwrap().compression, Compression::Bzip2);
     assert_eq!(with_line("Compression", "Compression: \n").unwrap().compression, Compression::Bzip2);
