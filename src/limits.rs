@@ -221,6 +221,24 @@ pub const CACHE_INFO_LEN_MAX: u64 = 64 * 1024;
 pub const SMALL_FILES_MEAN_LEN: u64 = SENDFILE_LEN_MIN;
 /// How long to wait before opening a NAR cache is tried again.
 pub const CACHE_OPEN_INTERVAL: Duration = Duration::from_secs(5);
+/// NARs and exports that are uploaded at once, divided among the workers. Each takes two pieces of its body and what its coding
+/// needs to be looked into, and a descriptor or two.
+pub const UPLOADS_MAX: usize = 64;
+/// A worker has at least so many of these places, however many workers there are.
+pub const UPLOADS_PER_WORKER_MIN: usize = 2;
+/// Everything else that is uploaded at once, divided among the workers: short texts, which never wait for a NAR.
+pub const SHORT_UPLOADS_MAX: usize = 256;
+/// A worker has at least so many of these places.
+pub const SHORT_UPLOADS_PER_WORKER_MIN: usize = 8;
+/// Uploads that wait for a place; more are answered 503. Nothing of them is read meanwhile. Nix before 2.33 cannot send a body a
+/// second time, and sends a short one without asking, so it is better to let it wait than to send it away. Per worker and kind.
+pub const UPLOADS_WAITING_MAX: usize = 128;
+/// Threads that look into what is uploaded, and bring it to the disk; most of the time they wait for that.
+pub const UPLOAD_THREADS: usize = 16;
+/// How far these stand back: as far as walks do, for the same reason.
+pub const UPLOAD_NICE: i32 = WALK_NICE;
+/// Longest reason that is given for a refusal: Nix shows no body of 1 KiB or more. Bytes.
+pub const REASON_LEN_MAX: usize = 1000;
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn` (4096 as well since
 /// Linux 5.4). A closure download opens 25 connections at once per client.
 pub const LISTEN_BACKLOG: i32 = 4096;

@@ -160,6 +160,18 @@ impl SharedStore {
         Ok(Known { stamp, path: Some(path), seen: Cell::new(view.seen) })
     }
 
+    /// Whether a path is served. Damage is as good as absence.
+    pub fn has(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
+        let database = toolbox.database(self.index, &self.places)?;
+        let info = match database.path_info(path.hash_part()) {
+            Ok(Some(info)) if info.path == *path => info,
+            Ok(_) | Err(StoreError::Damaged { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let nar = (info.path.hash_part(), info.nar_hash);
+        Ok(!self.nar_cache.as_ref().is_some_and(|cache| cache.view(&nar).seen.is_damaged))
+    }
+
     /// The `.ls` of a path.
     pub fn listing(&self, path: &KnownPath) -> Result<Option<Made>, Failure> {
         let root = walk::open_root(&self.places, &path.store_path());

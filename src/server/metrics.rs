@@ -15,6 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 use super::nar_cache::{NarCache, Status};
+use super::uploads::UploadCounts;
 use crate::background::State;
 
 /// The media type of [`Metrics::text`].
@@ -28,9 +29,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of a process with this NAR cache.
-    pub fn new(nar_cache: Option<Arc<NarCache>>) -> Self {
-        Self::of(move || nar_cache.as_ref().map(|cache| cache.status()))
+    /// Metrics of a process with this NAR cache, which takes uploads.
+    pub fn new(nar_cache: Option<Arc<NarCache>>, uploads: Option<Arc<UploadCounts>>) -> Self {
+        let mut metrics = Self::of(move || nar_cache.as_ref().map(|cache| cache.status()));
+        if let Some(counts) = uploads {
+            metrics.registry.register_collector(Box::new(UploadMetrics(counts)));
+        }
+        metrics
     }
 
     /// `nar_cache` is asked at each scrape.
@@ -124,6 +129,24 @@ impl Collector for NarCacheMetrics {
     }
 }
 
+/// Reads the counts at each scrape.
+#[derive(Debug)]
+struct UploadMetrics(Arc<UploadCounts>);
+
+impl Collector for UploadMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Uploads, by what came of them";
+        let mut uploads = encoder.encode_descriptor("uploads", help, None, MetricType::Counter)?;
+        for (result, count) in self.0.results() {
+            ConstCounter::new(count).encode(uploads.encode_family(&[("result", result)])?)?;
+        }
+        let help = "Bytes received of the bodies of uploads";
+        let received = ConstCounter::new(self.0.received_bytes());
+        received.encode(encoder.encode_descriptor("upload_bytes", help, None, MetricType::Counter)?)?;
+        gauge(&mut encoder, "uploads_under_way", "Uploads that have begun and not ended", self.0.under_way())
+    }
+}
+
 const UP: &str = "nar_cache_up";
 const UP_HELP: &str = "Whether the NAR cache does what it is to do";
 
@@ -170,7 +193,19 @@ mod tests {
             "# EOF",
         ];
         assert_eq!(lines(None), expected);
-        assert_eq!(Metrics::new(None).nar_cache(), "off");
+        assert_eq!(Metrics::new(None, None).nar_cache(), "off");
+    }
+
+    #[test]
+    fn uploads_are_counted_by_what_came_of_them_from_the_first_scrape_on() {
+        let text = Metrics::new(None, Some(Arc::default())).text();
+        for result in ["stored", "broken_off", "mismatch", "no_room", "overloaded"] {
+            let sample = format!("narwire_uploads_total{{result=\"{result}\"}} 0");
+            assert!(text.lines().any(|line| line == sample), "{sample} is not in {text}");
+        }
+        for sample in ["narwire_upload_bytes_total 0", "narwire_uploads_under_way 0"] {
+            assert!(text.lines().any(|line| line == sample), "{sample} is not in {text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! [`run`] is the life of the process. [`node`] answers requests on each worker, out of [`live_store`]s and
 //! [`directory`]s; what may wait happens on the threads of a [`plane`], for live stores in [`lookup`]. What it finds out about
-//! a path is a [`known_path`].
+//! a path is a [`known_path`]. What is [`uploads`]' business goes into one of the directories.
 
 pub mod access;
 pub mod config;
@@ -23,6 +23,7 @@ pub mod refusal;
 pub mod representation;
 pub mod request;
 pub mod systemd;
+pub mod uploads;
 
 use std::fmt::Write as _;
 use std::io;
@@ -38,7 +39,8 @@ use anyhow::Context as _;
 use rustix::fs::{Mode, OFlags};
 use tracing::{info, warn};
 
-use self::config::{Config, SourceConfig};
+use self::access::Access;
+use self::config::{AccessConfig, Config, SourceConfig};
 use self::directory::Directory;
 use self::listen::Listener;
 use self::live_store::LiveStore;
@@ -49,6 +51,7 @@ use self::nar_cache::NarCache;
 use self::node::{CacheNode, Source, Texts};
 use self::plane::{Plane, Planes};
 use self::request::Message;
+use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
 use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, WALK_NICE, WALK_THREADS};
 use crate::ring::capability::Capabilities;
@@ -57,6 +60,7 @@ use crate::ring::inbox::{Inbox, Mailbox, inbox};
 use crate::ring::reactor::{self, Peers, Reactor};
 use crate::ring::sys;
 use crate::ring::uring::Uring;
+use crate::store::upload::UploadFolder;
 
 /// Why the server is not running any more, by what the caller has to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +116,7 @@ impl Server {
             sys::no_delay(rustix::fd::AsFd::as_fd(&listener.descriptor));
         }
         let origins = open_origins(config)?;
+        let uploads = start_uploads(config, &origins)?;
         let texts = Arc::new(Texts {
             index: index_text(config).into(),
             cache_info: CacheInfo {
@@ -120,7 +125,10 @@ impl Server {
                 priority: config.priority,
             },
             stores: origins.iter().filter_map(Origin::store).collect(),
-            metrics: Metrics::new(origins.iter().find_map(Origin::nar_cache).cloned()),
+            metrics: Metrics::new(
+                origins.iter().find_map(Origin::nar_cache).cloned(),
+                uploads.as_deref().map(SharedUploads::counts),
+            ),
         });
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
@@ -152,6 +160,8 @@ impl Server {
                 },
                 origins: Arc::clone(&origins),
                 texts: Arc::clone(&texts),
+                access: config.access.clone(),
+                uploads: uploads.clone(),
                 planes: planes.clone(),
             };
             let sender = sender.clone();
@@ -249,6 +259,8 @@ struct Seed {
     peers: Peers<Message>,
     origins: Arc<Vec<Origin>>,
     texts: Arc<Texts>,
+    access: AccessConfig,
+    uploads: Option<Arc<SharedUploads>>,
     planes: Planes,
 }
 
@@ -273,7 +285,10 @@ impl Seed {
             .iter()
             .map(|origin| origin.source(&self.planes, &mailbox))
             .collect::<Result<_, _>>()?;
-        let node = CacheNode::new(sources, self.texts, self.planes, mailbox, self.index == 0);
+        let access = Access::new(self.access);
+        let uploads = self.uploads.map(|shared| Uploads::new(shared, mailbox.clone()));
+        let (planes, is_first) = (self.planes, self.index == 0);
+        let node = CacheNode::new(sources, self.texts, access, uploads, planes, mailbox, is_first);
         let driver = Uring::new(self.capabilities).context("cannot set up a ring")?;
         Reactor::new(driver, node, self.inbox, self.listeners, self.peers).context("cannot set up a worker")
     }
@@ -338,6 +353,20 @@ fn open_origins(config: &Config) -> anyhow::Result<Vec<Origin>> {
     config.sources.iter().enumerate().map(origin).collect()
 }
 
+/// Opens the directory that uploads are written to, if there is one.
+fn start_uploads(config: &Config, origins: &[Origin]) -> anyhow::Result<Option<Arc<SharedUploads>>> {
+    let Some(settings) = config.uploads.clone() else { return Ok(None) };
+    let is_own = |source: &SourceConfig| matches!(source, SourceConfig::Directory(path) if *path == settings.directory);
+    let others = config.sources.iter().zip(origins).filter(|(source, _)| !is_own(source));
+    let others = others.map(|(_, origin)| match origin {
+        Origin::Store { store, .. } => OtherSource::Store(Arc::clone(store)),
+        Origin::Directory(directory) => OtherSource::Directory(Arc::clone(directory)),
+    });
+    let others = others.collect();
+    let folder = UploadFolder::open(settings)?;
+    SharedUploads::start(folder, others, config.workers).map(Some).context("cannot start threads")
+}
+
 fn open_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))
@@ -362,5 +391,8 @@ fn index_text(config: &Config) -> String {
         let _ = write!(text, " --extra-trusted-public-keys '{}'", keys.join(" "));
     }
     text.push_str("\n\nor in nix.conf with extra-substituters and extra-trusted-public-keys.\n");
+    if config.uploads.is_some() {
+        text.push_str("\nPaths are uploaded with\n\n    nix copy --to http://THIS-HOST:PORT PATH\n");
+    }
     text
 }

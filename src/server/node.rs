@@ -9,18 +9,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::io::Errno;
 
+use super::access::{Access, Scope};
 use super::directory::{CacheInfoReader, Directory};
 use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
 use super::metrics::{METRICS_TYPE, Metrics};
 use super::plane::{Planes, Toolbox};
-use super::refusal::{Failure, not_found, overloaded};
+use super::refusal::{Failure, not_allowed, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
 use super::request::{Damaged, Message, Stage, Step, Wish};
+use super::uploads::Uploads;
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::http::request::Request;
-use crate::codec::http::response::{CacheControl, Fields};
+use crate::codec::http::response::CacheControl;
 use crate::codec::http::route::Route;
 use crate::codec::http::{Method, Status};
 use crate::codec::store_path::HashPart;
@@ -35,6 +37,9 @@ pub struct CacheNode {
     sources: Vec<Source>,
     pending: HashMap<ConnectionId, Pending>,
     texts: Arc<Texts>,
+    access: Access,
+    /// None where nothing is written to.
+    uploads: Option<Uploads>,
     planes: Planes,
     mailbox: Mailbox<reactor::Message<Message>>,
     /// Says whether this worker looks after what all share.
@@ -82,11 +87,24 @@ impl CacheNode {
     pub fn new(
         sources: Vec<Source>,
         texts: Arc<Texts>,
+        access: Access,
+        uploads: Option<Uploads>,
         planes: Planes,
         mailbox: Mailbox<reactor::Message<Message>>,
         is_first: bool,
     ) -> Self {
-        Self { sources, pending: HashMap::new(), texts, planes, mailbox, is_first }
+        Self { sources, pending: HashMap::new(), texts, access, uploads, planes, mailbox, is_first }
+    }
+
+    /// Answers a request that would change something.
+    fn change(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+        let Some(uploads) = &mut self.uploads else {
+            return Answer::Reply(not_allowed("GET, HEAD", "this cache is read-only\n"));
+        };
+        match self.access.check(caller, request, Scope::Write) {
+            Ok(()) => uploads.call(caller.id, request),
+            Err(reply) => Answer::Reply(reply),
+        }
     }
 
     /// Asks the sources, beginning with the one at `source`.
@@ -214,15 +232,22 @@ impl Service for CacheNode {
         match request.method {
             Method::Get | Method::Head => {}
             Method::Other => return Answer::Reply(Reply::text(Status::NotImplemented, "no such method\n")),
-            _ => {
-                let fields = Fields::new().allow("GET, HEAD");
-                let text = "this cache is read-only\n";
-                return Answer::Reply(Reply::text_with(Status::MethodNotAllowed, fields, text));
+            Method::Put | Method::Post | Method::Delete | Method::Options => {
+                return self.change(caller, request);
             }
         }
         let wish = Wish { route: Route::parse(request.target), conditions: Conditions::of(request) };
+        // A load balancer has no token.
+        if wish.route != Route::Health
+            && let Err(reply) = self.access.check(caller, request, Scope::Read)
+        {
+            return Answer::Reply(reply);
+        }
         match wish.route {
             Route::NotFound => Answer::Reply(not_found()),
+            Route::Import if self.uploads.is_some() => {
+                Answer::Reply(not_allowed(Uploads::methods(&wish.route), IMPORT_TEXT))
+            }
             Route::Index => Answer::Reply(plain(TEXT_TYPE, self.texts.index.clone(), &wish)),
             Route::Version => {
                 Answer::Reply(plain(TEXT_TYPE, concat!("narwire ", env!("CARGO_PKG_VERSION"), "\n"), &wish))
@@ -250,20 +275,26 @@ impl Service for CacheNode {
         self.settle(id, wish, source, step)
     }
 
-    fn body(&mut self, _: ConnectionId, _: Bytes) {
-        unreachable!("no body is asked for")
+    fn body(&mut self, id: ConnectionId, piece: Bytes) {
+        if let Some(uploads) = &mut self.uploads {
+            uploads.body(id, piece);
+        }
     }
 
-    fn received(&mut self, _: ConnectionId) -> Answer {
-        unreachable!("no body is asked for")
+    fn received(&mut self, id: ConnectionId) -> Answer {
+        self.uploads.as_mut().map_or_else(|| Answer::Reply(not_found()), |uploads| uploads.received(id))
     }
 
-    fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
-        unreachable!("no body is asked for")
+    fn unwritten(&mut self, id: ConnectionId, errno: Errno) -> Answer {
+        let uploads = self.uploads.as_mut();
+        uploads.map_or_else(|| Answer::Reply(not_found()), |uploads| uploads.unwritten(id, errno))
     }
 
     fn gone(&mut self, id: ConnectionId) {
         self.pending.remove(&id);
+        if let Some(uploads) = &mut self.uploads {
+            uploads.gone(id);
+        }
     }
 }
 
@@ -296,6 +327,11 @@ impl Node for CacheNode {
                 }
                 effects.resume.push(id);
             }
+            Message::Upload(news) => {
+                if let Some(uploads) = &mut self.uploads {
+                    uploads.take(news, effects);
+                }
+            }
         }
     }
 
@@ -310,6 +346,8 @@ impl Node for CacheNode {
         }
     }
 }
+
+const IMPORT_TEXT: &str = "what nix-store --export writes is posted here\n";
 
 /// A text that is made on the spot and not to be kept.
 fn plain(content_type: &'static str, text: impl Into<Bytes>, wish: &Wish) -> Reply {
@@ -346,6 +384,7 @@ mod tests {
     use crate::ring::inbox::inbox;
     use crate::ring::reactor::{Peers, Reactor};
     use crate::ring::uring::Uring;
+    use crate::server::config::AccessConfig;
     use crate::server::nar_cache::NarCache;
     use crate::server::plane::Plane;
     use crate::store::demo::DemoStore;
@@ -369,10 +408,11 @@ mod tests {
         let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone());
         let cache_info =
             CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
-        let metrics = Metrics::new(None);
+        let metrics = Metrics::new(None, None);
         let texts = Arc::new(Texts { index: Bytes::new(), cache_info, stores: Vec::new(), metrics });
         let sources = vec![Source::Store(Box::new(store))];
-        let node = CacheNode::new(sources, texts, planes, mailbox.clone(), false);
+        let access = Access::new(AccessConfig::default());
+        let node = CacheNode::new(sources, texts, access, None, planes, mailbox.clone(), false);
         let peers = Peers {
             index: 0,
             connections_max: 8,

@@ -49,7 +49,12 @@ pub struct Toolbox {
 impl Plane {
     /// Starts `threads` threads, named after `name`, that leave the machine to others as far as `nice` says.
     pub fn start(name: &str, threads: usize, nice: i32) -> io::Result<Self> {
-        let (queue, jobs) = mpsc::sync_channel(PLANE_QUEUE_LEN_MAX);
+        Self::start_for(name, threads, nice, PLANE_QUEUE_LEN_MAX)
+    }
+
+    /// The same with a queue for `jobs_max` jobs, for who knows how many there can be.
+    pub fn start_for(name: &str, threads: usize, nice: i32, jobs_max: usize) -> io::Result<Self> {
+        let (queue, jobs) = mpsc::sync_channel(jobs_max);
         let jobs = Arc::new(Mutex::new(jobs));
         for index in 0..threads {
             let jobs = Arc::clone(&jobs);

@@ -74,6 +74,11 @@ pub fn not_found() -> Reply {
     Reply { status: Status::NotFound, fields: Bytes::from_static(&FIELDS), body }
 }
 
+/// It has no such method, but these.
+pub fn not_allowed(methods: &'static str, text: &'static str) -> Reply {
+    Reply::text_with(Status::MethodNotAllowed, Fields::new().allow(methods), text)
+}
+
 /// There is no room: never 429, on which Nix 2.31 to 2.34 sleeps for a minute.
 pub fn overloaded() -> Reply {
     let fields = Fields::new().retry_after(1);

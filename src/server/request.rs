@@ -7,6 +7,7 @@ use super::live_store::Awaited;
 use super::lookup::Known;
 use super::refusal::Failure;
 use super::representation::{Conditions, Made};
+use super::uploads::News;
 use crate::codec::http::route::Route;
 use crate::codec::store_path::HashPart;
 use crate::ring::descriptor::Descriptor;
@@ -87,6 +88,8 @@ pub enum Message {
         /// What was found out about its path.
         damaged: Option<Damaged>,
     },
+    /// What has become of an upload.
+    Upload(News),
 }
 
 /// A path whose tree is not what the database says.

@@ -1,0 +1,718 @@
+//! Uploads as one worker sees them: who may begin one, where each of them is, and what its client is told.
+//!
+//! An upload rests here while its client sends; with each piece of its body it goes to a thread, which looks into it, and comes
+//! back. So a slow client keeps no thread, and no worker hashes, decompresses or asks a disk. What is refused before its body
+//! was asked for is not read at all.
+//!
+//! How many there are at once is bounded for each worker, and those that come meanwhile stand in line. No upload has more than
+//! one job at a time, so each job finds a place in the queue of the plane.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+use tracing::{debug, error, warn};
+
+use super::lookup::SharedStore;
+use super::plane::{Plane, Toolbox};
+use super::refusal::{Failure, not_allowed, not_found, overloaded};
+use super::request::Message;
+use crate::codec::hash::Sha256Digest;
+use crate::codec::http::request::{BodyLength, Request};
+use crate::codec::http::route::Route;
+use crate::codec::http::{Method, Status};
+use crate::codec::narinfo::Compression;
+use crate::codec::store_path::StorePath;
+use crate::limits::{
+    REASON_LEN_MAX, SHORT_UPLOADS_MAX, SHORT_UPLOADS_PER_WORKER_MIN, UPLOAD_NICE, UPLOAD_THREADS,
+    UPLOADS_MAX, UPLOADS_PER_WORKER_MIN, UPLOADS_WAITING_MAX,
+};
+use crate::ring::descriptor::Descriptor;
+use crate::ring::inbox::Mailbox;
+use crate::ring::op::ConnectionId;
+use crate::ring::reactor;
+use crate::ring::service::{Answer, Effects, Reply};
+use crate::store::upload::{Accepted, Refusal, Target, Upload, UploadFolder};
+use crate::store::{StoreError, is_no_room};
+
+/// What all workers share of uploads.
+pub struct SharedUploads {
+    folder: Arc<UploadFolder>,
+    others: Vec<OtherSource>,
+    plane: Plane,
+    places: Places,
+    counts: Arc<UploadCounts>,
+}
+
+/// A source that is not written to. Nix takes what any source answers for present, and does not upload it.
+pub enum OtherSource {
+    /// A live store.
+    Store(Arc<SharedStore>),
+    /// Another directory.
+    Directory(Arc<OwnedFd>),
+}
+
+/// What has become of uploads since the process began.
+#[derive(Debug, Default)]
+pub struct UploadCounts {
+    under_way: AtomicU64,
+    received_bytes: AtomicU64,
+    stored: AtomicU64,
+    broken_off: AtomicU64,
+    refused: [AtomicU64; Class::ALL.len()],
+}
+
+/// Why something is not taken, in classes: those of [`Refusal`], and one more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Malformed,
+    Mismatch,
+    Conflict,
+    Unsigned,
+    UnknownCoding,
+    TooLarge,
+    NoRoom,
+    Failed,
+    /// Too many wait already, or a database does not answer at the moment.
+    Overloaded,
+}
+
+/// Uploads at once on one worker, by kind.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    long: usize,
+    short: usize,
+}
+
+/// The uploads of one worker.
+pub struct Uploads {
+    shared: Arc<SharedUploads>,
+    mailbox: Mailbox<reactor::Message<Message>>,
+    states: HashMap<ConnectionId, State>,
+    long: Admission,
+    short: Admission,
+}
+
+/// Who may begin.
+#[derive(Debug)]
+struct Admission {
+    free_places: usize,
+    line: VecDeque<ConnectionId>,
+}
+
+/// Two kinds that do not wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A NAR, or several.
+    Long,
+    /// Anything else.
+    Short,
+}
+
+/// Where an upload is.
+enum State {
+    /// In line: there is nothing of it.
+    Waiting(Order),
+    /// With a thread, which begins it or looks at a piece.
+    Away,
+    /// Here: its client sends.
+    Resting(Kind, Box<Upload>),
+    /// With a thread, which gives it its name.
+    Finishing,
+}
+
+/// What is to be begun.
+#[derive(Debug)]
+struct Order {
+    target: Target,
+    coding: Option<Box<str>>,
+    len: Option<u64>,
+}
+
+/// What a thread says of an upload.
+#[derive(Debug)]
+pub struct News {
+    id: ConnectionId,
+    kind: Kind,
+    event: Event,
+}
+
+#[derive(Debug)]
+enum Event {
+    /// It has begun, and this is where its pieces are to be written.
+    Begun(Box<Upload>, Option<OwnedFd>),
+    /// A piece was looked at.
+    Looked(Box<Upload>),
+    /// It is in the cache.
+    Finished(Accepted),
+    /// It is not taken, and nothing is left of it.
+    Refused(Reason),
+    /// Nothing is left of one whose client has gone.
+    Dropped,
+}
+
+/// Why something is not taken.
+#[derive(Debug)]
+struct Reason {
+    class: Class,
+    text: String,
+}
+
+impl UploadCounts {
+    /// Uploads that have begun and not ended.
+    pub fn under_way(&self) -> u64 {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of their bodies.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many were stored, broken off by their clients, and refused for which reason.
+    pub fn results(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let refused = Class::ALL.into_iter().map(|class| (class.name(), &self.refused[class as usize]));
+        let counts = [("stored", &self.stored), ("broken_off", &self.broken_off)].into_iter().chain(refused);
+        counts.map(|(result, count)| (result, count.load(Ordering::Relaxed)))
+    }
+}
+
+impl Class {
+    const ALL: [Self; 9] = [
+        Self::Malformed,
+        Self::Mismatch,
+        Self::Conflict,
+        Self::Unsigned,
+        Self::UnknownCoding,
+        Self::TooLarge,
+        Self::NoRoom,
+        Self::Failed,
+        Self::Overloaded,
+    ];
+
+    /// As metrics name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Mismatch => "mismatch",
+            Self::Conflict => "conflict",
+            Self::Unsigned => "unsigned",
+            Self::UnknownCoding => "unknown_coding",
+            Self::TooLarge => "too_large",
+            Self::NoRoom => "no_room",
+            Self::Failed => "failed",
+            Self::Overloaded => "overloaded",
+        }
+    }
+
+    fn status(self) -> Status {
+        match self {
+            Self::Malformed => Status::BadRequest,
+            Self::Mismatch => Status::UnprocessableContent,
+            Self::Conflict => Status::Conflict,
+            Self::Unsigned => Status::Forbidden,
+            Self::UnknownCoding => Status::UnsupportedMediaType,
+            Self::TooLarge => Status::ContentTooLarge,
+            Self::NoRoom => Status::InsufficientStorage,
+            Self::Failed => Status::InternalServerError,
+            Self::Overloaded => Status::ServiceUnavailable,
+        }
+    }
+}
+
+impl Reason {
+    fn new(class: Class, text: impl Into<String>) -> Self {
+        Self { class, text: text.into() }
+    }
+
+    /// What is said to the client. What it cannot mend is for the log.
+    fn of(refusal: &Refusal) -> Self {
+        let class = match refusal {
+            Refusal::Malformed(_) => Class::Malformed,
+            Refusal::Mismatch(_) => Class::Mismatch,
+            Refusal::Conflict(_) => Class::Conflict,
+            Refusal::Unsigned(_) => Class::Unsigned,
+            Refusal::UnknownCoding(_) => Class::UnknownCoding,
+            Refusal::TooLarge(_) => Class::TooLarge,
+            Refusal::NoRoom(_) => Class::NoRoom,
+            Refusal::Failed(error) => {
+                return match Failure::log(error) {
+                    Failure::Busy => Self::new(Class::Overloaded, ""),
+                    Failure::Damaged | Failure::Broken => Self::failed(),
+                };
+            }
+        };
+        Self::new(class, refusal.to_string())
+    }
+
+    /// The disk has failed, which was logged.
+    fn failed() -> Self {
+        Self::new(Class::Failed, "the cache cannot be written; see its log")
+    }
+
+    fn reply(self) -> Reply {
+        if self.class == Class::Overloaded {
+            return overloaded();
+        }
+        let mut text = self.text;
+        text.truncate(text.floor_char_boundary(REASON_LEN_MAX));
+        text.push('\n');
+        Reply::text(self.class.status(), text)
+    }
+}
+
+impl SharedUploads {
+    /// Uploads into `folder` on so many workers, beside other sources. Starts the threads.
+    pub fn start(
+        folder: UploadFolder,
+        others: Vec<OtherSource>,
+        workers: usize,
+    ) -> std::io::Result<Arc<Self>> {
+        let places = Places {
+            long: (UPLOADS_MAX / workers).max(UPLOADS_PER_WORKER_MIN),
+            short: (SHORT_UPLOADS_MAX / workers).max(SHORT_UPLOADS_PER_WORKER_MIN),
+        };
+        let jobs_max = workers * (places.long + places.short);
+        let plane = Plane::start_for("upload", UPLOAD_THREADS, UPLOAD_NICE, jobs_max)?;
+        let counts = Arc::default();
+        Ok(Arc::new(Self { folder: Arc::new(folder), others, plane, places, counts }))
+    }
+
+    /// What has become of uploads.
+    pub fn counts(&self) -> Arc<UploadCounts> {
+        Arc::clone(&self.counts)
+    }
+
+    /// Whether a path that the folder does not have is served all the same.
+    fn is_served(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
+        for other in &self.others {
+            if other.has(toolbox, path)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl OtherSource {
+    fn has(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
+        match self {
+            Self::Store(store) => store.has(toolbox, path),
+            Self::Directory(directory) => {
+                let name = format!("{}.narinfo", path.hash_part());
+                match rustix::fs::statat(&**directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(status) => Ok(FileType::from_raw_mode(status.st_mode).is_file()),
+                    Err(Errno::NOENT) => Ok(false),
+                    Err(errno) => {
+                        Err(StoreError::Io { path: name.into(), operation: "examine", source: errno.into() })
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Uploads {
+    /// No uploads yet.
+    pub fn new(shared: Arc<SharedUploads>, mailbox: Mailbox<reactor::Message<Message>>) -> Self {
+        let admission = |free_places| Admission { free_places, line: VecDeque::new() };
+        let (long, short) = (admission(shared.places.long), admission(shared.places.short));
+        Self { shared, mailbox, states: HashMap::new(), long, short }
+    }
+
+    /// The methods that a resource has.
+    pub fn methods(route: &Route) -> &'static str {
+        match route {
+            Route::Import => "POST",
+            route if target_of(route).is_some_and(|target| target.is_ok()) => "GET, HEAD, PUT",
+            _ => "GET, HEAD",
+        }
+    }
+
+    /// Answers PUT and POST.
+    pub fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer {
+        let route = Route::parse(request.target);
+        let target = match (request.method, &route) {
+            (_, Route::NotFound) => return Answer::Reply(not_found()),
+            (Method::Post, Route::Import) => Some(Ok(Target::Export)),
+            (Method::Put, route) => target_of(route),
+            _ => None,
+        };
+        let target = match target {
+            None => return Answer::Reply(not_allowed(Self::methods(&route), "it cannot be uploaded\n")),
+            Some(Err(text)) => return self.refuse(Reason::new(Class::Malformed, text)),
+            Some(Ok(target)) => target,
+        };
+        let len = match request.body_length() {
+            BodyLength::Length(len) => Some(len),
+            BodyLength::Chunked => None,
+            BodyLength::None => {
+                return Answer::Reply(Reply::text(Status::LengthRequired, "an upload has a body\n"));
+            }
+        };
+        // To take it as if it had none could replace what must not be replaced.
+        if request.if_none_match.is_some() {
+            let text = "uploads with conditions are not implemented\n";
+            return Answer::Reply(Reply::text(Status::NotImplemented, text));
+        }
+        // What is no text is no coding that anybody knows either.
+        let coding = request.content_encoding.map(|coding| String::from_utf8_lossy(coding).into());
+        self.admit(id, Order { target, coding, len })
+    }
+
+    /// Begins an upload, or puts it in line.
+    fn admit(&mut self, id: ConnectionId, order: Order) -> Answer {
+        let kind = order.kind();
+        let admission = self.admission(kind);
+        if admission.free_places > 0 {
+            self.begin(id, order);
+        } else if admission.line.len() < UPLOADS_WAITING_MAX {
+            admission.line.push_back(id);
+            self.states.insert(id, State::Waiting(order));
+        } else {
+            warn!("too many uploads wait; one is refused");
+            return self.refuse(Reason::new(Class::Overloaded, ""));
+        }
+        Answer::Pending
+    }
+
+    fn begin(&mut self, id: ConnectionId, order: Order) {
+        let kind = order.kind();
+        self.admission(kind).free_places -= 1;
+        self.shared.counts.under_way.fetch_add(1, Ordering::Relaxed);
+        self.states.insert(id, State::Away);
+        let folder = Arc::clone(&self.shared.folder);
+        self.desk(id, kind).submit(move |_| {
+            let begun = folder.begin(order.target, order.coding.as_deref(), order.len);
+            let upload = match begun {
+                Ok(upload) => Box::new(upload),
+                Err(refusal) => return Event::Refused(Reason::of(&refusal)),
+            };
+            match upload.file().map(|file| file.try_clone_to_owned()).transpose() {
+                Ok(file) => Event::Begun(upload, file),
+                Err(error) => {
+                    error!("an upload cannot be received: {error}");
+                    Event::Refused(Reason::new(Class::Overloaded, ""))
+                }
+            }
+        });
+    }
+
+    /// The next piece of a body.
+    pub fn body(&mut self, id: ConnectionId, piece: Bytes) {
+        self.shared.counts.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        if let Some((kind, upload)) = self.send_away(id, State::Away) {
+            self.desk(id, kind).look_at(upload, piece);
+        }
+    }
+
+    /// The body is over.
+    pub fn received(&mut self, id: ConnectionId) -> Answer {
+        if let Some((kind, upload)) = self.send_away(id, State::Finishing) {
+            let shared = Arc::clone(&self.shared);
+            self.desk(id, kind).submit(move |toolbox| {
+                match upload.finish(&mut |path| shared.is_served(toolbox, path)) {
+                    Ok(accepted) => Event::Finished(accepted),
+                    Err(refusal) => Event::Refused(Reason::of(&refusal)),
+                }
+            });
+        }
+        Answer::Pending
+    }
+
+    /// A piece could not be written.
+    pub fn unwritten(&mut self, id: ConnectionId, errno: Errno) -> Answer {
+        error!("an upload cannot be written: {errno}");
+        // Who brings back what is away finds nobody.
+        if let Some(State::Resting(kind, upload)) = self.states.remove(&id) {
+            self.discard(id, kind, upload);
+        }
+        self.refuse(if is_no_room(&errno.into()) {
+            Reason::new(Class::NoRoom, "there is no room left on the disk of the cache")
+        } else {
+            Reason::failed()
+        })
+    }
+
+    /// A connection has gone.
+    pub fn gone(&mut self, id: ConnectionId) {
+        let Some(state) = self.states.remove(&id) else { return };
+        self.shared.counts.broken_off.fetch_add(1, Ordering::Relaxed);
+        match state {
+            State::Waiting(order) => self.admission(order.kind()).line.retain(|waiting| *waiting != id),
+            State::Resting(kind, upload) => self.discard(id, kind, upload),
+            // Who brings it back finds nobody. What is all there is kept: somebody else may want it.
+            State::Away | State::Finishing => {}
+        }
+    }
+
+    /// Takes what a thread says.
+    pub fn take(&mut self, news: News, effects: &mut Effects) {
+        let News { id, kind, event } = news;
+        match event {
+            Event::Begun(upload, file) => {
+                if self.rest(id, kind, upload) {
+                    effects.answers.push((id, Answer::Receive { file: file.map(Descriptor::from) }));
+                }
+            }
+            Event::Looked(upload) => {
+                if self.rest(id, kind, upload) {
+                    effects.resume.push(id);
+                }
+            }
+            Event::Finished(accepted) => {
+                if self.states.remove(&id).is_some() {
+                    self.shared.counts.stored.fetch_add(1, Ordering::Relaxed);
+                    let status = if accepted.is_new { Status::Created } else { Status::Ok };
+                    effects.answers.push((id, Answer::Reply(Reply::text(status, accepted.text))));
+                }
+                self.leave(kind);
+            }
+            Event::Refused(reason) => {
+                if self.states.remove(&id).is_some() {
+                    effects.answers.push((id, self.refuse(reason)));
+                }
+                self.leave(kind);
+            }
+            Event::Dropped => self.leave(kind),
+        }
+    }
+
+    /// Takes an upload back from a thread, if its client is still there.
+    fn rest(&mut self, id: ConnectionId, kind: Kind, upload: Box<Upload>) -> bool {
+        if let Some(state @ State::Away) = self.states.get_mut(&id) {
+            *state = State::Resting(kind, upload);
+            return true;
+        }
+        self.discard(id, kind, upload);
+        false
+    }
+
+    /// Takes an upload that rests here, for a thread.
+    fn send_away(&mut self, id: ConnectionId, state: State) -> Option<(Kind, Box<Upload>)> {
+        match self.states.insert(id, state)? {
+            State::Resting(kind, upload) => Some((kind, upload)),
+            State::Waiting(_) | State::Away | State::Finishing => {
+                debug_assert!(false, "a connection goes on when it is told to");
+                None
+            }
+        }
+    }
+
+    /// Has a thread drop what nobody wants any more: that removes a file.
+    fn discard(&self, id: ConnectionId, kind: Kind, upload: Box<Upload>) {
+        self.desk(id, kind).submit(move |_| {
+            drop(upload);
+            Event::Dropped
+        });
+    }
+
+    /// Gives the place of an upload of which nothing is left to the next in line.
+    fn leave(&mut self, kind: Kind) {
+        self.shared.counts.under_way.fetch_sub(1, Ordering::Relaxed);
+        let admission = self.admission(kind);
+        admission.free_places += 1;
+        let Some(id) = admission.line.pop_front() else { return };
+        if let Some(State::Waiting(order)) = self.states.remove(&id) {
+            self.begin(id, order);
+        }
+    }
+
+    fn refuse(&self, reason: Reason) -> Answer {
+        debug!("an upload is refused: {}: {}", reason.class.name(), reason.text);
+        self.shared.counts.refused[reason.class as usize].fetch_add(1, Ordering::Relaxed);
+        Answer::Reply(reason.reply())
+    }
+
+    fn admission(&mut self, kind: Kind) -> &mut Admission {
+        match kind {
+            Kind::Long => &mut self.long,
+            Kind::Short => &mut self.short,
+        }
+    }
+
+    fn desk(&self, id: ConnectionId, kind: Kind) -> Desk {
+        Desk { plane: self.shared.plane.clone(), mailbox: self.mailbox.clone(), id, kind }
+    }
+}
+
+/// Where an upload is worked at, and who is told of it.
+#[derive(Clone)]
+struct Desk {
+    plane: Plane,
+    mailbox: Mailbox<reactor::Message<Message>>,
+    id: ConnectionId,
+    kind: Kind,
+}
+
+impl Desk {
+    /// Has a thread do something, and say what came of it.
+    fn submit(self, job: impl FnOnce(&mut Toolbox) -> Event + Send + 'static) {
+        let desk = self.clone();
+        self.queue(move |toolbox| desk.say(job(toolbox)));
+    }
+
+    /// Has a piece looked at.
+    fn look_at(self, mut upload: Box<Upload>, mut piece: Bytes) {
+        let desk = self.clone();
+        self.queue(move |_| match upload.push(&mut piece) {
+            Ok(()) if piece.is_empty() => desk.say(Event::Looked(upload)),
+            // It was a long time already: who waits for a thread comes first.
+            Ok(()) => desk.look_at(upload, piece),
+            Err(refusal) => {
+                drop(upload);
+                desk.say(Event::Refused(Reason::of(&refusal)));
+            }
+        });
+    }
+
+    fn queue(&self, job: impl FnOnce(&mut Toolbox) + Send + 'static) {
+        if self.plane.submit(job).is_err() {
+            debug_assert!(false, "there is a place in the queue for each upload");
+            self.say(Event::Refused(Reason::new(Class::Overloaded, "")));
+        }
+    }
+
+    fn say(&self, event: Event) {
+        let news = News { id: self.id, kind: self.kind, event };
+        // To a worker that has ended nothing matters any more.
+        let _ = self.mailbox.send(reactor::Message::Node(Message::Upload(news)));
+    }
+}
+
+impl Order {
+    fn kind(&self) -> Kind {
+        match self.target {
+            Target::Nar { .. } | Target::Export => Kind::Long,
+            Target::CacheInfo
+            | Target::NarInfo(_)
+            | Target::Listing(_)
+            | Target::Log(_)
+            | Target::Realisation(_)
+            | Target::BuildTrace { .. }
+            | Target::DebugInfo { .. } => Kind::Short,
+        }
+    }
+}
+
+/// What is uploaded with PUT to a route, or what is wrong with its name. `None` where nothing can be.
+fn target_of(route: &Route) -> Option<Result<Target, &'static str>> {
+    let target = match route {
+        Route::CacheInfo => Target::CacheInfo,
+        Route::NarInfo(hash_part) => Target::NarInfo(*hash_part),
+        Route::Listing(hash_part) => Target::Listing(*hash_part),
+        Route::Nar(_) => return Some(Err(NAR_NAMES)),
+        Route::NarFile(name) => return Some(nar_target(name.as_str()).ok_or(NAR_NAMES)),
+        Route::Log(derivation) => Target::Log(derivation.clone()),
+        Route::Realisation(id) => Target::Realisation(id.clone()),
+        Route::BuildTrace { derivation, output } => {
+            Target::BuildTrace { derivation: derivation.clone(), output: output.clone() }
+        }
+        Route::DebugInfo { build_id, has_suffix } => {
+            Target::DebugInfo { build_id: *build_id, has_suffix: *has_suffix }
+        }
+        Route::Index | Route::Import | Route::Version | Route::Health | Route::Metrics | Route::NotFound => {
+            return None;
+        }
+    };
+    Some(Ok(target))
+}
+
+const NAR_NAMES: &str = "a NAR is uploaded as nar/HASH.nar, with .xz, .bz2, .zst or .br behind it if it is compressed like that, where \
+    HASH is the SHA-256 of the file in 52 base-32 digits";
+
+/// What a file in `nar/` is by its name: the hash of the file, and how it is compressed.
+fn nar_target(name: &str) -> Option<Target> {
+    let (stem, suffix) = name.strip_prefix("nar/")?.split_once(".nar")?;
+    let file_hash = Sha256Digest::from_nix32(stem.as_bytes())?;
+    let compression = Compression::of_suffix(suffix)?;
+    Some(Target::Nar { file_hash, compression })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::service::ReplyBody;
+
+    const OUT: &str = "0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz";
+    const HASH: &str = "0r5q1kfn4s2ay6y8wk2sd1mp6hkrlgpzqdl4hqq0rqsdhn9k3zlj";
+    const HEX: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+    const BUILD_ID: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn route(target: &str) -> Route {
+        let target = target.replace("OUT", OUT).replace("HASH", HASH).replace("HEX", HEX);
+        Route::parse(target.replace("ID", BUILD_ID).as_bytes())
+    }
+
+    #[test]
+    fn whatever_nix_writes_into_a_cache_can_be_uploaded() {
+        for target in [
+            "/nix-cache-info",
+            "/OUT.narinfo",
+            "/OUT.ls",
+            "/nar/HASH.nar",
+            "/nar/HASH.nar.xz",
+            "/nar/HASH.nar.bz2",
+            "/nar/HASH.nar.zst",
+            "/nar/HASH.nar.br",
+            "/nar/HASH.nar.lzip",
+            "/nar/HASH.nar.lz4",
+            "/log/OUT-x.drv",
+            "/realisations/sha256:HEX!out.doi",
+            "/realisations/sha256:HEX%21out.doi",
+            "/build-trace-v2/OUT-x.drv/out.doi",
+            "/debuginfo/ID.debug",
+            "/debuginfo/ID",
+        ] {
+            let route = route(target);
+            assert!(matches!(target_of(&route), Some(Ok(_))), "{target}: {:?}", target_of(&route));
+            assert_eq!(Uploads::methods(&route), "GET, HEAD, PUT");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_nar_says_its_hash_and_its_compression() {
+        let file_hash = Sha256Digest::from_nix32(HASH.as_bytes()).unwrap();
+        for (suffix, compression) in
+            [("", Compression::None), (".xz", Compression::Xz), (".zst", Compression::Zstd)]
+        {
+            let target = target_of(&route(&format!("/nar/HASH.nar{suffix}")));
+            assert_eq!(target, Some(Ok(Target::Nar { file_hash, compression })));
+        }
+        for target in [
+            "/nar/OUT.nar",
+            "/nar/OUT-HASH.nar",
+            "/nar/HASH.nar?hash=OUT",
+            "/nar/HASH",
+            "/nar/HASH.nar.",
+            "/nar/HASH.nar.zst.zst",
+            "/nar/HASH.nar.nar",
+            "/nar/HASH.nar.exe",
+            "/nar/xHASH.nar",
+            "/nar/x.nar.zst",
+        ] {
+            assert_eq!(target_of(&route(target)), Some(Err(NAR_NAMES)), "{target}");
+            assert_eq!(Uploads::methods(&route(target)), "GET, HEAD");
+        }
+    }
+
+    #[test]
+    fn nothing_else_can_be_uploaded() {
+        for target in ["/", "/version", "/health", "/metrics", "/import", "/nar/../x", "/nar/.x", "/x/y"] {
+            assert_eq!(target_of(&route(target)), None, "{target}");
+        }
+        assert_eq!(Uploads::methods(&Route::Import), "POST");
+    }
+
+    #[test]
+    fn reasons_are_short_enough_for_nix_to_show_them() {
+        let reply = Reason::new(Class::Malformed, "ä".repeat(REASON_LEN_MAX)).reply();
+        let ReplyBody::Bytes(text) = reply.body else { panic!("a text") };
+        assert_eq!((reply.status, text.len()), (Status::BadRequest, REASON_LEN_MAX + 1));
+        assert!(str::from_utf8(&text).unwrap().ends_with("ä\n"));
+    }
+}
