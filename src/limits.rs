@@ -87,10 +87,6 @@ pub const INLINE_BODY_LEN_MAX: usize = 32 * 1024;
 /// Requests received while others are answered, before the connection is no longer read. Bytes.
 pub const INPUT_LEN_MAX: usize = 32 * 1024;
 
-/// Most of a request's body that is handed over at once: a piece lies in one buffer, and while it is looked at and written
-/// another one fills. Bytes.
-pub const INTAKE_PIECE_LEN_BYTES: usize = 256 * 1024;
-
 const _: () = assert!(
     SENDFILE_LEN_MIN
         < (PACK_BUFFER_LEN_BYTES - ANSWERS_WAITING_LEN_MAX - INLINE_BODY_LEN_MAX - ANSWER_BUFFER_LEN_BYTES)
@@ -100,6 +96,17 @@ const _: () = assert!(
 const _: () = assert!(PACK_FILES_MAX <= 256, "a packed token has eight bits for the file's index");
 const _: () = assert!(HEAD_LEN_MAX <= INPUT_LEN_MAX, "the longest head can be waited for");
 
+// Receiving.
+
+/// Most of a request's body that is handed over at once: a piece lies in one buffer, and while it is looked at and written
+/// another one fills. Bytes.
+pub const INTAKE_PIECE_LEN_BYTES: usize = 256 * 1024;
+/// Buffers for them that are in use at once; further connections wait for one, and do not receive. Per worker: 16 MiB.
+pub const INTAKE_BUFFERS_MAX: usize = 64;
+/// A body that has still at least this much to come is received straight into these buffers; a shorter one comes as requests do,
+/// [`RECEIVE_BUFFER_LEN_BYTES`] at a time, which saves telling the kernel so twice. Bytes.
+pub const INTAKE_DIRECT_LEN_MIN: u64 = 64 * 1024;
+
 // Time.
 
 /// A connection without a request is closed after this time. Nix keeps idle connections for up to 118 s. Seconds.
@@ -108,10 +115,14 @@ pub const IDLE_TIMEOUT_S: u64 = 150;
 pub const HEAD_TIMEOUT_S: u64 = 15;
 /// A peer that takes not one byte for this long is gone. Nix may stop reading for five minutes. Seconds.
 pub const PROGRESS_TIMEOUT_S: u64 = 600;
+/// A body of which not one byte comes for this long is given up. Time in which nobody here would take a byte does not count. Seconds.
+pub const RECEIVE_TIMEOUT_S: u64 = 120;
 /// How long a closing connection still reads, so that the peer sees the answer and not a reset. Seconds.
 pub const LINGER_TIMEOUT_S: u64 = 2;
-/// How much a closing connection still reads. Bytes.
-pub const LINGER_LEN_MAX: usize = 256 * 1024;
+/// How much a closing connection still reads. Bytes; curl sends up to 1 MiB without asking, and in the middle of a longer body
+/// there may be 4 MiB in the client's kernel and 6 MiB in ours (the limits of `tcp_wmem` and `tcp_rmem`). A peer that is still
+/// writing when its bytes are refused sees a reset and not the answer.
+pub const LINGER_LEN_MAX: usize = 16 * 1024 * 1024;
 
 const _: () =
     assert!(IDLE_TIMEOUT_S > 120, "a client that uses an idle connection again must not find it closed");

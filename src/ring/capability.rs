@@ -178,12 +178,13 @@ impl Capabilities {
 }
 
 /// What there is no other way for; all of it is in Linux 5.6 and later.
-const NEEDED: [(u8, &str); 7] = [
+const NEEDED: [(u8, &str); 8] = [
     (opcode::Accept::CODE, "accept"),
     (opcode::Recv::CODE, "recv"),
     (opcode::Send::CODE, "send"),
     (opcode::PollAdd::CODE, "poll"),
     (opcode::Read::CODE, "read"),
+    (opcode::Write::CODE, "write"),
     (opcode::OpenAt2::CODE, "openat2"),
     (opcode::AsyncCancel::CODE, "cancel"),
 ];

@@ -1,6 +1,7 @@
 //! A connection: a state machine between operations and a service. It makes no system call.
 //!
-//! Two things go on side by side: requests are received (`receiving`) and answered one after another (`exchange`).
+//! Two things go on side by side: requests are received (`receiving`) and answered one after another (`exchange`). The body of
+//! a request is received only when the service asks for it, and then it is a part of answering ([`super::intake`]).
 //! Every event ends with the operations that follow from it in [`Context::submissions`].
 //!
 //! # Closing
@@ -16,16 +17,17 @@ use rustix::io::Errno;
 
 use super::body::{Body, BytesBody};
 use super::descriptor::Descriptor;
+use super::intake::{self, Intake};
 use super::op::{ConnectionId, Op, Outcome, Purpose, Submission, Token};
 use super::pool::Pool;
 use super::service::{Answer, Caller, Reply, ReplyBody, Service};
 use super::transfer::{Extent, Progress, Tools, Transfer};
 use crate::codec::http::request::{self, BodyLength, Parsed};
-use crate::codec::http::response::{CHUNKED_HEAD_END, Content, Persistence, write_head_start};
+use crate::codec::http::response::{CHUNKED_HEAD_END, CONTINUE, Content, Persistence, write_head_start};
 use crate::codec::http::{Method, Status, Version};
 use crate::limits::{
     ANSWERS_WAITING_LEN_MAX, HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INLINE_BODY_LEN_MAX, INPUT_LEN_MAX,
-    LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S,
+    LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S, RECEIVE_TIMEOUT_S,
 };
 
 /// One peer.
@@ -35,7 +37,7 @@ pub struct Connection {
     /// Operations that have not completed.
     in_flight: usize,
     receiving: Receiving,
-    /// Bytes received and not yet understood, starting with a request head.
+    /// Bytes received and not yet understood, starting with a request head, or with the rest of a body.
     input: Vec<u8>,
     /// How much of `input` holds no end of a head. `scanned_len <= input.len()`
     scanned_len: usize,
@@ -57,7 +59,9 @@ enum Receiving {
     Paused,
     /// Data is welcome.
     Armed,
-    /// Too much has come; the kernel was asked to stop.
+    /// The body of a request is welcome, straight into a buffer.
+    Direct,
+    /// Too much has come, or the rest is to come another way; the kernel was asked to stop.
     Stopping,
     /// The peer has ended its side.
     Ended,
@@ -69,6 +73,8 @@ enum Exchange {
     Head,
     /// The service is at work.
     Asked(Asked),
+    /// The service gets the body of the request.
+    TakingIn(Asked, Intake),
     /// A body is sent.
     Streaming(Transfer),
     /// Our side is shut; what the peer still says is read and dropped, so that it sees the last answer and no reset.
@@ -82,6 +88,11 @@ enum Exchange {
 struct Asked {
     method: Method,
     version: Version,
+    /// The body, until it was asked for.
+    unread: BodyLength,
+    expects_continue: bool,
+    /// Whether nothing can follow the answer, because the body was not read to its end, or a part of it is still being written.
+    is_last: bool,
 }
 
 /// How to part.
@@ -147,6 +158,7 @@ impl Connection {
         }
         match (outcome, purpose) {
             (Outcome::Received { result, armed }, _) => self.received(result, armed, context),
+            (Outcome::ReceivedInto { result, buffer }, _) => self.received_into(result, buffer, context),
             // What comes back while closing is dropped here; the transfer that owned it is buried at the end.
             _ if matches!(self.exchange, Exchange::Closing(_)) => {}
             (Outcome::Sent { result, buffer, range }, _) if self.is_sending => {
@@ -174,6 +186,10 @@ impl Connection {
             (Outcome::Read { result, buffer }, Purpose::File(index)) => {
                 self.transfer(context, |transfer, tools| transfer.read(index, result, buffer, tools));
             }
+            (Outcome::Written(result), _) => {
+                self.intake(context, |intake, tools| intake.written(result, tools));
+                self.proceed(context);
+            }
             (Outcome::Read { .. } | Outcome::Accepted { .. } | Outcome::InboxRung, _) => {
                 debug_assert!(false, "not an operation of a connection");
             }
@@ -182,38 +198,77 @@ impl Connection {
 
     /// Takes the answer of a service that was at work.
     pub fn answer(&mut self, answer: Answer, context: &mut Context<'_>) {
-        let Exchange::Asked(asked) = self.exchange else { return };
+        match self.exchange {
+            Exchange::Asked(asked) => self.settle(answer, asked, context),
+            // It has heard enough.
+            Exchange::TakingIn(asked, _) if matches!(answer, Answer::Reply(_)) => {
+                self.abandon(context);
+                self.settle(answer, Asked { is_last: true, ..asked }, context);
+            }
+            _ => return,
+        }
+        self.proceed(context);
+    }
+
+    /// Does what the service says to a request; what follows from that is left to [`Connection::proceed`].
+    fn settle(&mut self, answer: Answer, asked: Asked, context: &mut Context<'_>) {
+        self.exchange = Exchange::Asked(asked);
         match answer {
             Answer::Pending => {}
-            // Not yet.
-            Answer::Receive { .. } => {
-                let reply = Reply::text(Status::NotImplemented, "uploads are not implemented\n");
-                self.answer(Answer::Reply(reply), context);
-            }
             Answer::Open { directory, path } => {
                 self.submit(Purpose::ServiceOpen, Op::Open { directory, path }, context);
+            }
+            Answer::Receive { file } => {
+                if asked.expects_continue {
+                    self.output_mut(context).put_slice(CONTINUE);
+                }
+                self.progress_s = context.now_s;
+                let intake = Intake::new(asked.unread, file);
+                let asked = Asked { unread: BodyLength::None, expects_continue: false, ..asked };
+                self.exchange = Exchange::TakingIn(asked, intake);
+                self.intake(context, Intake::step);
             }
             Answer::Reply(reply) => {
                 self.exchange = Exchange::Head;
                 self.reply(reply, asked, context);
-                self.proceed(context);
             }
         }
     }
 
-    /// Goes on after a pause: a buffer is free, or the body knows more.
+    /// Goes on after a pause: the body of the answer knows more.
     pub fn resume(&mut self, context: &mut Context<'_>) {
         if !self.is_sending {
             self.transfer(context, Transfer::step);
         }
     }
 
-    /// Parts with a buffer that is kept for a peer that does not read.
-    pub fn surrender(&mut self, pool: &mut Pool) {
-        if let Exchange::Streaming(transfer) = &mut self.exchange
-            && let Some(buffer) = transfer.surrender()
-        {
-            pool.give_back_pack(buffer);
+    /// Goes on after a pause: there is a buffer.
+    pub fn feed(&mut self, context: &mut Context<'_>) {
+        self.resume(context);
+        if matches!(self.exchange, Exchange::TakingIn(..)) {
+            self.proceed(context);
+        }
+    }
+
+    /// The service has looked at a piece of the request's body.
+    pub fn looked_at(&mut self, context: &mut Context<'_>) {
+        self.intake(context, Intake::looked_at);
+        self.proceed(context);
+    }
+
+    /// Parts with a buffer that is kept for a peer that does nothing.
+    pub fn surrender(&mut self, context: &mut Context<'_>) {
+        match &mut self.exchange {
+            Exchange::Streaming(transfer) => {
+                if let Some(buffer) = transfer.surrender() {
+                    context.pool.packs.give_back(buffer);
+                }
+            }
+            Exchange::TakingIn(..) => {
+                self.intake(context, Intake::surrender);
+                self.proceed(context);
+            }
+            _ => {}
         }
     }
 
@@ -236,6 +291,17 @@ impl Connection {
             Exchange::Head => {
                 if waited_s > HEAD_TIMEOUT_S {
                     self.refuse(Status::RequestTimeout, "the request did not arrive in time\n", context);
+                    self.proceed(context);
+                }
+            }
+            Exchange::TakingIn(_, intake) => {
+                let is_asked = matches!(self.receiving, Receiving::Armed | Receiving::Direct);
+                if intake.has_ended() || !self.input.is_empty() || !is_asked {
+                    // It is our turn: the peer's time begins when something is wanted of it.
+                    self.progress_s = context.now_s;
+                } else if waited_s > RECEIVE_TIMEOUT_S {
+                    self.lose(context);
+                    self.refuse(Status::RequestTimeout, "the body did not arrive in time\n", context);
                     self.proceed(context);
                 }
             }
@@ -274,6 +340,11 @@ impl Connection {
                 context.service.gone(self.id);
                 None
             }
+            Exchange::TakingIn(_, intake) => {
+                intake.abandon(self.id, context.pool);
+                context.service.gone(self.id);
+                None
+            }
             Exchange::Head | Exchange::Lingering { .. } => None,
         };
         let is_at_rest = self.in_flight == 0;
@@ -282,7 +353,7 @@ impl Connection {
             self.command(Op::ResetOnClose { socket: self.socket.clone() }, context);
         }
         if !is_at_rest {
-            // Files are read to their end, which comes by itself; what waits for the peer would not.
+            // Files are read and written to their end, which comes by itself; what waits for the peer would not.
             for purpose in [Purpose::Receive, Purpose::Send] {
                 self.command(Op::Cancel(Token::Connection(self.id, purpose)), context);
             }
@@ -297,9 +368,9 @@ impl Connection {
     /// The last call before the connection is dropped: settles what it held.
     pub fn bury(mut self, pool: &mut Pool) {
         if let Exchange::Closing(Some(transfer)) = &self.exchange {
-            pool.forget(self.id);
+            pool.packs.forget(self.id);
             if transfer.holds_pack() {
-                pool.lost_pack();
+                pool.packs.lost();
             }
         }
         if self.output.capacity() > 0 {
@@ -308,42 +379,73 @@ impl Connection {
     }
 
     fn received(&mut self, result: Result<&[u8], Errno>, armed: bool, context: &mut Context<'_>) {
-        let was_stopping = self.receiving == Receiving::Stopping;
-        self.receiving = match (armed, was_stopping) {
-            (true, true) => Receiving::Stopping,
-            (true, false) => Receiving::Armed,
+        self.receiving = match (armed, self.receiving) {
+            (true, Receiving::Stopping) => Receiving::Stopping,
+            (true, _) => Receiving::Armed,
             (false, _) => Receiving::Paused,
         };
-        match (result, &mut self.exchange) {
-            (_, Exchange::Closing(_)) => return,
-            // No buffer was free, or the kernel has stopped as it was asked to: receive again when there is room.
-            (Err(Errno::NOBUFS | Errno::CANCELED | Errno::INTR | Errno::AGAIN), _) => {}
-            (Err(_), _) => return self.terminate(Parting::Reset, context),
-            (Ok([]), exchange) => {
-                self.receiving = Receiving::Ended;
-                if matches!(exchange, Exchange::Lingering { .. }) {
-                    return self.terminate(Parting::Orderly, context);
-                }
-            }
-            (Ok(data), Exchange::Lingering { dropped_len }) => {
-                *dropped_len += data.len();
-                if *dropped_len > LINGER_LEN_MAX {
-                    return self.terminate(Parting::Orderly, context);
-                }
-            }
-            (Ok(data), Exchange::Head) if self.input.is_empty() => {
+        if !self.heard(result.map(<[u8]>::len), context) {
+            return;
+        }
+        match (result.unwrap_or_default(), &self.exchange) {
+            ([], _) | (_, Exchange::Lingering { .. }) => {}
+            (data, Exchange::Head | Exchange::TakingIn(..)) if self.input.is_empty() => {
                 self.progress_s = context.now_s;
                 let used_len = self.understand(data, context);
                 self.input.extend_from_slice(&data[used_len..]);
             }
-            (Ok(data), _) => self.input.extend_from_slice(data),
+            (data, _) => self.input.extend_from_slice(data),
         }
         self.proceed(context);
     }
 
+    fn received_into(&mut self, result: Result<usize, Errno>, buffer: BytesMut, context: &mut Context<'_>) {
+        self.receiving = Receiving::Paused;
+        let len = result.unwrap_or(0);
+        if let Exchange::TakingIn(..) = self.exchange {
+            self.intake(context, |intake, tools| intake.take_back(buffer, len, tools));
+        } else {
+            context.pool.intakes.give_back(buffer);
+        }
+        if !self.heard(result, context) {
+            return;
+        }
+        if len > 0 {
+            self.progress_s = context.now_s;
+        }
+        self.proceed(context);
+    }
+
+    /// Notes how many bytes have come, or why none; false when that was the end of the connection.
+    fn heard(&mut self, result: Result<usize, Errno>, context: &mut Context<'_>) -> bool {
+        let parting = match (result, &mut self.exchange) {
+            (_, Exchange::Closing(_)) => return false,
+            // No buffer was free, or the kernel has stopped as it was asked to: receive again when there is room.
+            (Err(Errno::NOBUFS | Errno::CANCELED | Errno::INTR | Errno::AGAIN), _) => return true,
+            (Err(_), _) => Parting::Reset,
+            (Ok(0), exchange) => {
+                self.receiving = Receiving::Ended;
+                if !matches!(exchange, Exchange::Lingering { .. }) {
+                    return true;
+                }
+                Parting::Orderly
+            }
+            (Ok(len), Exchange::Lingering { dropped_len }) => {
+                *dropped_len += len;
+                if *dropped_len <= LINGER_LEN_MAX {
+                    return true;
+                }
+                Parting::Orderly
+            }
+            (Ok(_), _) => return true,
+        };
+        self.terminate(parting, context);
+        false
+    }
+
     /// Does whatever can be done next: answer what was received, send what was answered, receive, or end.
     fn proceed(&mut self, context: &mut Context<'_>) {
-        if matches!(self.exchange, Exchange::Head) && !self.input.is_empty() {
+        if matches!(self.exchange, Exchange::Head | Exchange::TakingIn(..)) && !self.input.is_empty() {
             let input = std::mem::take(&mut self.input);
             let used_len = self.understand(&input, context);
             self.input = input;
@@ -355,16 +457,24 @@ impl Connection {
                 self.input = Vec::new();
             }
         }
+        // Half a request is none.
+        if let Exchange::TakingIn(_, intake) = &self.exchange
+            && self.receiving == Receiving::Ended
+            && self.input.is_empty()
+            && !intake.has_ended()
+        {
+            self.lose(context);
+        }
         match &mut self.exchange {
             Exchange::Streaming(_) => {
                 if !self.is_sending {
                     self.transfer(context, Transfer::step);
                 }
             }
-            Exchange::Head | Exchange::Asked(_) => self.send_answers(context),
+            Exchange::Head | Exchange::Asked(_) | Exchange::TakingIn(..) => self.send_answers(context),
             Exchange::Lingering { .. } | Exchange::Closing(_) => {}
         }
-        // A peer that has ended its side still gets the answers to what it has asked; half a request is none.
+        // A peer that has ended its side still gets the answers to what it has asked.
         let is_over = self.is_last || self.receiving == Receiving::Ended;
         if is_over && matches!(self.exchange, Exchange::Head) && !self.is_sending {
             self.linger(context);
@@ -372,64 +482,89 @@ impl Connection {
         self.receive(context);
     }
 
-    /// Answers the requests at the start of `data`; returns how many bytes they were.
+    /// Understands what is at the start of `data`: requests, and the body that is being taken in. Returns how many bytes that
+    /// were.
     ///
-    /// Stops at the first one that cannot be answered from memory, or when enough answers wait to be sent.
+    /// Stops at the first request that cannot be answered from memory, or when enough answers wait to be sent.
     fn understand(&mut self, data: &[u8], context: &mut Context<'_>) -> usize {
         let mut used_len = 0;
-        while matches!(self.exchange, Exchange::Head)
-            && used_len < data.len()
-            && self.output.len() < ANSWERS_WAITING_LEN_MAX
-        {
-            // Bytes behind the answer that said so are no request.
-            if self.is_last {
-                return data.len();
-            }
-            match request::parse(&data[used_len..], self.scanned_len) {
-                Ok(Parsed::Partial { scanned_len }) => {
-                    self.scanned_len = scanned_len;
-                    break;
-                }
-                Ok(Parsed::Complete { request, head_len }) => {
-                    self.scanned_len = 0;
-                    used_len += head_len;
-                    // No route takes a body: it is not read, and the connection ends so that it is no request either.
-                    let has_body = !matches!(request.body_length(), BodyLength::None | BodyLength::Length(0));
-                    if !request.keep_alive() || has_body {
-                        self.is_last = true;
-                    }
-                    let asked = Asked { method: request.method, version: request.version };
-                    self.exchange = Exchange::Asked(asked);
-                    match context.service.call(&Caller { id: self.id, socket: &self.socket }, &request) {
-                        Answer::Reply(reply) => {
-                            self.exchange = Exchange::Head;
-                            self.reply(reply, asked, context);
-                        }
-                        answer => self.answer(answer, context),
+        while used_len < data.len() {
+            let rest = &data[used_len..];
+            let len = match self.exchange {
+                // Bytes behind the answer that said so are no request.
+                Exchange::Head if self.is_last => rest.len(),
+                Exchange::Head if self.output.len() < ANSWERS_WAITING_LEN_MAX => {
+                    match self.understand_head(rest, context) {
+                        0 => break,
+                        len => len,
                     }
                 }
-                Err(bad) => {
-                    self.scanned_len = 0;
-                    self.refuse(bad.status(), bad.to_string() + "\n", context);
-                    return data.len();
+                Exchange::TakingIn(..) => {
+                    let mut taken_len = 0;
+                    self.intake(context, |intake, tools| intake.take(rest, &mut taken_len, tools));
+                    if taken_len == 0 && matches!(self.exchange, Exchange::TakingIn(..)) {
+                        break;
+                    }
+                    taken_len
                 }
-            }
+                _ => break,
+            };
+            used_len += len;
         }
         used_len
+    }
+
+    /// Asks the service for an answer to the request at the start of `data`; returns how long its head is, or 0 when that is not
+    /// known yet.
+    fn understand_head(&mut self, data: &[u8], context: &mut Context<'_>) -> usize {
+        match request::parse(data, self.scanned_len) {
+            Ok(Parsed::Partial { scanned_len }) => {
+                self.scanned_len = scanned_len;
+                0
+            }
+            Ok(Parsed::Complete { request, head_len }) => {
+                self.scanned_len = 0;
+                if !request.keep_alive() {
+                    self.is_last = true;
+                }
+                let asked = Asked {
+                    method: request.method,
+                    version: request.version,
+                    unread: request.body_length(),
+                    expects_continue: request.expects_continue(),
+                    is_last: false,
+                };
+                let answer = context.service.call(&Caller { id: self.id, socket: &self.socket }, &request);
+                self.settle(answer, asked, context);
+                head_len
+            }
+            Err(bad) => {
+                self.scanned_len = 0;
+                self.refuse(bad.status(), bad.to_string() + "\n", context);
+                data.len()
+            }
+        }
     }
 
     /// Answers something that is no request; what follows it cannot be understood either.
     fn refuse(&mut self, status: Status, text: impl Into<Bytes>, context: &mut Context<'_>) {
         self.is_last = true;
         self.input = Vec::new();
-        let asked = Asked { method: Method::Get, version: Version::Http11 };
+        let asked = Asked {
+            method: Method::Get,
+            version: Version::Http11,
+            unread: BodyLength::None,
+            expects_continue: false,
+            is_last: true,
+        };
         self.reply(Reply::text(status, text), asked, context);
     }
 
     /// Puts the head, and a small body, behind the answers that wait; begins to stream a large one.
     fn reply(&mut self, reply: Reply, asked: Asked, context: &mut Context<'_>) {
-        if self.output.capacity() == 0 {
-            self.output = context.pool.take_answer();
+        // A body that was not read must not be taken for the next request.
+        if asked.is_last || !matches!(asked.unread, BodyLength::None | BodyLength::Length(0)) {
+            self.is_last = true;
         }
         let content = Content::of(asked.method, reply.status);
         let has_body = content == Content::Body;
@@ -439,7 +574,7 @@ impl Connection {
             self.is_last = true;
         }
         let persistence = Persistence::new(asked.version, !self.is_last);
-        write_head_start(&mut self.output, reply.status, context.date, persistence);
+        write_head_start(self.output_mut(context), reply.status, context.date, persistence);
         self.output.put_slice(&reply.fields);
         let (body, extent): (Box<dyn Body>, _) = match reply.body {
             ReplyBody::Rendered { text, fields_len } => {
@@ -473,6 +608,14 @@ impl Connection {
         let lead = Bytes::copy_from_slice(&self.output);
         context.pool.give_back_answer(std::mem::take(&mut self.output));
         self.exchange = Exchange::Streaming(Transfer::new(lead, body, extent));
+    }
+
+    /// Where answers are put.
+    fn output_mut(&mut self, context: &mut Context<'_>) -> &mut BytesMut {
+        if self.output.capacity() == 0 {
+            self.output = context.pool.take_answer();
+        }
+        &mut self.output
     }
 
     /// Hands the answers that wait to the kernel, all in one operation.
@@ -537,6 +680,56 @@ impl Connection {
         }
     }
 
+    /// Lets the intake take an event, and asks the service for an answer if that was the last. What follows is left to
+    /// [`Connection::proceed`].
+    fn intake(
+        &mut self,
+        context: &mut Context<'_>,
+        event: impl FnOnce(&mut Intake, &mut intake::Tools<'_>) -> intake::Progress,
+    ) {
+        let Exchange::TakingIn(asked, intake) = &mut self.exchange else { return };
+        let asked = *asked;
+        let before = context.submissions.len();
+        let mut tools = intake::Tools {
+            id: self.id,
+            service: context.service,
+            submissions: context.submissions,
+            pool: context.pool,
+        };
+        let progress = event(intake, &mut tools);
+        self.in_flight += context.submissions.len() - before;
+        match progress {
+            intake::Progress::Underway => {}
+            intake::Progress::Whole => {
+                let answer = context.service.received(self.id);
+                self.settle(answer, asked, context);
+            }
+            intake::Progress::Malformed(bad) => {
+                self.lose(context);
+                self.refuse(bad.status(), bad.to_string() + "\n", context);
+            }
+            intake::Progress::Unwritten(errno) => {
+                self.abandon(context);
+                let answer = context.service.unwritten(self.id, errno);
+                self.settle(answer, Asked { is_last: true, ..asked }, context);
+            }
+        }
+    }
+
+    /// Gives up a body whose end does not come, and the request with it.
+    fn lose(&mut self, context: &mut Context<'_>) {
+        self.abandon(context);
+        self.is_last = true;
+        context.service.gone(self.id);
+    }
+
+    /// Lets go of the intake.
+    fn abandon(&mut self, context: &mut Context<'_>) {
+        if let Exchange::TakingIn(_, intake) = std::mem::replace(&mut self.exchange, Exchange::Head) {
+            intake.abandon(self.id, context.pool);
+        }
+    }
+
     /// Shuts our side and waits for the peer to shut its own.
     fn linger(&mut self, context: &mut Context<'_>) {
         if self.receiving == Receiving::Ended {
@@ -548,23 +741,40 @@ impl Connection {
         self.command(Op::ShutdownWrite { socket: self.socket.clone() }, context);
     }
 
-    /// Receives while there is room for more, stops while there is not.
+    /// Receives while there is room for more, stops while there is not; changes between requests and the body of one.
     fn receive(&mut self, context: &mut Context<'_>) {
         if matches!(self.exchange, Exchange::Closing(_)) {
             return;
         }
         let has_room = self.input.len() < INPUT_LEN_MAX;
+        let is_direct = matches!(&self.exchange, Exchange::TakingIn(_, intake) if intake.is_direct());
         match self.receiving {
-            Receiving::Paused if has_room => {
+            // What came the other way goes before it.
+            Receiving::Paused if is_direct && self.input.is_empty() => {
+                let mut lent = None;
+                self.intake(context, |intake, tools| {
+                    lent = intake.lend(tools);
+                    intake::Progress::Underway
+                });
+                if let Some((buffer, range)) = lent {
+                    self.receiving = Receiving::Direct;
+                    let op = Op::ReceiveInto { socket: self.socket.clone(), buffer, range };
+                    self.submit(Purpose::Receive, op, context);
+                }
+            }
+            Receiving::Paused if has_room && !is_direct => {
                 self.receiving = Receiving::Armed;
                 self.submit(Purpose::Receive, Op::Receive { socket: self.socket.clone() }, context);
             }
-            Receiving::Armed if !has_room => {
-                self.receiving = Receiving::Stopping;
-                self.command(Op::Cancel(Token::Connection(self.id, Purpose::Receive)), context);
-            }
+            Receiving::Armed if !has_room || is_direct => self.stop_receiving(context),
+            Receiving::Direct if !is_direct => self.stop_receiving(context),
             _ => {}
         }
+    }
+
+    fn stop_receiving(&mut self, context: &mut Context<'_>) {
+        self.receiving = Receiving::Stopping;
+        self.command(Op::Cancel(Token::Connection(self.id, Purpose::Receive)), context);
     }
 
     /// Asks for something that completes.

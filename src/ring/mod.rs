@@ -2,7 +2,7 @@
 //!
 //! [`op`] is the seam: everything above it is logic that can be run against the real ring ([`uring`]) or a simulated one,
 //! everything below it is system calls. [`reactor`] is the loop of one worker, [`connection`] one peer, [`transfer`] one
-//! body on its way; [`service`] is how policy is asked.
+//! body on its way out, [`intake`] one on its way in; [`service`] is how policy is asked.
 
 pub mod body;
 pub mod buffer_ring;
@@ -10,6 +10,7 @@ pub mod capability;
 pub mod connection;
 pub mod descriptor;
 pub mod inbox;
+pub mod intake;
 pub mod op;
 pub mod pool;
 pub mod reactor;

@@ -9,7 +9,7 @@
 use std::ffi::CString;
 use std::ops::Range;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
 use super::body::Fault;
@@ -38,7 +38,7 @@ pub enum Token {
 /// What a connection's operation is for. One of each kind is in flight at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// Reading requests.
+    /// Reading requests, or the body of one.
     Receive,
     /// Sending, or waiting until sending is possible.
     Send,
@@ -46,6 +46,8 @@ pub enum Purpose {
     ServiceOpen,
     /// Reading the file with this index in the transfer's current batch, or opening the only one.
     File(u16),
+    /// Writing a piece of a body to a file.
+    Write,
 }
 
 /// One operation. See the module documentation for who owns what.
@@ -60,6 +62,16 @@ pub enum Op {
     Receive {
         /// A connected socket.
         socket: Descriptor,
+    },
+    /// Read from a socket straight into `buffer[range]`, which is not empty: what is there, or what comes first. Nothing behind
+    /// that is touched.
+    ReceiveInto {
+        /// A connected socket.
+        socket: Descriptor,
+        /// Comes back with the completion.
+        buffer: BytesMut,
+        /// Which part of it is filled, from its beginning on.
+        range: Range<usize>,
     },
     /// Send `buffer[range]`.
     Send {
@@ -119,6 +131,15 @@ pub enum Op {
         /// than that byte has shrunk. Comes back with the completion.
         buffer: BytesMut,
     },
+    /// Write `bytes` to a file, all of them.
+    Write {
+        /// A regular file, open for writing.
+        file: Descriptor,
+        /// Where in the file. Bytes.
+        offset: u64,
+        /// At least one. Nobody has them any more when the operation is completed.
+        bytes: Bytes,
+    },
     /// Complete when another thread rang the worker's bell.
     AwaitInbox {
         /// An eventfd, not set to non-blocking.
@@ -174,6 +195,13 @@ pub enum Outcome<'ring> {
         /// Whether the operation goes on; if not, it has to be submitted again.
         armed: bool,
     },
+    /// Of [`Op::ReceiveInto`].
+    ReceivedInto {
+        /// Bytes that were read; 0 when the peer has ended its side. The errors are those of [`Outcome::Received`].
+        result: Result<usize, Errno>,
+        /// The submission's buffer.
+        buffer: BytesMut,
+    },
     /// Of [`Op::Send`].
     Sent {
         /// Bytes that the kernel took.
@@ -196,6 +224,8 @@ pub enum Outcome<'ring> {
         /// The submission's buffer.
         buffer: BytesMut,
     },
+    /// Of [`Op::Write`]: whether all bytes are in the file.
+    Written(Result<(), Errno>),
     /// Of [`Op::AwaitInbox`].
     InboxRung,
 }
@@ -264,6 +294,7 @@ impl Token {
                     Purpose::Send => (Kind::Send, 0),
                     Purpose::ServiceOpen => (Kind::ServiceOpen, 0),
                     Purpose::File(index) => (Kind::File, u64::from(index)),
+                    Purpose::Write => (Kind::Write, 0),
                 };
                 debug_assert!(index < 1 << 8 && id.slot < 1 << 24, "bounded by the limits");
                 u64::from(kind as u8) << 56
@@ -285,4 +316,5 @@ enum Kind {
     Send,
     ServiceOpen,
     File,
+    Write,
 }

@@ -321,6 +321,9 @@ impl<N: Node> Worker<N> {
                 for id in effects.resume.drain(..) {
                     self.with(id, Connection::resume);
                 }
+                for id in effects.looked_at.drain(..) {
+                    self.with(id, Connection::looked_at);
+                }
                 self.effects = effects;
             }
         }
@@ -339,9 +342,9 @@ impl<N: Node> Worker<N> {
     fn feed(&mut self) {
         loop {
             if let Some(id) = self.pool.next_fed() {
-                self.with(id, Connection::resume);
+                self.with(id, Connection::feed);
             } else if let Some(id) = self.pool.next_keeper() {
-                self.with(id, |connection, context| connection.surrender(context.pool));
+                self.with(id, Connection::surrender);
             } else {
                 return;
             }

@@ -25,14 +25,15 @@ pub trait Service {
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer;
 
     /// The next bytes of a body that was asked for with [`Answer::Receive`]: at least one, at most
-    /// [`crate::limits::INTAKE_PIECE_LEN_BYTES`]. The next piece comes after [`Effects::resume`] has said that this one was looked
-    /// at; an answer meanwhile ends the matter, and the rest of the body is dropped with the connection.
+    /// [`crate::limits::INTAKE_PIECE_LEN_BYTES`]. The next piece comes after [`Effects::looked_at`] has said so of this one, which
+    /// nobody should have any more then. An answer meanwhile ends the matter, and the rest of the body is dropped with the connection.
     fn body(&mut self, id: ConnectionId, piece: Bytes);
 
     /// The body has ended where its head or its framing said; every piece was looked at, and is in the file if there is one.
     fn received(&mut self, id: ConnectionId) -> Answer;
 
-    /// A piece could not be written to the file of [`Answer::Receive`]. Whatever is answered, the connection ends then.
+    /// A piece could not be written to the file of [`Answer::Receive`]; perhaps it is still being looked at. Whatever is answered,
+    /// the connection ends then.
     fn unwritten(&mut self, id: ConnectionId, errno: Errno) -> Answer;
 
     /// The connection has gone before it was answered.
@@ -70,9 +71,11 @@ pub trait Node: Service {
 pub struct Effects {
     /// Requests that can be answered now.
     pub answers: Vec<(ConnectionId, Answer)>,
-    /// Connections that go on: their body said [`super::body::Lookup::NotYet`] and should be asked again, or the piece that
-    /// [`Service::body`] got was looked at.
+    /// Connections whose body said [`super::body::Lookup::NotYet`] and should be asked again. A body that was sent meanwhile does
+    /// not mind.
     pub resume: Vec<ConnectionId>,
+    /// Connections whose piece, which [`Service::body`] got, was looked at. Said once for each.
+    pub looked_at: Vec<ConnectionId>,
 }
 
 /// What a service says to a request.

@@ -5,7 +5,7 @@
 //! cancels too late. Like the kernel it owns an operation until it is completed, and like the kernel it does what it
 //! likes meanwhile with a buffer that is read into. The same seed makes the same run.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
 use std::io;
@@ -13,6 +13,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Buf as _;
 use rustix::io::Errno;
 
 use super::Driver;
@@ -45,6 +46,7 @@ const SPURIOUS_WAKES_MAX: usize = 50;
 const DIRECTORY_NUMBER: RawFd = 7;
 const SOCKET_NUMBER_MIN: RawFd = 1_000;
 const FILE_NUMBER_MIN: RawFd = 1_000_000;
+const CREATED_NUMBER_MIN: RawFd = 100_000_000;
 
 /// Numbers from a seed (splitmix64).
 #[derive(Clone, Debug)]
@@ -81,7 +83,7 @@ impl Random {
 pub struct Faults {
     /// An operation is looked at in a later turn.
     pub late: usize,
-    /// Less is sent than could be.
+    /// Less is sent, received or written at once than could be.
     pub short: usize,
     /// A socket that has room says that it has none; one that has none is called writable.
     pub spurious: usize,
@@ -91,7 +93,7 @@ pub struct Faults {
     pub unarmed: usize,
     /// A file is not in memory.
     pub cold: usize,
-    /// A send is interrupted.
+    /// A send, or a receive into a buffer, is interrupted.
     pub interrupted: usize,
 }
 
@@ -283,6 +285,15 @@ pub struct SimulatedFile {
     pub is_damaged: bool,
 }
 
+/// A file in memory that is written.
+#[derive(Clone, Debug, Default)]
+pub struct CreatedFile {
+    /// What was written.
+    pub contents: Rc<RefCell<Vec<u8>>>,
+    /// There is no room behind this. Bytes.
+    pub room: Option<usize>,
+}
+
 /// The ring.
 pub struct Sim {
     random: Random,
@@ -298,6 +309,8 @@ pub struct Sim {
     files: HashMap<CString, SimulatedFile>,
     /// By their number; the same file can be open several times.
     opened: Vec<SimulatedFile>,
+    /// By their number.
+    created: Vec<CreatedFile>,
     /// Of files and directories.
     open_count: Rc<Cell<usize>>,
     in_flight: Vec<InFlight>,
@@ -332,6 +345,7 @@ impl Sim {
             backlog: VecDeque::new(),
             files: HashMap::new(),
             opened: Vec::new(),
+            created: Vec::new(),
             open_count: Rc::default(),
             in_flight: Vec::new(),
             ready: VecDeque::new(),
@@ -347,6 +361,13 @@ impl Sim {
     /// The directory.
     pub fn directory(&self) -> Descriptor {
         Descriptor::simulated(DIRECTORY_NUMBER, &self.open_count)
+    }
+
+    /// A file to be written.
+    pub fn create(&mut self, file: CreatedFile) -> Descriptor {
+        let number = CREATED_NUMBER_MIN + RawFd::try_from(self.created.len()).unwrap_or(RawFd::MAX);
+        self.created.push(file);
+        Descriptor::simulated(number, &self.open_count)
     }
 
     /// A connection with this peer, accepted already; it is the next in [`Sim::socket`].
@@ -444,6 +465,12 @@ impl Sim {
             Op::Receive { socket } => {
                 self.receive(InFlight { token, op: Op::Receive { socket }, is_canceled })
             }
+            Op::ReceiveInto { socket, mut buffer, range } => {
+                if let Some(result) = self.receive_into(&socket, &mut buffer[range.clone()], is_canceled) {
+                    return Attempt::Done(Outcome::ReceivedInto { result, buffer });
+                }
+                Attempt::Waits(InFlight { token, op: Op::ReceiveInto { socket, buffer, range }, is_canceled })
+            }
             Op::Send { socket, buffer, range, more, wait } => {
                 let result = if is_canceled && self.random.chance(50) {
                     Some(Err(Errno::CANCELED))
@@ -501,6 +528,14 @@ impl Sim {
                 };
                 Attempt::Done(Outcome::Read { result, buffer })
             }
+            Op::Write { file, offset, mut bytes } => match self.write(&file, offset, &bytes) {
+                Ok(len) if len < bytes.len() => {
+                    bytes.advance(len);
+                    let op = Op::Write { file, offset: offset + len as u64, bytes };
+                    Attempt::Waits(InFlight { token, op, is_canceled })
+                }
+                result => Attempt::Done(Outcome::Written(result.map(drop))),
+            },
             Op::Accept { listener } => match self.backlog.pop_front() {
                 _ if is_canceled => {
                     Attempt::Done(Outcome::Accepted { result: Err(Errno::CANCELED), armed: false })
@@ -550,6 +585,65 @@ impl Sim {
         state.taken_len += len;
         let is_armed = !self.random.chance(self.faults.unarmed);
         Attempt::Received(Ok(bytes), is_armed.then_some(in_flight))
+    }
+
+    /// None while it has to wait.
+    fn receive_into(
+        &mut self,
+        socket: &Descriptor,
+        buffer: &mut [u8],
+        is_canceled: bool,
+    ) -> Option<Result<usize, Errno>> {
+        assert!(!buffer.is_empty(), "a receive of nothing");
+        let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+        let unread = &state.peer.says[state.taken_len..state.said_len];
+        if is_canceled && self.random.chance(50) {
+            return Some(Err(Errno::CANCELED));
+        }
+        if state.peer_reset {
+            return Some(Err(Errno::CONNRESET));
+        }
+        if state.fails_receive {
+            return Some(Err(Errno::NOMEM));
+        }
+        if unread.is_empty() {
+            return match (state.peer_ended, is_canceled) {
+                (true, _) => Some(Ok(0)),
+                (false, true) => Some(Err(Errno::CANCELED)),
+                (false, false) => None,
+            };
+        }
+        if self.random.chance(self.faults.interrupted) {
+            return Some(Err(Errno::INTR));
+        }
+        let mut len = unread.len().min(buffer.len());
+        if self.random.chance(self.faults.short) {
+            len = 1 + self.random.below(len);
+        }
+        buffer[..len].copy_from_slice(&unread[..len]);
+        state.taken_len += len;
+        Some(Ok(len))
+    }
+
+    /// Some of `bytes`, or all.
+    fn write(&mut self, file: &Descriptor, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+        assert!(!bytes.is_empty(), "a write of nothing");
+        let file = &self.created[index_of(file, CREATED_NUMBER_MIN)];
+        let start = usize::try_from(offset).map_err(|_| Errno::FBIG)?;
+        let room = file.room.map_or(bytes.len(), |room| room.saturating_sub(start));
+        let mut len = bytes.len().min(room);
+        if len == 0 {
+            return Err(Errno::NOSPC);
+        }
+        if self.random.chance(self.faults.short) {
+            len = 1 + self.random.below(len);
+        }
+        let mut contents = file.contents.borrow_mut();
+        if contents.len() < start + len {
+            contents.resize(start + len, 0xee);
+        }
+        contents[start..start + len].copy_from_slice(&bytes[..len]);
+        Ok(len)
     }
 
     /// None while it has to wait.
@@ -691,6 +785,7 @@ impl Driver for Sim {
             }
             // Nothing that was there before may be taken for something that was read.
             Op::Read { buffer, .. } | Op::ReadFile { buffer, .. } => buffer.fill(0xee),
+            Op::ReceiveInto { buffer, range, .. } => buffer[range.clone()].fill(0xee),
             _ => {}
         }
         let is_new = self.in_flight.iter().all(|in_flight| in_flight.token != token);

@@ -175,7 +175,7 @@ impl Transfer {
         match self.state {
             State::Ready | State::AwaitingBody => {}
             // Whoever steps out of turn would stand in the queue twice.
-            State::Starved if tools.pool.is_turn_of(tools.id) => {}
+            State::Starved if tools.pool.packs.is_turn_of(tools.id) => {}
             _ => return Progress::Underway,
         }
         self.state = State::Ready;
@@ -247,7 +247,7 @@ impl Transfer {
             Ok(sent) => sent,
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(_) => {
-                tools.pool.give_back_pack(buffer);
+                tools.pool.packs.give_back(buffer);
                 self.state = State::Ready;
                 return Progress::Broken;
             }
@@ -255,11 +255,11 @@ impl Transfer {
         self.advance(sent);
         if sent < range.len() {
             self.state = State::Blocked { kept: Some((buffer, range.start + sent..range.end)) };
-            tools.pool.note_keeper(tools.id);
+            tools.pool.packs.note_keeper(tools.id);
             tools.await_writable();
             return Progress::Underway;
         }
-        tools.pool.give_back_pack(buffer);
+        tools.pool.packs.give_back(buffer);
         self.state = State::Ready;
         self.step(tools)
     }
@@ -270,7 +270,7 @@ impl Transfer {
             return Progress::Broken;
         };
         if kept.is_some() {
-            tools.pool.forget_keeper(tools.id);
+            tools.pool.packs.forget_keeper(tools.id);
         }
         match (kept, result) {
             (Some((buffer, range)), Ok(())) => {
@@ -282,7 +282,7 @@ impl Transfer {
             (None, Ok(())) => self.step(tools),
             (kept, Err(_)) => {
                 if let Some((buffer, _)) = kept {
-                    tools.pool.give_back_pack(buffer);
+                    tools.pool.packs.give_back(buffer);
                 }
                 Progress::Broken
             }
@@ -427,7 +427,7 @@ impl Transfer {
 
     /// Fills a buffer with the lead, framing and files, as far as there is room and the body knows.
     fn pack(&mut self, tools: &mut Tools<'_>) -> Progress {
-        let Some(mut buffer) = tools.pool.take_pack(tools.id) else {
+        let Some(mut buffer) = tools.pool.packs.take(tools.id) else {
             self.state = State::Starved;
             return Progress::Underway;
         };
@@ -467,7 +467,7 @@ impl Transfer {
                 }
                 Lookup::NotYet => break,
                 Lookup::Piece(Piece::Bytes(_)) | Lookup::End | Lookup::Broken => {
-                    tools.pool.give_back_pack(buffer);
+                    tools.pool.packs.give_back(buffer);
                     return Progress::Broken;
                 }
             };
@@ -475,7 +475,7 @@ impl Transfer {
             at += len as u64;
         }
         if filled == 0 {
-            tools.pool.give_back_pack(buffer);
+            tools.pool.packs.give_back(buffer);
             self.state = State::AwaitingBody;
             return Progress::Underway;
         }

@@ -84,8 +84,8 @@ struct InFlight {
     is_table_refused: bool,
     /// That file, once it is open.
     file: Option<OwnFile>,
-    /// How much of a file was read. Bytes.
-    filled: usize,
+    /// How much of a file was read or written. Bytes.
+    done_len: usize,
 }
 
 /// A file that the ring opens and closes for itself.
@@ -211,6 +211,11 @@ impl Uring {
                     .build()
                     .flags(Flags::BUFFER_SELECT),
             },
+            Op::ReceiveInto { socket, buffer, range } => {
+                let part = &mut buffer[range.clone()];
+                let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+                opcode::Recv::new(Fd(socket.raw()), part.as_mut_ptr(), len).build()
+            }
             Op::Send { socket, buffer, range, more, wait } => {
                 let bytes = &buffer[range.clone()];
                 let mut flags = libc::MSG_NOSIGNAL;
@@ -230,12 +235,20 @@ impl Uring {
                 opcode::OpenAt2::new(Fd(directory.raw()), path.as_ptr(), &raw const OPEN_HOW).build()
             }
             Op::Read { file, offset, buffer } => {
-                let (rest, len) = rest_of(buffer, in_flight.filled);
-                opcode::Read::new(Fd(file.raw()), rest, len).offset(*offset + in_flight.filled as u64).build()
+                let (rest, len) = rest_of(buffer, in_flight.done_len);
+                opcode::Read::new(Fd(file.raw()), rest, len)
+                    .offset(*offset + in_flight.done_len as u64)
+                    .build()
+            }
+            Op::Write { file, offset, bytes } => {
+                let rest = &bytes[in_flight.done_len..];
+                let len = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+                let offset = *offset + in_flight.done_len as u64;
+                opcode::Write::new(Fd(file.raw()), rest.as_ptr(), len).offset(offset).build()
             }
             Op::ReadFile { directory, path, offset, buffer } => {
-                let (rest, len) = rest_of(buffer, in_flight.filled);
-                let offset = *offset + in_flight.filled as u64;
+                let (rest, len) = rest_of(buffer, in_flight.done_len);
+                let offset = *offset + in_flight.done_len as u64;
                 match (&in_flight.file, in_flight.slot) {
                     (Some(OwnFile::Slot(slot)), _) => {
                         let read = opcode::Read::new(Fixed(*slot), rest, len).offset(offset);
@@ -342,7 +355,7 @@ impl InFlight {
                 self.is_table_refused = refusal == Errno::OPNOTSUPP;
                 self.file = None;
                 // It is opened by its name, which may be another file's by now.
-                self.filled = 0;
+                self.done_len = 0;
                 return ControlFlow::Continue((Flags::empty(), Some(slot)));
             }
             // A file system that cannot do it without waiting: then by a kernel thread.
@@ -352,8 +365,8 @@ impl InFlight {
             }
             Err(errno) => return ControlFlow::Break(Err(Fault::File(errno))),
         };
-        self.filled += len;
-        match self.filled.cmp(&expected_len) {
+        self.done_len += len;
+        match self.done_len.cmp(&expected_len) {
             Ordering::Less if len > 0 => {
                 let flags = if self.is_retried { Flags::ASYNC } else { Flags::empty() };
                 ControlFlow::Continue((flags, None))
@@ -361,6 +374,24 @@ impl InFlight {
             Ordering::Equal => ControlFlow::Break(Ok(())),
             Ordering::Less | Ordering::Greater => ControlFlow::Break(Err(Fault::Changed)),
         }
+    }
+
+    /// Takes what came of an entry of a write: it is over, or goes on with another entry, which has these flags.
+    fn write_on(&mut self, cqe: &cqueue::Entry) -> ControlFlow<Result<(), Errno>, Flags> {
+        let Op::Write { bytes, .. } = &self.op else { return ControlFlow::Break(Ok(())) };
+        match result_of(cqe) {
+            Ok(len @ 1..) => self.done_len += len,
+            // No file says that of bytes that it could take.
+            Ok(0) => return ControlFlow::Break(Err(Errno::IO)),
+            Err(Errno::INTR) => {}
+            // A file system that cannot do it without waiting: then by a kernel thread.
+            Err(Errno::AGAIN) if !self.is_retried => self.is_retried = true,
+            Err(errno) => return ControlFlow::Break(Err(errno)),
+        }
+        if self.done_len >= bytes.len() {
+            return ControlFlow::Break(Ok(()));
+        }
+        ControlFlow::Continue(if self.is_retried { Flags::ASYNC } else { Flags::empty() })
     }
 
     /// Takes what came of opening the file of an [`Op::ReadFile`].
@@ -411,7 +442,7 @@ impl Driver for Uring {
                     slot,
                     is_table_refused: false,
                     file: None,
-                    filled: 0,
+                    done_len: 0,
                 };
                 let in_flight = match self.in_flight.entry(key) {
                     Entry::Vacant(vacant) => vacant.insert(in_flight),
@@ -474,6 +505,17 @@ impl Driver for Uring {
                     ControlFlow::Break(result) => read = result,
                 }
             }
+            let mut written = Ok(());
+            if matches!(in_flight.op, Op::Write { .. }) {
+                match in_flight.write_on(&cqe) {
+                    ControlFlow::Continue(flags) => {
+                        let entry = Self::entry(in_flight, &raw mut *self.bell, self.capabilities);
+                        self.push(entry.user_data(key).flags(flags));
+                        continue;
+                    }
+                    ControlFlow::Break(result) => written = result,
+                }
+            }
             let Some(InFlight { token, op, receive_buffer, slot, file, is_table_refused, .. }) =
                 self.in_flight.remove(&key)
             else {
@@ -488,12 +530,14 @@ impl Driver for Uring {
             let outcome = match op {
                 Op::Accept { .. } => Outcome::Accepted { result: accepted(&cqe), armed },
                 Op::Receive { .. } => self.received(&cqe, receive_buffer, armed),
+                Op::ReceiveInto { buffer, .. } => Outcome::ReceivedInto { result: result_of(&cqe), buffer },
                 Op::Send { buffer, range, .. } => Outcome::Sent { result: result_of(&cqe), buffer, range },
                 Op::AwaitWritable { .. } => Outcome::Writable(result_of(&cqe).map(drop)),
                 Op::Open { .. } => Outcome::Opened(opened(&cqe)),
                 Op::Read { buffer, .. } | Op::ReadFile { buffer, .. } => {
                     Outcome::Read { result: read, buffer }
                 }
+                Op::Write { .. } => Outcome::Written(written),
                 Op::AwaitInbox { .. } => Outcome::InboxRung,
                 Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
                     continue;

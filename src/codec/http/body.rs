@@ -117,6 +117,15 @@ impl BodyDecoder {
         self.state == State::Finished
     }
 
+    /// How much of the body is to come, if that is known before its end. Bytes.
+    pub fn remaining_len(&self) -> Option<u64> {
+        match self.state {
+            State::Length { remaining } => Some(remaining),
+            State::Finished => Some(0),
+            _ => None,
+        }
+    }
+
     /// Decodes from the start of `input` to the end of the first piece of data, or of the input, or of the body. Call
     /// it again with what it left. After an error the body is lost: there is no way to go on.
     pub fn decode<'a>(&mut self, input: &'a [u8]) -> Result<Decoded<'a>, BadBody> {

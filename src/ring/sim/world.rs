@@ -663,13 +663,13 @@ impl World {
     /// Takes so many pack buffers out of use.
     pub fn reserve(&mut self, count: usize) {
         let nobody = ConnectionId { slot: u32::MAX, generation: 0 };
-        self.reserved.extend((0..count).map_while(|_| self.pool.take_pack(nobody)));
+        self.reserved.extend((0..count).map_while(|_| self.pool.packs.take(nobody)));
     }
 
     /// Puts them into use again.
     pub fn unreserve(&mut self) {
         for buffer in self.reserved.drain(..) {
-            self.pool.give_back_pack(buffer);
+            self.pool.packs.give_back(buffer);
         }
     }
 
@@ -762,9 +762,9 @@ impl World {
     fn feed(&mut self) {
         loop {
             if let Some(id) = self.pool.next_fed() {
-                self.with(id.slot, Connection::resume);
+                self.with(id.slot, Connection::feed);
             } else if let Some(id) = self.pool.next_keeper() {
-                self.with(id.slot, |connection, context| connection.surrender(context.pool));
+                self.with(id.slot, Connection::surrender);
             } else {
                 return;
             }
@@ -892,7 +892,7 @@ impl World {
         }
         assert!(self.planner.asked.is_empty() && self.planner.pending.is_empty(), "nobody was told");
         self.unreserve();
-        assert_eq!(self.pool.packs_out(), 0, "pack buffers are out");
+        assert_eq!(self.pool.packs.out(), 0, "pack buffers are out");
         for submission in self.submissions.drain(..) {
             self.sim.submit(submission);
         }
