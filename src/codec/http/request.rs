@@ -66,6 +66,8 @@ pub struct Request<'a> {
     pub content_type: Option<&'a [u8]>,
     /// `Content-Encoding`. It is a list, but a second line is refused: no body here has two codings.
     pub content_encoding: Option<&'a [u8]>,
+    /// `Content-Range`: the body is to be a part of something.
+    pub content_range: Option<&'a [u8]>,
     /// `User-Agent`.
     pub user_agent: Option<&'a [u8]>,
     /// `X-Forwarded-For`; of several lines the last, which the nearest proxy wrote.
@@ -365,6 +367,7 @@ fn parse_head(window: &[u8]) -> Result<(Request<'_>, usize), BadRequest> {
         authorization: None,
         content_type: None,
         content_encoding: None,
+        content_range: None,
         user_agent: None,
         x_forwarded_for: None,
         x_forwarded_proto: None,
@@ -493,6 +496,7 @@ fn keep_field<'a>(
         12 if is_same_name(name, b"content-type") => keep_once(&mut request.content_type, value),
         13 if is_same_name(name, b"if-none-match") => keep_once(&mut request.if_none_match, value),
         13 if is_same_name(name, b"authorization") => keep_once(&mut request.authorization, value),
+        13 if is_same_name(name, b"content-range") => keep_once(&mut request.content_range, value),
         14 if is_same_name(name, b"content-length") => keep_once(&mut framing.content_length, value),
         15 if is_same_name(name, b"accept-encoding") => {
             request.accept_encoding = Some(if request.accept_encoding.is_none() { value } else { b"" });
@@ -1003,7 +1007,8 @@ mod tests {
         let text = get_with(
             "RANGE: 1\r\nif-range: 2\r\nIf-None-Match: 3\r\nAccept-Encoding: 4\r\nAuthorization: 5\r\n\
              Content-Type: 6\r\nContent-Encoding: 7\r\nUser-Agent: 8\r\nX-Forwarded-For: 9\r\n\
-             X-Forwarded-Proto: 10\r\nX-Forwarded-Host: 11\r\nX-Forwarded-Host: \t 12 \t\r\n",
+             X-Forwarded-Proto: 10\r\nX-Forwarded-Host: 11\r\nX-Forwarded-Host: \t 12 \t\r\n\
+             Content-Range: 13\r\n",
         );
         let request = complete(text.as_bytes());
         let slots = [
@@ -1018,9 +1023,10 @@ mod tests {
             request.x_forwarded_for,
             request.x_forwarded_proto,
             request.x_forwarded_host,
+            request.content_range,
         ];
         let values = slots.map(|slot| std::str::from_utf8(slot.unwrap()).unwrap());
-        assert_eq!(values, ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "12"]);
+        assert_eq!(values, ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "12", "13"]);
     }
 
     #[test]
