@@ -351,9 +351,16 @@ impl Uploads {
             BodyLength::Length(len) => Some(len),
             BodyLength::Chunked => None,
             BodyLength::None => {
-                return Answer::Reply(Reply::text(Status::LengthRequired, "an upload has a body\n"));
+                let text =
+                    "an upload has a body, and says how long with Content-Length, or sends it in chunks\n";
+                return Answer::Reply(Reply::text(Status::LengthRequired, text));
             }
         };
+        // A part must not take the place of the whole (RFC 9110 section 14.5).
+        if request.content_range.is_some() {
+            let text = "uploads in parts (Content-Range) are not taken";
+            return self.refuse(Reason::new(Class::Malformed, text));
+        }
         // To take it as if it had none could replace what must not be replaced.
         if request.if_none_match.is_some() {
             let text = "uploads with conditions are not implemented\n";
@@ -461,7 +468,7 @@ impl Uploads {
             }
             Event::Looked(upload) => {
                 if self.rest(id, kind, upload) {
-                    effects.resume.push(id);
+                    effects.looked_at.push(id);
                 }
             }
             Event::Finished(accepted) => {
@@ -560,7 +567,11 @@ impl Desk {
     fn look_at(self, mut upload: Box<Upload>, mut piece: Bytes) {
         let desk = self.clone();
         self.queue(move |_| match upload.push(&mut piece) {
-            Ok(()) if piece.is_empty() => desk.say(Event::Looked(upload)),
+            Ok(()) if piece.is_empty() => {
+                // An empty piece still has its buffer, which is filled again as soon as nobody has it.
+                drop(piece);
+                desk.say(Event::Looked(upload));
+            }
             // It was a long time already: who waits for a thread comes first.
             Ok(()) => desk.look_at(upload, piece),
             Err(refusal) => {
