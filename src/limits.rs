@@ -18,6 +18,10 @@ pub const CHUNK_EXTENSIONS_LEN_MAX: usize = 1024;
 pub const TRAILERS_LEN_MAX: usize = 4 * 1024;
 /// Longest opaque part of an entity tag of ours: two nix32 SHA-256 digests, a separator and a suffix fit. Bytes.
 pub const ETAG_OPAQUE_LEN_MAX: usize = 124;
+/// An `Authorization` field longer than this has no token. Bytes; a token has at most 108 of them, 144 in base64.
+pub const AUTHORIZATION_LEN_MAX: usize = 1024;
+/// Longest name of a token. Bytes.
+pub const TOKEN_NAME_LEN_MAX: usize = 64;
 /// Longest decoded segment of a request path: the longest name a Linux directory entry can have. Bytes.
 pub const SEGMENT_LEN_MAX: usize = 255;
 

@@ -10,4 +10,5 @@ pub mod narinfo;
 pub mod realisation;
 pub mod signature;
 pub mod store_path;
+pub mod token;
 pub mod zstd;
