@@ -163,6 +163,8 @@ pub const WALK_COLD_PAUSE_FILES: usize = 31;
 pub const LOG_LEN_MAX: u64 = 64 * 1024 * 1024;
 /// A secret key file longer than this is none. Bytes.
 pub const SECRET_KEY_FILE_LEN_MAX: usize = 4 * 1024;
+/// A file of tokens longer than this is none. Bytes; each token takes some 100.
+pub const TOKEN_FILE_LEN_MAX: usize = 1024 * 1024;
 /// Files that the catalog of the NAR cache has room for, and damaged paths, all together: a NAR that is kept in both codings is two.
 /// Its file is sparse, 128 MiB at most, and takes as much memory as it takes room.
 pub const CATALOG_RECORDS: usize = 1 << 20;

@@ -12,6 +12,7 @@ use super::size::Size;
 use crate::background::settings::{Format, Policy};
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::StoreDir;
+use crate::codec::token::{Scopes, TokenName};
 use crate::server::config::ListenAddress;
 
 const EXAMPLES: &str = "\
@@ -29,6 +30,7 @@ Examples:
   narwire scrub                             is all still what it was? (exit status 0, 1 or 2)
   narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
   narwire key generate cache.example.org-1 --output cache.key
+  narwire token create --file tokens --name ci --scope read,write
   narwire demo                              a signed throw-away store, also without Nix
 
 A setting is taken from the first that has it: flag, environment, configuration file, default.
@@ -68,6 +70,9 @@ pub enum Command {
     /// Work with signing keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Say who may upload (--upload-token-file) and, with --private, who may read
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Serve a signed throw-away store on 127.0.0.1, and print commands to try; works without Nix
     Demo(DemoArguments),
 }
@@ -87,6 +92,50 @@ pub struct KeyGenerateArguments {
     /// Write the secret key into this new file, readable by its owner only, and print the public key alone
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token, add its salted hash to the file, and print the token, which is never shown again
+    Create(TokenCreateArguments),
+    /// Say which tokens the file has, and what they are good for
+    List(TokenListArguments),
+    /// Take a token out of the file
+    Revoke(TokenRevokeArguments),
+}
+
+/// Arguments of `token create`.
+#[derive(Debug, Args)]
+pub struct TokenCreateArguments {
+    /// The file of salted hashes, that of --upload-token-file; made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// What to call the token, such as the machine or person that gets it
+    #[arg(long, value_name = "NAME")]
+    pub name: TokenName,
+    /// What it is good for: read, write, or read,write
+    #[arg(long, value_name = "SCOPES")]
+    pub scope: Scopes,
+}
+
+/// Arguments of `token list`.
+#[derive(Debug, Args)]
+pub struct TokenListArguments {
+    /// The file of salted hashes
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Arguments of `token revoke`.
+#[derive(Debug, Args)]
+pub struct TokenRevokeArguments {
+    /// The file of salted hashes
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// The name of the token
+    #[arg(long, value_name = "NAME")]
+    pub name: TokenName,
 }
 
 /// Arguments of `demo`.
@@ -421,6 +470,20 @@ mod tests {
         };
         assert_eq!((key.name.as_str(), key.output.as_deref()), ("cache-1", Some(Path::new("k"))));
 
+        let line = "narwire token create --file f --name ci.2 --scope write,read";
+        let CommandLine { command: Some(Command::Token(TokenCommand::Create(token))), .. } =
+            typed(line).unwrap()
+        else {
+            panic!("not token create")
+        };
+        assert_eq!((token.file.as_path(), token.name.as_str()), (Path::new("f"), "ci.2"));
+        assert_eq!(token.scope.to_string(), "read,write");
+        let command = |line: &str| typed(line).unwrap().command;
+        let list = command("narwire token list --file f");
+        assert!(matches!(list, Some(Command::Token(TokenCommand::List(_)))), "{list:?}");
+        let revoke = command("narwire token revoke --file f --name ci.2");
+        assert!(matches!(revoke, Some(Command::Token(TokenCommand::Revoke(_)))), "{revoke:?}");
+
         let CommandLine { command: Some(Command::Demo(demo)), .. } = typed("narwire demo d -p 0").unwrap()
         else {
             panic!("not demo")
@@ -449,6 +512,10 @@ mod tests {
             "narwire --priority 1 --priority 2",
             "narwire key",
             "narwire key generate",
+            "narwire token create --file f --name ci",
+            "narwire token create --file f --name a:b --scope read",
+            "narwire token create --file f --name ci --scope admin",
+            "narwire token revoke --file f",
             "narwire demo a b",
             "narwire --cache-policy warm",
             "narwire --cache-format xz",
@@ -480,6 +547,7 @@ mod tests {
         for flag in ["--without", "--fault"] {
             assert!(!help.contains(flag), "{flag}, a flag for tests, is not advertised:\n{help}");
         }
+        assert!(help.contains("narwire token create") && help.contains("--upload-token-file"), "{help}");
         assert!(help.contains("CACHE_DIRECTORY") && help.contains("narwire scrub"), "{help}");
     }
 

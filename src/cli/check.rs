@@ -6,6 +6,7 @@ use indicatif::HumanBytes;
 
 use super::Failure;
 use super::load::LoadError;
+use crate::codec::token::Scope;
 use crate::ring::capability::Capabilities;
 use crate::server::RunError;
 use crate::server::config::{AccessConfig, Config, NarCacheConfig, SourceConfig};
@@ -27,8 +28,8 @@ pub fn report(config: &Config) -> Result<String, Failure> {
         let prospect = CacheFolder::look(&nar_cache.directory, &config.store_dir).map_err(LoadError::from)?;
         let _ = writeln!(text, "  nar cache  {}", describe_nar_cache(nar_cache, prospect));
     }
-    let _ = writeln!(text, "  uploads    {}", describe_uploads(config));
-    let _ = writeln!(text, "  who may    {}", describe_access(config));
+    let _ = writeln!(text, "  uploads    {}", describe_uploads(config.uploads.as_ref()));
+    let _ = writeln!(text, "  who may    {}", describe_access(&config.access, config.uploads.is_some()));
     for address in &config.listen {
         let _ = writeln!(text, "  listen     {address}");
     }
@@ -85,8 +86,8 @@ fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig, prosp
 }
 
 /// What is taken, and where to.
-fn describe_uploads(config: &Config) -> String {
-    let Some(uploads) = &config.uploads else { return "none".to_owned() };
+fn describe_uploads(uploads: Option<&UploadSettings>) -> String {
+    let Some(uploads) = uploads else { return "none".to_owned() };
     let UploadSettings { directory, required_keys, len_max, free_min, .. } = uploads;
     let keys = match required_keys.as_slice() {
         [] => "with or without a signature".to_owned(),
@@ -104,22 +105,33 @@ fn describe_uploads(config: &Config) -> String {
 }
 
 /// Who may read and who may upload.
-fn describe_access(config: &Config) -> String {
-    let AccessConfig { token_file, is_upload_anonymous, is_private } = &config.access;
+fn describe_access(access: &AccessConfig, takes_uploads: bool) -> String {
+    let AccessConfig { token_file, tokens, is_upload_anonymous, is_private } = access;
     let read = if *is_private { "tokens with read" } else { "everybody" };
-    let write = match (&config.uploads, is_upload_anonymous) {
-        (None, _) => "nobody",
-        (Some(_), true) => "everybody",
-        (Some(_), false) => "tokens with write",
+    let write = match (takes_uploads, is_upload_anonymous) {
+        (false, _) => "nobody",
+        (true, true) => "everybody",
+        (true, false) => "tokens with write",
     };
-    let file = token_file.as_ref().map_or(String::new(), |path| format!(" (of {})", path.display()));
-    format!("read: {read}; upload: {write}{file}")
+    let mut line = format!("read: {read}; upload: {write}");
+    if let Some(path) = token_file {
+        let count = |scope| tokens.iter().filter(|record| record.scopes.include(scope)).count();
+        let (readers, writers) = (count(Scope::Read), count(Scope::Write));
+        // Writing to a String cannot fail.
+        let _ = write!(line, " ({}: {readers} may read, {writers} write)", path.display());
+    }
+    line
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::background::settings::{FillSettings, Format, Policy};
+    use crate::codec::signature::PublicKey;
+    use crate::codec::store_path::StoreDir;
+    use crate::codec::token::{Token, Tokens};
 
     #[test]
     fn a_nar_cache_is_one_line_with_all_that_was_decided_about_it() {
@@ -141,5 +153,48 @@ mod tests {
         let line = describe_nar_cache(&NarCacheConfig { fill: unbounded, ..nar_cache }, Prospect::Cache);
         assert!(line.contains("at most a quarter of its file system,"), "{line}");
         assert!(line.ends_with("no background scrub"), "{line}");
+    }
+
+    #[test]
+    fn uploads_are_one_line_with_all_that_was_decided_about_them() {
+        let uploads = UploadSettings {
+            directory: "/srv/cache".into(),
+            store_dir: StoreDir::parse("/nix/store").unwrap(),
+            required_keys: Vec::new(),
+            len_max: 32 << 30,
+            free_min: None,
+        };
+        assert_eq!(
+            describe_uploads(Some(&uploads)),
+            "into /srv/cache, with or without a signature, at most 32.00 GiB each, a twentieth of its file system left free"
+        );
+        let key = PublicKey::parse("cache-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c=").unwrap();
+        let strict = UploadSettings { required_keys: vec![key], free_min: Some(1 << 30), ..uploads };
+        let line = describe_uploads(Some(&strict));
+        assert!(line.contains("signed by cache-1,") && line.ends_with("1.00 GiB left free"), "{line}");
+        assert_eq!(describe_uploads(None), "none");
+    }
+
+    #[test]
+    fn who_may_what_is_one_line() {
+        let record = |name: &str, scopes: &str| {
+            let token = Token::new(name.parse().unwrap(), &[7; 32]);
+            format!("{}\n", token.record(scopes.parse().unwrap(), [9; 16]))
+        };
+        let tokens: Tokens = (record("ci", "read,write") + &record("bob", "read")).parse().unwrap();
+        let mut access = AccessConfig::default();
+        assert_eq!(describe_access(&access, false), "read: everybody; upload: nobody");
+        access.is_upload_anonymous = true;
+        assert_eq!(describe_access(&access, true), "read: everybody; upload: everybody");
+        let access = AccessConfig {
+            token_file: Some("/t".into()),
+            tokens: Arc::new(tokens),
+            is_upload_anonymous: false,
+            is_private: true,
+        };
+        assert_eq!(
+            describe_access(&access, true),
+            "read: tokens with read; upload: tokens with write (/t: 2 may read, 1 write)"
+        );
     }
 }

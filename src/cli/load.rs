@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD};
 
@@ -15,6 +16,7 @@ use crate::server::config::{Config, SourceConfig};
 use crate::store::db::Database;
 use crate::store::keys::{SecretKeyFileError, read_secret_key};
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
+use crate::store::tokens::{self, TokenFileError};
 use crate::store::upload::UploadSettings;
 use crate::store::{LocalStore, StoreError};
 
@@ -27,6 +29,9 @@ pub enum LoadError {
     /// See its cause.
     #[error(transparent)]
     SecretKey(#[from] SecretKeyFileError),
+    /// See its cause.
+    #[error(transparent)]
+    TokenFile(#[from] TokenFileError),
     /// A cache directory is missing, no directory, or not readable.
     #[error("cannot serve {} as a cache directory: {cause}; commands are listed by narwire --help", .path.display())]
     Directory {
@@ -123,6 +128,10 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         Some(bounds) => upload_settings(bounds, &store_dir, &sources)?,
         None => None,
     };
+    let mut access = settings.access;
+    if let Some(token_file) = &access.token_file {
+        access.tokens = Arc::new(tokens::read(token_file)?);
+    }
     let secret_keys =
         settings.secret_key_files.iter().map(|path| read_secret_key(path)).collect::<Result<_, _>>()?;
     Ok(Config {
@@ -135,7 +144,7 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         drain_timeout: settings.drain_timeout,
         nar_cache: settings.nar_cache,
         uploads,
-        access: settings.access,
+        access,
         capabilities_off: settings.capabilities_off,
     })
 }

@@ -12,6 +12,7 @@ pub mod nix_serve;
 pub mod scrub;
 pub mod settings;
 pub mod size;
+pub mod token;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -31,6 +32,7 @@ use key::KeyGenerateError;
 use load::LoadError;
 use scrub::ScrubError;
 use settings::{Settings, SettingsError};
+use token::{Printed, TokenCommandError};
 
 /// What a server of a live store says that keeps no NARs.
 const HINT: &str = "there is no NAR cache: with --cache-dir DIR, NARs that are asked for again are kept compressed on \
@@ -57,6 +59,9 @@ pub enum Failure {
     /// There is no new key.
     #[error(transparent)]
     Key(#[from] KeyGenerateError),
+    /// The file of tokens is as it was.
+    #[error(transparent)]
+    Token(#[from] TokenCommandError),
     /// There is no throw-away store.
     #[error("no demo: {0}")]
     Demo(StoreError),
@@ -105,6 +110,12 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
             scrub::run(settings(arguments.places(), variable)?, is_json)
         }
         Command::Key(KeyCommand::Generate(arguments)) => print(&key::generate(&arguments)?),
+        Command::Token(command) => {
+            let Printed { explanation, result } = token::run(&command)?;
+            // A script that keeps the result may have closed the other stream.
+            let _ = io::stderr().write_all(explanation.as_bytes());
+            print(&result)
+        }
         Command::Demo(arguments) => {
             start_log(variable("RUST_LOG"));
             demo::run(&arguments, load::cores())
@@ -238,6 +249,11 @@ mod tests {
             (vec!["narwire", "check", folder, "--secret-key-file", file], "file"),
             (vec!["narwire", "check", "--config", "/nonexistent"], "configuration file"),
             (vec!["narwire", "check", "--config", file], "prot"),
+            (vec!["narwire", "check", folder, "--upload-token-file", "/nonexistent"], "narwire token create"),
+            (vec!["narwire", "check", folder, "--upload-token-file", file], "file:1: expected <name>"),
+            (vec!["narwire", "check", folder, "--private"], "--upload-token-file"),
+            (vec!["narwire", "check", "--allow-anonymous-upload"], "narwire serve DIR"),
+            (vec!["narwire", "token", "list", "--file", "/nonexistent"], "token file"),
             (vec!["narwire", "check", folder, "--db", "/x"], "--with-store"),
             (vec!["narwire", "check", folder, "--without", "gravity"], "gravity"),
         ] {

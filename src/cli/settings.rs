@@ -2,6 +2,7 @@
 //! a look at the machine. [`super::load`] does the looking.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::arguments::ServeArguments;
@@ -39,7 +40,7 @@ pub struct Settings {
     pub nar_cache: Option<NarCacheConfig>,
     /// What may be uploaded into the first of the directories; `None` when nobody may upload, or there is none.
     pub uploads: Option<UploadBounds>,
-    /// Who may do what.
+    /// Who may do what; the tokens are still to be read.
     pub access: AccessConfig,
     /// As typed.
     pub capabilities_off: Vec<String>,
@@ -227,13 +228,14 @@ fn nar_cache(typed: &ServeArguments) -> Result<Option<NarCacheConfig>, SettingsE
     Ok(Some(NarCacheConfig { directory, fill }))
 }
 
-/// Who may do what.
+/// Who may do what, without a look at the tokens.
 fn access(typed: &ServeArguments) -> Result<AccessConfig, SettingsError> {
     match (&typed.upload_token_file, typed.allow_anonymous_upload, typed.private) {
         (None, _, true) => Err(SettingsError::PrivateWithoutTokens),
         (Some(_), true, false) => Err(SettingsError::TokensWithoutUse),
         (token_file, is_upload_anonymous, is_private) => {
-            Ok(AccessConfig { token_file: token_file.clone(), is_upload_anonymous, is_private })
+            let (token_file, tokens) = (token_file.clone(), Arc::default());
+            Ok(AccessConfig { token_file, tokens, is_upload_anonymous, is_private })
         }
     }
 }
@@ -578,6 +580,7 @@ mod tests {
         ] {
             let expected_access = AccessConfig {
                 token_file: layers.iter().find_map(|layer| layer.upload_token_file.clone()),
+                tokens: Arc::default(),
                 is_upload_anonymous: layers.iter().any(|layer| layer.allow_anonymous_upload),
                 is_private: layers.iter().any(|layer| layer.private),
             };

@@ -8,11 +8,13 @@ use std::fmt;
 use std::net::{AddrParseError, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::background::settings::FillSettings;
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::StoreDir;
+use crate::codec::token::Tokens;
 use crate::store::LocalStore;
 use crate::store::upload::UploadSettings;
 
@@ -64,8 +66,10 @@ pub struct NarCacheConfig {
 /// Who may do what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessConfig {
-    /// The file of tokens.
+    /// The file of tokens, to be read again when somebody asks for that.
     pub token_file: Option<PathBuf>,
+    /// What it had when the configuration was made.
+    pub tokens: Arc<Tokens>,
     /// Whether who has no token may upload.
     pub is_upload_anonymous: bool,
     /// Whether who has no token may not even read.

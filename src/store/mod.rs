@@ -19,6 +19,7 @@ pub mod fault;
 pub mod keys;
 pub mod log;
 pub mod nar_cache;
+pub mod tokens;
 pub mod upload;
 pub mod walk;
 
