@@ -256,6 +256,15 @@ pub const UPLOAD_THREADS: usize = 16;
 pub const UPLOAD_NICE: i32 = WALK_NICE;
 /// Longest reason that is given for a refusal: Nix shows no body of 1 KiB or more. Bytes.
 pub const REASON_LEN_MAX: usize = 1000;
+/// Wrong tokens that a client may send in a window before it is told to come later; it may be several people behind one address, and a
+/// Nix with a revoked token sends 25 at once. Per worker.
+pub const WRONG_TOKENS_MAX: u32 = 100;
+/// How long wrong tokens are remembered: all of them until the window ends.
+pub const FAILURE_WINDOW: Duration = Duration::from_mins(1);
+/// Clients whose wrong tokens are counted one by one in a window; those of all others are counted together. Some 200 KiB. Per worker.
+pub const FAILING_CLIENTS_MAX: usize = 4096;
+/// Refusals for want of a token that are logged in a window; the rest is counted. Per worker.
+pub const REFUSALS_LOGGED_MAX: u32 = 10;
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn` (4096 as well since
 /// Linux 5.4). A closure download opens 25 connections at once per client.
 pub const LISTEN_BACKLOG: i32 = 4096;

@@ -1,11 +1,11 @@
 //! What the process asks of the machine: a core for each worker, descriptors, signals.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::thread;
 
 use rustix::process::Resource;
 use rustix::thread::CpuSet;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::warn;
 
@@ -48,12 +48,27 @@ pub fn connections_max(descriptors_max: usize, workers: usize) -> usize {
     (descriptors_max / 4 * 3 / workers.max(1)).clamp(1, CONNECTIONS_MAX)
 }
 
-/// Calls `notice` for each SIGTERM and SIGINT, on a thread of its own, until it says that nobody listens any more.
-pub fn notice_signals(notice: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+/// What somebody wants of a process by a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// That it ends.
+    End,
+    /// That it reads again what may have changed.
+    Reload,
+}
+
+/// Calls `notice` for each SIGTERM, SIGINT and SIGHUP, on a thread of its own, until it says that nobody listens any more.
+///
+/// SIGHUP has two meanings. Whoever sends it by hand wants the process to reload; the kernel sends it when the terminal is closed that
+/// the process was started in, and then it should end as other programs do.
+pub fn notice_signals(notice: impl Fn(Signal) -> bool + Send + 'static) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let has_terminal = io::stderr().is_terminal();
     let forward = move || {
-        for _ in signals.forever() {
-            if !notice() {
+        for signal in signals.forever() {
+            let is_hung_up = || has_terminal && !io::stderr().is_terminal();
+            let wanted = if signal == SIGHUP && !is_hung_up() { Signal::Reload } else { Signal::End };
+            if !notice(wanted) {
                 return;
             }
         }

@@ -28,7 +28,7 @@ pub mod uploads;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::fs::{Mode, OFlags};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::access::Access;
 use self::config::{AccessConfig, Config, SourceConfig};
@@ -45,7 +45,7 @@ use self::directory::Directory;
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
-use self::machine::{connections_max, notice_signals, pin, raise_descriptor_limit};
+use self::machine::{Signal, connections_max, notice_signals, pin, raise_descriptor_limit};
 use self::metrics::Metrics;
 use self::nar_cache::NarCache;
 use self::node::{CacheNode, Source, Texts};
@@ -60,6 +60,7 @@ use crate::ring::inbox::{Inbox, Mailbox, inbox};
 use crate::ring::reactor::{self, Peers, Reactor};
 use crate::ring::sys;
 use crate::ring::uring::Uring;
+use crate::store::tokens;
 use crate::store::upload::UploadFolder;
 
 /// Why the server is not running any more, by what the caller has to do about it.
@@ -78,7 +79,7 @@ enum Event {
     /// A worker's ring is set up, or cannot be.
     Started(anyhow::Result<()>),
     /// A signal has come.
-    Signal,
+    Signal(Signal),
     /// A worker has ended.
     Ended(io::Result<()>),
 }
@@ -86,7 +87,7 @@ enum Event {
 /// Serves until a signal ends it. `on_ready` is called once, when every listener accepts.
 ///
 /// SIGTERM and SIGINT drain: no more connections, answers under way are finished, for as long as the configuration allows.
-/// A second one ends at once.
+/// A second one ends at once. SIGHUP has the tokens read again.
 pub fn run(config: Config, on_ready: impl FnOnce(&[Listener])) -> Result<(), RunError> {
     let server = Server::start(&config).map_err(RunError::Start)?;
     drop(config);
@@ -102,6 +103,7 @@ struct Server {
     pulses: Arc<[AtomicU64]>,
     events: Receiver<Event>,
     drain_timeout: Duration,
+    token_file: Option<PathBuf>,
 }
 
 impl Server {
@@ -176,13 +178,15 @@ impl Server {
                 result?;
             }
         }
-        notice_signals(move || sender.send(Event::Signal).is_ok()).context("cannot take signals")?;
+        notice_signals(move |signal| sender.send(Event::Signal(signal)).is_ok())
+            .context("cannot take signals")?;
         info!(
             workers = config.workers,
             capabilities = capabilities.names().collect::<Vec<_>>().join(","),
             "serving"
         );
-        Ok(Self { listeners, mailboxes, pulses, events, drain_timeout: config.drain_timeout })
+        let (drain_timeout, token_file) = (config.drain_timeout, config.access.token_file.clone());
+        Ok(Self { listeners, mailboxes, pulses, events, drain_timeout, token_file })
     }
 
     /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
@@ -196,7 +200,8 @@ impl Server {
             };
             match event {
                 Ok(Event::Started(_)) => {}
-                Ok(Event::Signal) => return self.drain(),
+                Ok(Event::Signal(Signal::Reload)) => self.reload(),
+                Ok(Event::Signal(Signal::End)) => return self.drain(),
                 Ok(Event::Ended(result)) => return result.context("a worker has failed"),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     let now = self.read_pulses();
@@ -220,8 +225,9 @@ impl Server {
         let mut running = self.mailboxes.len();
         while running > 0 {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Event::Started(_)) => {}
-                Ok(Event::Signal) => {
+                // Answers that are under way were asked for with the tokens of then.
+                Ok(Event::Started(_) | Event::Signal(Signal::Reload)) => {}
+                Ok(Event::Signal(Signal::End)) => {
                     warn!("ending at once");
                     return Ok(());
                 }
@@ -236,6 +242,24 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Reads the tokens again. Those of before stay in force if that fails.
+    fn reload(&self) {
+        let Some(path) = &self.token_file else {
+            info!(
+                "nothing is read again: there is no token file, and keys and settings are read at the start only"
+            );
+            return;
+        };
+        match tokens::read(path) {
+            Ok(tokens) => {
+                info!(tokens = tokens.len(), "read {} again", path.display());
+                let tokens = Arc::new(tokens);
+                self.tell_all(|| reactor::Message::Node(Message::Tokens(Arc::clone(&tokens))));
+            }
+            Err(error) => error!("{error}; the tokens of before stay in force"),
+        }
     }
 
     fn tell_all(&self, message: impl Fn() -> reactor::Message<Message>) {

@@ -332,10 +332,12 @@ impl Node for CacheNode {
                     uploads.take(news, effects);
                 }
             }
+            Message::Tokens(tokens) => self.access.take_tokens(tokens),
         }
     }
 
     fn tick(&mut self) {
+        self.access.tick();
         if !self.is_first {
             return;
         }

@@ -1,6 +1,7 @@
 //! A request on its way through the sources: what it wants, what it waits for, what they say to it.
 
 use std::ffi::CString;
+use std::sync::Arc;
 
 use super::layouts::WalkNews;
 use super::live_store::Awaited;
@@ -10,6 +11,7 @@ use super::representation::{Conditions, Made};
 use super::uploads::News;
 use crate::codec::http::route::Route;
 use crate::codec::store_path::HashPart;
+use crate::codec::token::Tokens;
 use crate::ring::descriptor::Descriptor;
 use crate::ring::op::ConnectionId;
 use crate::ring::service::Reply;
@@ -90,6 +92,8 @@ pub enum Message {
     },
     /// What has become of an upload.
     Upload(News),
+    /// The tokens that are in force from now on.
+    Tokens(Arc<Tokens>),
 }
 
 /// A path whose tree is not what the database says.
