@@ -109,7 +109,7 @@ pub const INTAKE_PIECE_LEN_BYTES: usize = 256 * 1024;
 pub const INTAKE_BUFFERS_MAX: usize = 64;
 /// A body that has still at least this much to come is received straight into these buffers; a shorter one comes as requests do,
 /// [`RECEIVE_BUFFER_LEN_BYTES`] at a time, which saves telling the kernel so twice. Bytes.
-pub const INTAKE_DIRECT_LEN_MIN: u64 = 64 * 1024;
+pub const INTAKE_DIRECT_LEN_MIN: usize = 64 * 1024;
 
 // Time.
 

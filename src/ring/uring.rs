@@ -618,8 +618,10 @@ impl Hasher for TokenHasher {
 mod tests {
     use std::ffi::CString;
     use std::fs;
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
 
+    use bytes::Bytes;
     use rustix::fs::{CWD, Mode, OFlags};
 
     use super::*;
@@ -761,6 +763,126 @@ mod tests {
                 let end = buffer.len().min(rest.len());
                 assert_eq!(buffer[..end], rest[..end]);
             }
+        }
+    }
+
+    /// What came of the only operation.
+    fn outcome(ring: &mut Uring, op: Op) -> Outcome<'static> {
+        ring.submit(Submission { token: token(0), op });
+        loop {
+            ring.wait(Some(Duration::from_secs(10))).unwrap();
+            match ring.next_completion().map(|completion| completion.outcome) {
+                Some(Outcome::Written(result)) => return Outcome::Written(result),
+                Some(Outcome::ReceivedInto { result, buffer }) => {
+                    return Outcome::ReceivedInto { result, buffer };
+                }
+                Some(other) => panic!("{other:?}"),
+                None => {}
+            }
+        }
+    }
+
+    #[test]
+    fn pieces_are_written_where_they_belong_and_are_nobodys_then() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(3 << 20).collect();
+        for mut ring in rings() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let descriptor = Descriptor::from(OwnedFd::from(file.reopen().unwrap()));
+            // The later piece first.
+            for range in [1 << 20..3 << 20, 0..1 << 20] {
+                let whole = Bytes::copy_from_slice(&bytes[range.clone()]);
+                let op =
+                    Op::Write { file: descriptor.clone(), offset: range.start as u64, bytes: whole.clone() };
+                let written = outcome(&mut ring, op);
+                assert!(matches!(written, Outcome::Written(Ok(()))), "{written:?}");
+                assert!(whole.try_into_mut().is_ok());
+            }
+            assert!(fs::read(file.path()).unwrap() == bytes);
+        }
+    }
+
+    /// A pipe takes 64 KiB at a time.
+    #[test]
+    fn a_write_goes_on_until_all_is_written() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+        for mut ring in rings() {
+            let (reader, writer) = io::pipe().unwrap();
+            let written = std::thread::scope(|scope| {
+                let reading = scope.spawn(|| {
+                    let mut read = Vec::new();
+                    let mut reader = reader;
+                    reader.read_to_end(&mut read).unwrap();
+                    read
+                });
+                let file = Descriptor::from(OwnedFd::from(writer));
+                let op = Op::Write { file, offset: 0, bytes: bytes.clone().into() };
+                let written = outcome(&mut ring, op);
+                assert!(reading.join().unwrap() == bytes);
+                written
+            });
+            assert!(matches!(written, Outcome::Written(Ok(()))), "{written:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_whole_says_why() {
+        for mut ring in rings() {
+            let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let file = Descriptor::from(OwnedFd::from(full));
+            let full = outcome(&mut ring, Op::Write { file, offset: 0, bytes: vec![1; 10].into() });
+            assert!(matches!(full, Outcome::Written(Err(Errno::NOSPC))), "{full:?}");
+            // It takes some, and then nobody reads on.
+            let (mut reader, writer) = io::pipe().unwrap();
+            let broken = std::thread::scope(|scope| {
+                scope.spawn(move || reader.read_exact(&mut [0; 100]).unwrap());
+                let file = Descriptor::from(OwnedFd::from(writer));
+                outcome(&mut ring, Op::Write { file, offset: 0, bytes: vec![1; 1 << 20].into() })
+            });
+            assert!(matches!(broken, Outcome::Written(Err(Errno::PIPE))), "{broken:?}");
+            assert!(ring.in_flight.is_empty());
+        }
+    }
+
+    #[test]
+    fn no_more_is_received_than_there_is_room_for() {
+        for mut ring in rings() {
+            let (socket, mut peer) = UnixStream::pair().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let mut rest = socket.try_clone().unwrap();
+            let socket = Descriptor::from(OwnedFd::from(socket));
+            peer.write_all(b"0123456789").unwrap();
+            let op = Op::ReceiveInto { socket: socket.clone(), buffer: BytesMut::zeroed(10), range: 2..6 };
+            let Outcome::ReceivedInto { result, buffer } = outcome(&mut ring, op) else { panic!() };
+            assert_eq!((result, &buffer[..]), (Ok(4), &b"\0\x000123\0\0\0\0"[..]));
+            let mut unread = [0; 10];
+            assert_eq!(rest.read(&mut unread).unwrap(), 6);
+            // Nothing is there yet; then the end is.
+            let op = Op::ReceiveInto { socket: socket.clone(), buffer, range: 0..10 };
+            ring.submit(Submission { token: token(1), op });
+            ring.wait(Some(Duration::ZERO)).unwrap();
+            assert!(ring.next_completion().is_none());
+            drop(peer);
+            ring.wait(Some(Duration::from_secs(10))).unwrap();
+            let completion = ring.next_completion().unwrap();
+            let Outcome::ReceivedInto { result, buffer } = completion.outcome else { panic!() };
+            assert_eq!((result, buffer.len()), (Ok(0), 10));
+        }
+    }
+
+    #[test]
+    fn a_receive_that_is_cancelled_gives_its_buffer_back() {
+        for mut ring in rings() {
+            let (socket, _peer) = UnixStream::pair().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let socket = Descriptor::from(OwnedFd::from(socket));
+            let op = Op::ReceiveInto { socket, buffer: BytesMut::zeroed(10), range: 0..10 };
+            ring.submit(Submission { token: token(0), op });
+            ring.wait(Some(Duration::ZERO)).unwrap();
+            ring.submit(Submission { token: token(1), op: Op::Cancel(token(0)) });
+            ring.wait(Some(Duration::from_secs(10))).unwrap();
+            let completion = ring.next_completion().unwrap();
+            let Outcome::ReceivedInto { result, buffer } = completion.outcome else { panic!() };
+            assert_eq!((result, buffer.len()), (Err(Errno::CANCELED), 10));
         }
     }
 }
