@@ -143,6 +143,7 @@ impl Collector for UploadMetrics {
         let help = "Bytes received of the bodies of uploads";
         let received = ConstCounter::new(self.0.received_bytes());
         received.encode(encoder.encode_descriptor("upload_bytes", help, None, MetricType::Counter)?)?;
+        gauge(&mut encoder, "uploads_waiting", "Uploads that wait for others to end", self.0.waiting())?;
         gauge(&mut encoder, "uploads_under_way", "Uploads that have begun and not ended", self.0.under_way())
     }
 }
@@ -203,7 +204,9 @@ mod tests {
             let sample = format!("narwire_uploads_total{{result=\"{result}\"}} 0");
             assert!(text.lines().any(|line| line == sample), "{sample} is not in {text}");
         }
-        for sample in ["narwire_upload_bytes_total 0", "narwire_uploads_under_way 0"] {
+        for sample in
+            ["narwire_upload_bytes_total 0", "narwire_uploads_waiting 0", "narwire_uploads_under_way 0"]
+        {
             assert!(text.lines().any(|line| line == sample), "{sample} is not in {text}");
         }
     }

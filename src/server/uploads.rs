@@ -60,6 +60,7 @@ pub enum OtherSource {
 #[derive(Debug, Default)]
 pub struct UploadCounts {
     under_way: AtomicU64,
+    waiting: AtomicU64,
     received_bytes: AtomicU64,
     stored: AtomicU64,
     broken_off: AtomicU64,
@@ -168,7 +169,12 @@ impl UploadCounts {
         self.under_way.load(Ordering::Relaxed)
     }
 
-    /// Bytes of their bodies.
+    /// Uploads that wait for a place.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the bodies of all that have begun.
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Ordering::Relaxed)
     }
@@ -379,6 +385,7 @@ impl Uploads {
             self.begin(id, order);
         } else if admission.line.len() < UPLOADS_WAITING_MAX {
             admission.line.push_back(id);
+            self.shared.counts.waiting.fetch_add(1, Ordering::Relaxed);
             self.states.insert(id, State::Waiting(order));
         } else {
             warn!("too many uploads wait; one is refused");
@@ -450,7 +457,10 @@ impl Uploads {
         let Some(state) = self.states.remove(&id) else { return };
         self.shared.counts.broken_off.fetch_add(1, Ordering::Relaxed);
         match state {
-            State::Waiting(order) => self.admission(order.kind()).line.retain(|waiting| *waiting != id),
+            State::Waiting(order) => {
+                self.admission(order.kind()).line.retain(|waiting| *waiting != id);
+                self.shared.counts.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
             State::Resting(kind, upload) => self.discard(id, kind, upload),
             // Who brings it back finds nobody. What is all there is kept: somebody else may want it.
             State::Away | State::Finishing => {}
@@ -525,6 +535,7 @@ impl Uploads {
         admission.free_places += 1;
         let Some(id) = admission.line.pop_front() else { return };
         if let Some(State::Waiting(order)) = self.states.remove(&id) {
+            self.shared.counts.waiting.fetch_sub(1, Ordering::Relaxed);
             self.begin(id, order);
         }
     }
