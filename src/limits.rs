@@ -238,8 +238,8 @@ pub const CACHE_INFO_LEN_MAX: u64 = 64 * 1024;
 pub const SMALL_FILES_MEAN_LEN: u64 = SENDFILE_LEN_MIN;
 /// How long to wait before opening a NAR cache is tried again.
 pub const CACHE_OPEN_INTERVAL: Duration = Duration::from_secs(5);
-/// NARs and exports that are uploaded at once, divided among the workers. Each takes two pieces of its body and what its coding
-/// needs to be looked into, and a descriptor or two.
+/// NARs and exports that are uploaded at once, divided among the workers. Each takes a piece or two of its body, a descriptor or two,
+/// and what it needs to be decoded: 9 MiB for xz as Nix makes it, 8 MiB for zstd, 128 MiB if somebody wants to cost memory.
 pub const UPLOADS_MAX: usize = 64;
 /// A worker has at least so many of these places, however many workers there are.
 pub const UPLOADS_PER_WORKER_MIN: usize = 2;
@@ -254,6 +254,8 @@ pub const UPLOADS_WAITING_MAX: usize = 128;
 pub const UPLOAD_THREADS: usize = 16;
 /// How far these stand back: as far as walks do, for the same reason.
 pub const UPLOAD_NICE: i32 = WALK_NICE;
+/// How often a database that is busy is asked about a reference, [`DATABASE_BUSY_TIMEOUT_MS`] each time.
+pub const REFERENCE_TRIES_MAX: usize = 10;
 /// Longest reason that is given for a refusal: Nix shows no body of 1 KiB or more. Bytes.
 pub const REASON_LEN_MAX: usize = 1000;
 /// Wrong tokens that a client may send in a window before it is told to come later; it may be several people behind one address, and a

@@ -28,8 +28,8 @@ use crate::codec::http::{Method, Status};
 use crate::codec::narinfo::Compression;
 use crate::codec::store_path::StorePath;
 use crate::limits::{
-    REASON_LEN_MAX, SHORT_UPLOADS_MAX, SHORT_UPLOADS_PER_WORKER_MIN, UPLOAD_NICE, UPLOAD_THREADS,
-    UPLOADS_MAX, UPLOADS_PER_WORKER_MIN, UPLOADS_WAITING_MAX,
+    REASON_LEN_MAX, REFERENCE_TRIES_MAX, SHORT_UPLOADS_MAX, SHORT_UPLOADS_PER_WORKER_MIN, UPLOAD_NICE,
+    UPLOAD_THREADS, UPLOADS_MAX, UPLOADS_PER_WORKER_MIN, UPLOADS_WAITING_MAX,
 };
 use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::Mailbox;
@@ -37,7 +37,7 @@ use crate::ring::op::ConnectionId;
 use crate::ring::reactor;
 use crate::ring::service::{Answer, Effects, Reply};
 use crate::store::upload::{Accepted, Refusal, Target, Upload, UploadFolder};
-use crate::store::{StoreError, is_no_room};
+use crate::store::{DatabaseFault, StoreError, is_no_room};
 
 /// What all workers share of uploads.
 pub struct SharedUploads {
@@ -246,13 +246,26 @@ impl Reason {
             Refusal::TooLarge(_) => Class::TooLarge,
             Refusal::NoRoom(_) => Class::NoRoom,
             Refusal::Failed(error) => {
-                return match Failure::log(error) {
-                    Failure::Busy => Self::new(Class::Overloaded, ""),
-                    Failure::Damaged | Failure::Broken => Self::failed(),
-                };
+                Failure::log(error);
+                return Self::failed();
             }
         };
         Self::new(class, refusal.to_string())
+    }
+
+    /// The same before anything was read. Later nobody is asked to come again: clients before Nix 2.33 cannot send a body twice.
+    fn at_first(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Failed(error) => match Failure::log(error) {
+                Failure::Busy => Self::overloaded(),
+                Failure::Damaged | Failure::Broken => Self::failed(),
+            },
+            refusal => Self::of(refusal),
+        }
+    }
+
+    fn overloaded() -> Self {
+        Self::new(Class::Overloaded, "there is too much to do")
     }
 
     /// The disk has failed, which was logged.
@@ -296,7 +309,7 @@ impl SharedUploads {
     /// Whether a path that the folder does not have is served all the same.
     fn is_served(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
         for other in &self.others {
-            if other.has(toolbox, path)? {
+            if other.has_patiently(toolbox, path)? {
                 return Ok(true);
             }
         }
@@ -305,6 +318,17 @@ impl SharedUploads {
 }
 
 impl OtherSource {
+    /// Asks a database that is busy several times: the upload that is about to be finished may be one that cannot be sent again.
+    fn has_patiently(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
+        for _ in 1..REFERENCE_TRIES_MAX {
+            match self.has(toolbox, path) {
+                Err(StoreError::Database { fault: DatabaseFault::Busy, .. }) => {}
+                answer => return answer,
+            }
+        }
+        self.has(toolbox, path)
+    }
+
     fn has(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
         match self {
             Self::Store(store) => store.has(toolbox, path),
@@ -389,7 +413,7 @@ impl Uploads {
             self.states.insert(id, State::Waiting(order));
         } else {
             warn!("too many uploads wait; one is refused");
-            return self.refuse(Reason::new(Class::Overloaded, ""));
+            return self.refuse(Reason::overloaded());
         }
         Answer::Pending
     }
@@ -404,13 +428,13 @@ impl Uploads {
             let begun = folder.begin(order.target, order.coding.as_deref(), order.len);
             let upload = match begun {
                 Ok(upload) => Box::new(upload),
-                Err(refusal) => return Event::Refused(Reason::of(&refusal)),
+                Err(refusal) => return Event::Refused(Reason::at_first(&refusal)),
             };
             match upload.file().map(|file| file.try_clone_to_owned()).transpose() {
                 Ok(file) => Event::Begun(upload, file),
                 Err(error) => {
                     error!("an upload cannot be received: {error}");
-                    Event::Refused(Reason::new(Class::Overloaded, ""))
+                    Event::Refused(Reason::overloaded())
                 }
             }
         });
@@ -595,7 +619,7 @@ impl Desk {
     fn queue(&self, job: impl FnOnce(&mut Toolbox) + Send + 'static) {
         if self.plane.submit(job).is_err() {
             debug_assert!(false, "there is a place in the queue for each upload");
-            self.say(Event::Refused(Reason::new(Class::Overloaded, "")));
+            self.say(Event::Refused(Reason::overloaded()));
         }
     }
 
