@@ -535,7 +535,7 @@ impl Uploads {
 
     /// Takes an upload that rests here, for a thread.
     fn send_away(&mut self, id: ConnectionId, state: State) -> Option<(Kind, Box<Upload>)> {
-        match self.states.insert(id, state)? {
+        match std::mem::replace(self.states.get_mut(&id)?, state) {
             State::Resting(kind, upload) => Some((kind, upload)),
             State::Waiting(_) | State::Away | State::Finishing => {
                 debug_assert!(false, "a connection goes on when it is told to");
