@@ -192,6 +192,20 @@ const _: () = assert!(LOG_LEN_MAX < MADE_LEN_MAX as u64, "the longest log can be
 const _: () =
     assert!(ENCODERS_MAX <= PLANE_QUEUE_LEN_MAX, "each encoder has one job at most, and it finds a place");
 
+// Uploads.
+
+/// A zstd frame of an upload that needs a longer window than this power of two is refused: zstd's own decoder has the same bound,
+/// and its highest level takes all of it, 128 MiB.
+pub const UPLOAD_ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// What the decoder of an xz file may take. Its highest level needs 65 MiB. Bytes.
+pub const UPLOAD_XZ_MEMORY_LEN_MAX: u64 = 80 * 1024 * 1024;
+/// What is decoded and hashed of an upload at once: some 10 ms of a thread, before somebody else has a turn. Bytes.
+pub const VERIFIED_AT_ONCE_LEN_MAX: usize = 4 * 1024 * 1024;
+/// The buffer that an upload is decoded into. Bytes.
+pub const DECODED_BUFFER_LEN_BYTES: usize = 128 * 1024;
+
+const _: () = assert!(DECODED_BUFFER_LEN_BYTES <= VERIFIED_AT_ONCE_LEN_MAX, "a whole buffer is looked at");
+
 // The server.
 
 /// Questions that wait for a thread of the lookup plane; more are answered 503. Per plane.

@@ -16,13 +16,15 @@
 //! - [`layout`]: a tree as *framing in one arena plus file ranges*, of which any slice can be looked up.
 //! - [`decode`]: bytes in at any split, events out.
 //! - [`listing`]: the `.ls` file that tells where in a NAR each file lies.
+//! - [`verify`]: from the bytes of a file that holds a NAR, compressed or not, to its hashes and sizes.
 
 pub mod decode;
 pub mod layout;
 pub mod listing;
 #[cfg(any(test, fuzzing))]
-mod naive;
+pub(super) mod naive;
 pub mod token;
+pub mod verify;
 
 use crate::limits::{NAR_DEPTH_MAX, NAR_NAME_LEN_MAX, NAR_TARGET_LEN_MAX};
 

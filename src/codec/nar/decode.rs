@@ -175,11 +175,26 @@ impl Decoder {
     }
 
     /// Consumes the next bytes of the NAR and reports what they complete.
-    pub fn push(&mut self, mut input: &[u8], mut on_event: impl FnMut(Event<'_>)) -> Result<(), DecodeError> {
-        while !input.is_empty() {
-            self.step(&mut input, &mut on_event).map_err(|cause| self.fail(cause))?;
+    pub fn push(&mut self, mut input: &[u8], on_event: impl FnMut(Event<'_>)) -> Result<(), DecodeError> {
+        self.push_front(&mut input, on_event)?;
+        if input.is_empty() { Ok(()) } else { Err(self.fail(DecodeCause::Trailing)) }
+    }
+
+    /// The same up to the end of the root node: what follows that is left in `input`, for a NAR that other things stand behind.
+    pub fn push_front(
+        &mut self,
+        input: &mut &[u8],
+        mut on_event: impl FnMut(Event<'_>),
+    ) -> Result<(), DecodeError> {
+        while !input.is_empty() && !self.is_over() {
+            self.step(input, &mut on_event).map_err(|cause| self.fail(cause))?;
         }
         Ok(())
+    }
+
+    /// Whether the root node has ended.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::End)
     }
 
     /// Passes over the next `len_bytes` bytes of the NAR, all of which are contents of the current file, unseen.
@@ -254,6 +269,7 @@ impl Decoder {
                 Ok(())
             }),
             State::Padding { left, then } => self.step_padding(left, then, input),
+            // Nobody steps beyond the end.
             State::End => Err(DecodeCause::Trailing),
             State::Failed(error) => Err(error.cause),
         }
@@ -522,6 +538,21 @@ mod tests {
             let longer = [&nar[..], b"\0"].concat();
             let error = DecodeError { offset: nar.len() as u64, cause: DecodeCause::Trailing };
             prop_assert_eq!(decode(std::iter::once(&longer[..])).1, Err(error));
+        }
+
+        #[test]
+        fn what_follows_the_root_is_left(nar in draw(), len in 1..9usize) {
+            let longer = [&nar[..], b"what follows"].concat();
+            let mut decoder = Decoder::new();
+            let mut seen = 0;
+            for chunk in longer.chunks(len) {
+                prop_assert_eq!(decoder.is_over(), seen >= nar.len());
+                let mut rest = chunk;
+                prop_assert_eq!(decoder.push_front(&mut rest, |_| ()), Ok(()));
+                prop_assert_eq!(chunk.len() - rest.len(), nar.len().saturating_sub(seen).min(chunk.len()));
+                seen += chunk.len();
+            }
+            prop_assert_eq!(decoder.finish(), Ok(nar.len() as u64));
         }
 
         #[test]
