@@ -16,7 +16,8 @@ use crate::codec::store_path::HashPart;
 use crate::codec::zstd::{FrameEncoder, FrameError};
 use crate::limits::{BACKGROUND_PIECE_LEN_BYTES, FILL_ROOM_LEN_BYTES, FILLS_MAX};
 use crate::store::catalog::Stored;
-use crate::store::nar_cache::{Coding, Draft};
+use crate::store::draft::Draft;
+use crate::store::nar_cache::Coding;
 use crate::store::{StoreError, fault, now_s};
 
 /// What became of a path that was to be encoded.

@@ -4,7 +4,7 @@
 //! a file is an error.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -66,17 +66,6 @@ impl Directory {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | new;
         rustix::fs::openat(&self.descriptor, name, flags, Mode::from_raw_mode(0o644))
             .map_err(|error| self.failed("open", name, error))
-    }
-
-    /// Writes a new file, to the disk.
-    pub fn write_new(&self, name: &str, text: &str) -> Result<(), StoreError> {
-        let mut file = File::from(self.open_file(name, OFlags::CREATE | OFlags::EXCL)?);
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-        written.map_err(|error| {
-            // Who asked for it does not know of it, and the next start would remove it anyway.
-            let _ = self.remove(name);
-            StoreError::io("write", self.path.join(name), error)
-        })
     }
 
     /// The text of a file. `None` when there is no such file, or when it is longer than `len_max` bytes, no text, or no regular file.
@@ -159,7 +148,8 @@ impl Directory {
         }
     }
 
-    fn failed(&self, operation: &'static str, name: &str, error: impl Into<io::Error>) -> StoreError {
+    /// That something could not be done to a file in it.
+    pub fn failed(&self, operation: &'static str, name: &str, error: impl Into<io::Error>) -> StoreError {
         StoreError::io(operation, self.path.join(name), error)
     }
 }

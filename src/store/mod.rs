@@ -15,6 +15,7 @@ pub mod db;
 pub mod debuginfo;
 pub mod demo;
 mod directory;
+pub mod draft;
 pub mod fault;
 pub mod keys;
 pub mod log;

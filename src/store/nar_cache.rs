@@ -22,7 +22,6 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FlockOperation, OFlags};
@@ -32,6 +31,7 @@ pub use self::reconcile::Reconciled;
 use self::reconcile::Repair;
 use super::catalog::{Catalog, Entry, Kind, NarKey, Record, Soundness, Stored, Taken};
 use super::directory::Directory;
+use super::draft::{Draft, Drafts};
 use super::fault;
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::hash::Sha256Digest;
@@ -57,24 +57,12 @@ pub struct CacheFolder {
     root: Directory,
     nar: Directory,
     own: Directory,
-    temporary: Arc<Directory>,
+    drafts: Drafts,
     quarantine: Directory,
     catalog: Arc<Catalog>,
     soundness: Soundness,
     store_dir: StoreDir,
-    /// Makes the names of temporary files differ.
-    temporary_files: AtomicU64,
     changing: Mutex<()>,
-}
-
-/// A file that is being written, and has no name that anybody looks for. Removed when it is dropped.
-///
-/// Its descriptor is open for reading and writing.
-#[derive(Debug)]
-pub struct Draft {
-    file: OwnedFd,
-    directory: Arc<Directory>,
-    name: String,
 }
 
 /// Whether a NAR could be evicted.
@@ -203,12 +191,11 @@ impl CacheFolder {
             root,
             nar,
             own,
-            temporary: Arc::new(temporary),
+            drafts: Drafts::new(temporary),
             quarantine,
             catalog: Arc::new(catalog),
             soundness,
             store_dir: store_dir.clone(),
-            temporary_files: AtomicU64::new(0),
             changing: Mutex::new(()),
         };
         folder.keep_cache_info(priority)?;
@@ -249,12 +236,11 @@ impl CacheFolder {
         let nar = root.beneath(NAR_NAME)?;
         Ok(Self {
             role: Role::Beside,
-            temporary: Arc::new(own.beneath(TEMPORARY_NAME)?),
+            drafts: Drafts::new(own.beneath(TEMPORARY_NAME)?),
             quarantine: own.beneath(QUARANTINE_NAME)?,
             catalog: Arc::new(Catalog::open_beside(own.as_fd(), own.path())?),
             soundness: Soundness::Sound,
             store_dir: store_dir.clone(),
-            temporary_files: AtomicU64::new(0),
             changing: Mutex::new(()),
             root,
             nar,
@@ -297,9 +283,7 @@ impl CacheFolder {
 
     /// Begins a file.
     pub fn draft(&self) -> Result<Draft, StoreError> {
-        let name = self.temporary_name();
-        let file = self.temporary.open_file(&name, OFlags::CREATE | OFlags::EXCL)?;
-        Ok(Draft { file, directory: Arc::clone(&self.temporary), name })
+        self.drafts.begin()
     }
 
     /// Makes a NAR visible whose file is written. `narinfo` is the text that names this file; one that names a compressed file of the
@@ -319,13 +303,12 @@ impl CacheFolder {
         let name = base_name(nar, stored.coding);
         let path = self.nar.path().join(&name);
         self.point("publish: begun")?;
-        let status =
-            rustix::fs::fstat(&draft.file).map_err(|error| StoreError::io("examine", &path, error))?;
-        if u64::try_from(status.st_size).ok() != Some(stored.file_size) {
-            let reason = format!("{} bytes were written, and {} announced", status.st_size, stored.file_size);
+        let len = draft.len_bytes()?;
+        if len != stored.file_size {
+            let reason = format!("{len} bytes were written, and {} announced", stored.file_size);
             return Err(StoreError::damaged(path.display().to_string(), reason));
         }
-        rustix::fs::fsync(&draft.file).map_err(|error| StoreError::io("write", &path, error))?;
+        draft.sync()?;
         self.point("publish: file written")?;
         // An older file of that name goes in the usual order, so that nothing ever describes it wrongly.
         let has_older = self.catalog.stored(nar, stored.coding).is_some();
@@ -349,13 +332,12 @@ impl CacheFolder {
     fn publish_steps(
         &self,
         nar: &NarKey,
-        mut draft: Draft,
+        draft: Draft,
         stored: &Stored,
         narinfo: &str,
         now_s: u64,
     ) -> Result<Option<Record>, StoreError> {
-        self.temporary.rename(&draft.name, &self.nar, &base_name(nar, stored.coding))?;
-        draft.name.clear();
+        draft.give_name(&self.nar, &base_name(nar, stored.coding))?;
         self.point("publish: file renamed")?;
         self.nar.sync()?;
         self.point("publish: name of the file written")?;
@@ -414,7 +396,7 @@ impl CacheFolder {
 
     /// Keeps a text in `.narwire` under this name, in the place of an earlier one: after a crash one of the two is there.
     pub fn keep(&self, name: &str, text: &str) -> Result<(), StoreError> {
-        self.write_file(text, &self.own, name)
+        self.drafts.write(text.as_bytes(), &self.own, name)
     }
 
     /// The text that was kept under this name, if it is no longer than `len_max` bytes.
@@ -487,23 +469,7 @@ impl CacheFolder {
     }
 
     fn write_narinfo(&self, hash_part: HashPart, text: &str) -> Result<(), StoreError> {
-        self.write_file(text, &self.root, &narinfo_name(hash_part))
-    }
-
-    /// Writes a file that is either there as a whole or not at all.
-    fn write_file(&self, text: &str, directory: &Directory, name: &str) -> Result<(), StoreError> {
-        let temporary_name = self.temporary_name();
-        self.point("text: begun")?;
-        self.temporary.write_new(&temporary_name, text)?;
-        let renamed = self
-            .point("text: file written")
-            .and_then(|()| self.temporary.rename(&temporary_name, directory, name));
-        if renamed.is_err() {
-            let _ = self.temporary.remove(&temporary_name);
-        }
-        renamed?;
-        self.point("text: file renamed")?;
-        directory.sync()
+        self.drafts.write(text.as_bytes(), &self.root, &narinfo_name(hash_part))
     }
 
     /// Moves a damaged file away. It may be gone already.
@@ -523,14 +489,9 @@ impl CacheFolder {
         if read_cache_info(&self.root, &self.store_dir)?.as_ref() != Some(&wanted) {
             let mut text = String::new();
             wanted.write(&mut text);
-            self.write_file(&text, &self.root, CACHE_INFO_NAME)?;
+            self.drafts.write(text.as_bytes(), &self.root, CACHE_INFO_NAME)?;
         }
         Ok(())
-    }
-
-    /// A name for a temporary file that neither this process uses nor one beside it.
-    fn temporary_name(&self) -> String {
-        format!("{}-{}", std::process::id(), self.temporary_files.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Waits for other changes. An error for who does not own the cache.
@@ -549,22 +510,6 @@ impl CacheFolder {
 impl fmt::Debug for CacheFolder {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("CacheFolder").field("path", &self.path()).finish_non_exhaustive()
-    }
-}
-
-impl AsFd for Draft {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        // One that was published has another name.
-        if !self.name.is_empty() {
-            // Whatever stays is removed when the folder is opened again.
-            let _ = self.directory.remove(&self.name);
-        }
     }
 }
 

@@ -253,6 +253,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case makes a decoder for every byte.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn a_file_has_its_facts_at_every_split(nar in draw()) {
             let len_max = nar.len() as u64;

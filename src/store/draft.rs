@@ -1,0 +1,117 @@
+//! Files that get their name when they are whole: drafts.
+//!
+//! What is on disk must be right whenever the process ends. So a file is written where nobody looks for it, brought to the disk,
+//! renamed, and its new name brought to the disk. Whatever stays of a draft is removed with the directory of drafts.
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::OFlags;
+
+use super::directory::Directory;
+use super::fault;
+use crate::store::StoreError;
+
+/// A directory of drafts. Any thread may begin one.
+#[derive(Debug)]
+pub struct Drafts {
+    directory: Arc<Directory>,
+    /// Makes their names differ.
+    begun: AtomicU64,
+}
+
+/// A file that is being written, and has no name that anybody looks for. Removed when it is dropped.
+///
+/// Its descriptor is open for reading and writing.
+#[derive(Debug)]
+pub struct Draft {
+    file: OwnedFd,
+    directory: Arc<Directory>,
+    name: String,
+}
+
+impl Drafts {
+    /// Drafts in that directory, which is on the same file system as those that they go to.
+    pub fn new(directory: Directory) -> Self {
+        Self { directory: Arc::new(directory), begun: AtomicU64::new(0) }
+    }
+
+    /// Begins a file.
+    pub fn begin(&self) -> Result<Draft, StoreError> {
+        // Neither this process uses the name nor one beside it.
+        let name = format!("{}-{}", std::process::id(), self.begun.fetch_add(1, Ordering::Relaxed));
+        let file = self.directory.open_file(&name, OFlags::CREATE | OFlags::EXCL)?;
+        Ok(Draft { file, directory: Arc::clone(&self.directory), name })
+    }
+
+    /// Writes a file that is either there as a whole or not at all, in the place of an earlier one.
+    pub fn write(&self, text: &[u8], directory: &Directory, name: &str) -> Result<(), StoreError> {
+        let point = |point| fault::point(point).map_err(|error| directory.failed("write", name, error));
+        point("text: begun")?;
+        let draft = self.begin()?;
+        draft.append(text)?;
+        draft.sync()?;
+        point("text: file written")?;
+        draft.give_name(directory, name)?;
+        point("text: file renamed")?;
+        directory.sync()
+    }
+}
+
+impl Draft {
+    /// Writes behind what was written with this.
+    pub fn append(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = Appender(self.file.as_fd()).write_all(bytes);
+        written.map_err(|error| self.directory.failed("write", &self.name, error))
+    }
+
+    /// Its length. Bytes.
+    pub fn len_bytes(&self) -> Result<u64, StoreError> {
+        let status = rustix::fs::fstat(&self.file)
+            .map_err(|error| self.directory.failed("examine", &self.name, error))?;
+        Ok(u64::try_from(status.st_size).unwrap_or(0))
+    }
+
+    /// Waits until it is on the disk.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        rustix::fs::fsync(&self.file).map_err(|error| self.directory.failed("write", &self.name, error))
+    }
+
+    /// Gives it a directory and a name, in the place of what has that name. The name is on the disk after [`Directory::sync`].
+    pub fn give_name(mut self, directory: &Directory, name: &str) -> Result<(), StoreError> {
+        self.directory.rename(&self.name, directory, name)?;
+        self.name.clear();
+        Ok(())
+    }
+}
+
+impl AsFd for Draft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // One that was given a name has another one.
+        if !self.name.is_empty() {
+            // Whatever stays is removed with the directory, or when it is opened again.
+            let _ = self.directory.remove(&self.name);
+        }
+    }
+}
+
+/// A descriptor that is written to.
+struct Appender<'a>(BorrowedFd<'a>);
+
+impl io::Write for Appender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(self.0, bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
