@@ -203,7 +203,23 @@ pub const UPLOAD_XZ_MEMORY_LEN_MAX: u64 = 80 * 1024 * 1024;
 pub const VERIFIED_AT_ONCE_LEN_MAX: usize = 4 * 1024 * 1024;
 /// The buffer that an upload is decoded into. Bytes.
 pub const DECODED_BUFFER_LEN_BYTES: usize = 128 * 1024;
+/// How much room is made for an upload at once whose length nobody knows, or on a file system that cannot promise any. Bytes.
+pub const UPLOAD_ROOM_LEN_BYTES: u64 = 8 * 1024 * 1024;
+/// A realisation or a debug link longer than this is none. Bytes.
+pub const UPLOADED_JSON_LEN_MAX: usize = 1024 * 1024;
+/// Texts that are being uploaded (narinfos, listings, logs and the like) are kept in memory until they are whole, all together; those
+/// beyond are answered 503. Bytes.
+pub const UPLOADED_TEXTS_LEN_MAX: usize = 256 * 1024 * 1024;
+/// Files in `nar/` whose hashes are remembered, so that a narinfo that names one does not have to wait until it was read again. About
+/// 300 bytes each.
+pub const NAR_FACTS_MAX: usize = 64 * 1024;
+/// Names among which the locks are divided that are held while one is compared with what is there and replaced.
+pub const UPLOAD_LOCKS: usize = 64;
 
+const _: () = assert!(
+    LOG_LEN_MAX < UPLOADED_TEXTS_LEN_MAX as u64 && CACHED_NARINFO_LEN_MAX < UPLOADED_TEXTS_LEN_MAX,
+    "the longest text finds room"
+);
 const _: () = assert!(DECODED_BUFFER_LEN_BYTES <= VERIFIED_AT_ONCE_LEN_MAX, "a whole buffer is looked at");
 
 // The server.

@@ -123,7 +123,8 @@ impl Decompressor {
         let decoded = self.begin_member().and_then(|()| self.codec.step(input, output));
         match decoded {
             Ok(Step { progress, is_end }) => {
-                self.has_more = progress.produced == output.len() && !is_end;
+                let is_kept_back = !is_end && self.compression != Compression::None;
+                self.has_more = is_kept_back && progress.produced == output.len();
                 if is_end {
                     self.place = Place::Between;
                 } else if progress.produced > 0 {

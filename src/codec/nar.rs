@@ -22,7 +22,7 @@ pub mod decode;
 pub mod layout;
 pub mod listing;
 #[cfg(any(test, fuzzing))]
-pub(super) mod naive;
+pub(crate) mod naive;
 pub mod token;
 pub mod verify;
 

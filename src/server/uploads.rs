@@ -245,6 +245,7 @@ impl Reason {
             Refusal::UnknownCoding(_) => Class::UnknownCoding,
             Refusal::TooLarge(_) => Class::TooLarge,
             Refusal::NoRoom(_) => Class::NoRoom,
+            Refusal::Busy(_) => Class::Overloaded,
             Refusal::Failed(error) => {
                 Failure::log(error);
                 return Self::failed();

@@ -20,12 +20,19 @@ pub struct Directory {
     path: PathBuf,
 }
 
-/// A regular file, as its directory tells of it.
+/// A regular file, as its directory tells of it. One that was replaced or written to since has others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileFacts {
+    /// The file system that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
     /// Length. Bytes.
     pub size: u64,
     /// When its contents were written. Seconds since 1970.
     pub modified_s: u64,
+    /// The same, nanoseconds within that second.
+    pub modified_ns: u32,
 }
 
 impl Directory {
@@ -43,6 +50,14 @@ impl Directory {
         let descriptor = rustix::fs::openat(&self.descriptor, name, flags, Mode::empty())
             .map_err(|error| self.failed("open", name, error))?;
         Ok(Self { descriptor, path: self.path.join(name) })
+    }
+
+    /// Opens a directory in this one, if there is one of that name.
+    pub fn beneath_if_there(&self, name: &str) -> Result<Option<Self>, StoreError> {
+        match self.beneath(name) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
+            directory => directory.map(Some),
+        }
     }
 
     /// Opens a directory in this one, and makes it if it is not there.
@@ -70,20 +85,26 @@ impl Directory {
 
     /// The text of a file. `None` when there is no such file, or when it is longer than `len_max` bytes, no text, or no regular file.
     pub fn read_text(&self, name: &str, len_max: usize) -> Result<Option<String>, StoreError> {
-        if self.file(name)?.is_none() {
-            return Ok(None);
-        }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.descriptor, name, flags, Mode::empty()) {
-            Ok(file) => File::from(file),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(self.failed("open", name, error)),
-        };
+        let Some(file) = self.open_to_read(name)? else { return Ok(None) };
         let mut bytes = Vec::new();
         file.take(len_max as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| StoreError::io("read", self.path.join(name), error))?;
         Ok(if bytes.len() > len_max { None } else { String::from_utf8(bytes).ok() })
+    }
+
+    /// Opens a regular file for reading. `None` when there is none of that name.
+    pub fn open_to_read(&self, name: &str) -> Result<Option<File>, StoreError> {
+        // To open what is none can do something.
+        if self.file(name)?.is_none() {
+            return Ok(None);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.descriptor, name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(self.failed("open", name, error)),
+        }
     }
 
     /// A regular file. `None` when there is none of that name.
@@ -93,16 +114,30 @@ impl Directory {
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(self.failed("examine", name, error)),
         };
-        Ok(FileType::from_raw_mode(status.st_mode).is_file().then(|| FileFacts {
-            size: u64::try_from(status.st_size).unwrap_or(0),
-            modified_s: u64::try_from(status.st_mtime).unwrap_or(0),
-        }))
+        Ok(FileType::from_raw_mode(status.st_mode).is_file().then(|| FileFacts::from(&status)))
+    }
+
+    /// Whether there is anything of that name.
+    pub fn has(&self, name: &str) -> Result<bool, StoreError> {
+        match rustix::fs::statat(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(self.failed("examine", name, error)),
+        }
     }
 
     /// Removes a file. It may be gone already.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         match rustix::fs::unlinkat(&self.descriptor, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(self.failed("remove", name, error)),
+        }
+    }
+
+    /// Removes a directory in this one. It stays if there is something in it, and may be gone already.
+    pub fn remove_directory(&self, name: &str) -> Result<(), StoreError> {
+        match rustix::fs::unlinkat(&self.descriptor, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => Ok(()),
             Err(error) => Err(self.failed("remove", name, error)),
         }
     }
@@ -151,6 +186,18 @@ impl Directory {
     /// That something could not be done to a file in it.
     pub fn failed(&self, operation: &'static str, name: &str, error: impl Into<io::Error>) -> StoreError {
         StoreError::io(operation, self.path.join(name), error)
+    }
+}
+
+impl From<&Stat> for FileFacts {
+    fn from(status: &Stat) -> Self {
+        Self {
+            device: status.st_dev,
+            inode: status.st_ino,
+            size: u64::try_from(status.st_size).unwrap_or(0),
+            modified_s: u64::try_from(status.st_mtime).unwrap_or(0),
+            modified_ns: u32::try_from(status.st_mtime_nsec).unwrap_or(0),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::OFlags;
 
-use super::directory::Directory;
+use super::directory::{Directory, FileFacts};
 use super::fault;
 use crate::store::StoreError;
 
@@ -64,19 +64,23 @@ impl Draft {
     /// Writes behind what was written with this.
     pub fn append(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let written = Appender(self.file.as_fd()).write_all(bytes);
-        written.map_err(|error| self.directory.failed("write", &self.name, error))
+        written.map_err(|error| self.failed("write", error))
     }
 
-    /// Its length. Bytes.
-    pub fn len_bytes(&self) -> Result<u64, StoreError> {
-        let status = rustix::fs::fstat(&self.file)
-            .map_err(|error| self.directory.failed("examine", &self.name, error))?;
-        Ok(u64::try_from(status.st_size).unwrap_or(0))
+    /// What is known of it. Another name changes none of that.
+    pub fn facts(&self) -> Result<FileFacts, StoreError> {
+        let status = rustix::fs::fstat(&self.file);
+        status.map(|status| FileFacts::from(&status)).map_err(|error| self.failed("examine", error))
+    }
+
+    /// That something could not be done to it.
+    pub fn failed(&self, operation: &'static str, error: impl Into<io::Error>) -> StoreError {
+        self.directory.failed(operation, &self.name, error)
     }
 
     /// Waits until it is on the disk.
     pub fn sync(&self) -> Result<(), StoreError> {
-        rustix::fs::fsync(&self.file).map_err(|error| self.directory.failed("write", &self.name, error))
+        rustix::fs::fsync(&self.file).map_err(|error| self.failed("write", error))
     }
 
     /// Gives it a directory and a name, in the place of what has that name. The name is on the disk after [`Directory::sync`].

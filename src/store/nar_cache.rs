@@ -128,9 +128,9 @@ enum Role {
     Beside,
 }
 
-const CACHE_INFO_NAME: &str = "nix-cache-info";
-const NAR_NAME: &str = "nar";
-const OWN_NAME: &str = ".narwire";
+pub(super) const CACHE_INFO_NAME: &str = "nix-cache-info";
+pub(super) const NAR_NAME: &str = "nar";
+pub(super) const OWN_NAME: &str = ".narwire";
 const LOCK_NAME: &str = "lock";
 const TEMPORARY_NAME: &str = "tmp";
 const QUARANTINE_NAME: &str = "quarantine";
@@ -211,7 +211,7 @@ impl CacheFolder {
         if !is_ours(&root)? {
             return Err(CacheFolderError::Foreign(path.to_path_buf()));
         }
-        read_cache_info(&root, store_dir)?;
+        own_cache_info(&root, store_dir)?;
         match root.beneath(OWN_NAME) {
             Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(Prospect::Empty),
             own => own.map(|_| Prospect::Cache).map_err(Into::into),
@@ -303,7 +303,7 @@ impl CacheFolder {
         let name = base_name(nar, stored.coding);
         let path = self.nar.path().join(&name);
         self.point("publish: begun")?;
-        let len = draft.len_bytes()?;
+        let len = draft.facts()?.size;
         if len != stored.file_size {
             let reason = format!("{len} bytes were written, and {} announced", stored.file_size);
             return Err(StoreError::damaged(path.display().to_string(), reason));
@@ -486,7 +486,7 @@ impl CacheFolder {
 
     fn keep_cache_info(&self, priority: u32) -> Result<(), CacheFolderError> {
         let wanted = CacheInfo { store_dir: self.store_dir.clone(), want_mass_query: true, priority };
-        if read_cache_info(&self.root, &self.store_dir)?.as_ref() != Some(&wanted) {
+        if own_cache_info(&self.root, &self.store_dir)?.as_ref() != Some(&wanted) {
             let mut text = String::new();
             wanted.write(&mut text);
             self.drafts.write(text.as_bytes(), &self.root, CACHE_INFO_NAME)?;
@@ -521,10 +521,8 @@ enum Place {
 }
 
 /// What the cache says of itself, if it is of use; it must be a cache of this store directory.
-fn read_cache_info(root: &Directory, store_dir: &StoreDir) -> Result<Option<CacheInfo>, CacheFolderError> {
-    let len_max = usize::try_from(CACHE_INFO_LEN_MAX).unwrap_or(usize::MAX);
-    let text = root.read_text(CACHE_INFO_NAME, len_max)?;
-    match text.and_then(|text| CacheInfo::parse(&text, store_dir).ok()) {
+fn own_cache_info(root: &Directory, store_dir: &StoreDir) -> Result<Option<CacheInfo>, CacheFolderError> {
+    match read_cache_info(root, store_dir)? {
         Some(found) if found.store_dir != *store_dir => Err(CacheFolderError::OtherStore {
             path: root.path().to_path_buf(),
             found: found.store_dir,
@@ -532,6 +530,16 @@ fn read_cache_info(root: &Directory, store_dir: &StoreDir) -> Result<Option<Cach
         }),
         found => Ok(found),
     }
+}
+
+/// What a binary cache says of itself, if that can be read. Where it does not name its store directory, it is this one.
+pub(super) fn read_cache_info(
+    root: &Directory,
+    store_dir: &StoreDir,
+) -> Result<Option<CacheInfo>, StoreError> {
+    let len_max = usize::try_from(CACHE_INFO_LEN_MAX).unwrap_or(usize::MAX);
+    let text = root.read_text(CACHE_INFO_NAME, len_max)?;
+    Ok(text.and_then(|text| CacheInfo::parse(&text, store_dir).ok()))
 }
 
 /// Whether narwire made this directory, or may make it its own: nothing is in it. (A file system of its own has `lost+found`.)
@@ -562,7 +570,7 @@ fn parse_base_name(name: &str) -> Option<(NarKey, Coding)> {
     Some((nar, coding))
 }
 
-fn narinfo_name(hash_part: HashPart) -> String {
+pub(super) fn narinfo_name(hash_part: HashPart) -> String {
     format!("{hash_part}{NARINFO_SUFFIX}")
 }
 

@@ -2,19 +2,52 @@
 //!
 //! An upload is a value that goes from thread to thread: begun, given piece after piece, finished or dropped. Until it is
 //! finished nobody sees anything of it, and whatever becomes of it, nothing stays that is not whole.
+//!
+//! ```text
+//! nix-cache-info, <hash part>.narinfo, <hash part>.ls, nar/, log/, realisations/, build-trace-v2/, debuginfo/
+//! .narwire-uploads/<a folder of each process>/<drafts>
+//! ```
+//!
+//! **Whenever the process ends**, every file that has its name here is the one before or the one after. A NAR comes into being as: file
+//! in the folder of this process, to the disk, renamed, the name to the disk; only then its narinfo is taken, in the same way. So a
+//! narinfo names a NAR that is there, was looked into and is what the narinfo says, and the narinfos of all that it refers to
+//! are there or served from elsewhere. What a crash leaves is in the folder of the process, which the next one removes.
+//!
+//! Nothing else is ever removed, and nothing that is there is changed but as [`Refusal::Conflict`] allows: the same under the same name.
 
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
+mod nar;
+mod narinfo;
+mod small;
+mod staging;
+mod text;
+
+use std::fmt::{self, Display};
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use quick_cache::sync::Cache;
+use rustix::fs::{Access, AtFlags, CWD};
 
+use self::nar::NarUpload;
+use self::staging::Staging;
+use self::text::{Memory, Text, parse_coding};
+use super::directory::{Directory, FileFacts};
+use super::fault;
+use super::nar_cache::{OWN_NAME, read_cache_info};
 use crate::codec::build_id::BuildId;
 use crate::codec::hash::Sha256Digest;
+use crate::codec::nar::verify::NarFacts;
 use crate::codec::narinfo::Compression;
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
+use crate::limits::{
+    CACHE_INFO_LEN_MAX, CACHED_NARINFO_LEN_MAX, FREE_SHARE_DEFAULT, LOG_LEN_MAX, NAR_FACTS_MAX,
+    REASON_LEN_MAX, UPLOAD_LOCKS, UPLOADED_JSON_LEN_MAX, UPLOADED_TEXTS_LEN_MAX,
+};
 use crate::store::StoreError;
 
 /// What may be uploaded, and how much.
@@ -70,7 +103,7 @@ pub enum Target {
     Export,
 }
 
-/// Why something is not taken. The text is for whoever sent it: one sentence without a line end.
+/// Why something is not taken. The text is for whoever sent it: one sentence without a line end, of at most [`REASON_LEN_MAX`] bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// It is not what it should be, whatever is in the cache.
@@ -94,9 +127,12 @@ pub enum Refusal {
     /// There is no room on the disk for it.
     #[error("{0}")]
     NoRoom(String),
+    /// There is no memory for it at the moment.
+    #[error("{0}")]
+    Busy(String),
     /// The disk, or a database, has failed: nothing that whoever sent it could mend.
     #[error(transparent)]
-    Failed(#[from] StoreError),
+    Failed(StoreError),
 }
 
 /// What is now in the cache.
@@ -108,22 +144,99 @@ pub struct Accepted {
     pub is_new: bool,
 }
 
+/// Why a directory cannot be uploaded to.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadFolderError {
+    /// The NAR cache manages its files itself, and would remove others.
+    #[error("{} is a NAR cache (it has .narwire in it): uploads need another directory", .0.display())]
+    NarCache(PathBuf),
+    /// Paths of another store would be of no use to its clients.
+    #[error("{} is a cache of the store {found}, not of {wanted}", path.display())]
+    OtherStore {
+        /// The directory.
+        path: PathBuf,
+        /// The store directory of its paths.
+        found: StoreDir,
+        /// That of what would be uploaded.
+        wanted: StoreDir,
+    },
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] StoreError),
+}
+
 /// The directory. All threads share it.
-#[derive(Debug)]
 pub struct UploadFolder {
     settings: UploadSettings,
+    root: Directory,
+    staging: Staging,
+    free_min: u64,
+    memory: Arc<Memory>,
+    /// What is known of files in `nar/`, for as long as they are as they were then.
+    known_nars: Cache<Box<str>, (FileFacts, NarFacts)>,
+    locks: Box<[Mutex<()>]>,
 }
 
 /// Something on its way into the cache. When it is dropped, nothing stays of it.
 #[derive(Debug)]
 pub struct Upload {
+    // It goes before the folder that it lies in.
+    kind: Kind,
     folder: Arc<UploadFolder>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Nar(Box<NarUpload>),
+    CacheInfo(Text),
+    NarInfo(HashPart, Text),
+    Listing(HashPart, Text),
+    Log(StorePath, Text),
+    Realisation(DrvOutput, Text),
+    BuildTrace { derivation: StorePath, output: OutputName, text: Text },
+    DebugInfo { build_id: BuildId, has_suffix: bool, text: Text },
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        if error.is_no_room() {
+            return Self::NoRoom("there is no room left on the disk of the cache".to_owned());
+        }
+        Self::Failed(error)
+    }
 }
 
 impl UploadFolder {
     /// Opens the directory for writing, and removes what an earlier process has left half done.
-    pub fn open(settings: UploadSettings) -> Result<Self, StoreError> {
-        Ok(Self { settings })
+    pub fn open(settings: UploadSettings) -> Result<Self, UploadFolderError> {
+        let root = open_root(&settings)?;
+        let staging = Staging::open(&root)?;
+        let free_min = match settings.free_min {
+            Some(free_min) => free_min,
+            None => space(&root)?.1 / FREE_SHARE_DEFAULT,
+        };
+        Ok(Self {
+            settings,
+            root,
+            staging,
+            free_min,
+            memory: Arc::new(Memory::new(UPLOADED_TEXTS_LEN_MAX)),
+            known_nars: Cache::new(NAR_FACTS_MAX),
+            locks: (0..UPLOAD_LOCKS).map(|_| Mutex::default()).collect(),
+        })
+    }
+
+    /// Whether the directory can be opened, as far as can be seen without changing anything.
+    pub fn look(settings: &UploadSettings) -> Result<(), UploadFolderError> {
+        open_root(settings)?;
+        let path = &settings.directory;
+        rustix::fs::accessat(CWD, path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+            .map_err(|error| StoreError::io("write into", path, error).into())
+    }
+
+    /// Where it is; for messages.
+    pub fn path(&self) -> &Path {
+        self.root.path()
     }
 
     /// Begins an upload of `len` bytes if that is known. `coding` is the value of `Content-Encoding`, if there is one.
@@ -133,22 +246,75 @@ impl UploadFolder {
         coding: Option<&str>,
         len: Option<u64>,
     ) -> Result<Upload, Refusal> {
-        let _ = (target, coding, len);
-        Err(Refusal::Malformed(format!("{} is read-only", self.settings.directory.display())))
+        let text = |len_max: usize| self.begin_text(coding, len, len_max);
+        let log_len_max = usize::try_from(LOG_LEN_MAX).unwrap_or(usize::MAX);
+        let kind = match target {
+            Target::Nar { file_hash, compression } => {
+                Kind::Nar(Box::new(NarUpload::begin(self, file_hash, compression, coding, len)?))
+            }
+            Target::CacheInfo => {
+                Kind::CacheInfo(text(usize::try_from(CACHE_INFO_LEN_MAX).unwrap_or(usize::MAX))?)
+            }
+            Target::NarInfo(hash_part) => Kind::NarInfo(hash_part, text(CACHED_NARINFO_LEN_MAX)?),
+            Target::Listing(hash_part) => Kind::Listing(hash_part, text(log_len_max)?),
+            Target::Log(derivation) => Kind::Log(derivation, text(log_len_max)?),
+            Target::Realisation(id) => Kind::Realisation(id, text(UPLOADED_JSON_LEN_MAX)?),
+            Target::BuildTrace { derivation, output } => {
+                Kind::BuildTrace { derivation, output, text: text(UPLOADED_JSON_LEN_MAX)? }
+            }
+            Target::DebugInfo { build_id, has_suffix } => {
+                Kind::DebugInfo { build_id, has_suffix, text: text(UPLOADED_JSON_LEN_MAX)? }
+            }
+            Target::Export => return Err(Refusal::Malformed("no exports".to_owned())),
+        };
+        Ok(Upload { kind, folder: Arc::clone(self) })
+    }
+
+    fn begin_text(&self, coding: Option<&str>, len: Option<u64>, len_max: usize) -> Result<Text, Refusal> {
+        let text = Text::begin(&self.memory, parse_coding(coding)?, len, len_max)?;
+        self.check_room(len.unwrap_or(0))?;
+        Ok(text)
+    }
+
+    /// Waits until nobody else compares a file of that name with what is there, or replaces it.
+    fn lock(&self, name: &str) -> MutexGuard<'_, ()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(name);
+        let index = usize::try_from(hash % self.locks.len() as u64).unwrap_or_default();
+        self.locks[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left on the file system for this process's user. Bytes.
+    fn free(&self) -> Result<u64, StoreError> {
+        space(&self.root).map(|(free, _)| free)
+    }
+
+    fn point(&self, name: &str) -> Result<(), StoreError> {
+        fault::point(name).map_err(|error| StoreError::io("change", self.path(), error))
     }
 }
 
 impl Upload {
     /// Where the pieces are to be written as they come, if that is anywhere.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        None
+        match &self.kind {
+            Kind::Nar(nar) => Some(nar.draft.as_fd()),
+            _ => None,
+        }
     }
 
     /// Looks at the next bytes, from the front of `piece` on. When some are left, it was a long time already for a thread that others
     /// wait for: call again.
     pub fn push(&mut self, piece: &mut Bytes) -> Result<(), Refusal> {
-        piece.clear();
-        Ok(())
+        match &mut self.kind {
+            Kind::Nar(nar) => nar.push(&self.folder, piece),
+            Kind::CacheInfo(text)
+            | Kind::NarInfo(_, text)
+            | Kind::Listing(_, text)
+            | Kind::Log(_, text)
+            | Kind::Realisation(_, text)
+            | Kind::BuildTrace { text, .. }
+            | Kind::DebugInfo { text, .. } => text.push(piece),
+        }
     }
 
     /// All bytes have come, and are in the file: gives it its name if it is right. `is_known` says whether a path that is not in this
@@ -157,7 +323,80 @@ impl Upload {
         self,
         is_known: &mut dyn FnMut(&StorePath) -> Result<bool, StoreError>,
     ) -> Result<Accepted, Refusal> {
-        let _ = (self.folder, is_known);
-        Err(Refusal::Malformed("nothing is taken".to_owned()))
+        let Self { kind, folder } = self;
+        let is_new = match kind {
+            Kind::Nar(nar) => nar.finish(&folder),
+            Kind::CacheInfo(text) => folder.take_cache_info(&text.finish()?.bytes),
+            Kind::NarInfo(hash_part, text) => folder.take_narinfo(hash_part, &text.finish()?.bytes, is_known),
+            Kind::Listing(hash_part, text) => folder.take_listing(hash_part, &text.finish()?.bytes),
+            Kind::Log(derivation, text) => folder.take_log(&derivation, &text.finish()?.bytes),
+            Kind::Realisation(id, text) => folder.take_realisation(&id, &text.finish()?.bytes),
+            Kind::BuildTrace { derivation, output, text } => {
+                folder.take_build_trace(&derivation, &output, &text.finish()?.bytes)
+            }
+            Kind::DebugInfo { build_id, has_suffix, text } => {
+                folder.take_debug_info(build_id, has_suffix, &text.finish()?.bytes)
+            }
+        };
+        Ok(Accepted { text: String::new(), is_new: is_new? })
     }
 }
+
+impl fmt::Debug for UploadFolder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("UploadFolder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Opens the directory, if it is one that may be uploaded to.
+fn open_root(settings: &UploadSettings) -> Result<Directory, UploadFolderError> {
+    let path = &settings.directory;
+    let root = Directory::open(path)?;
+    if root.has(OWN_NAME)? {
+        return Err(UploadFolderError::NarCache(path.clone()));
+    }
+    match read_cache_info(&root, &settings.store_dir)? {
+        Some(info) if info.store_dir != settings.store_dir => Err(UploadFolderError::OtherStore {
+            path: path.clone(),
+            found: info.store_dir,
+            wanted: settings.store_dir.clone(),
+        }),
+        _ => Ok(root),
+    }
+}
+
+/// What is free on a file system for this process's user, and what there is of it. Bytes.
+fn space(directory: &Directory) -> Result<(u64, u64), StoreError> {
+    let status = rustix::fs::fstatvfs(directory)
+        .map_err(|error| StoreError::io("examine", directory.path(), error))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(status.f_frsize);
+    Ok((bytes(status.f_bavail), bytes(status.f_blocks)))
+}
+
+/// A reason on one line, and short enough to be shown, whatever of it the peer has written.
+fn reason(text: impl Display) -> String {
+    let mut line = String::new();
+    for character in text.to_string().chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+        if line.len() >= REASON_LEN_MAX {
+            break;
+        }
+    }
+    line.truncate(line.floor_char_boundary(REASON_LEN_MAX));
+    line
+}
+
+/// The beginning of something that the peer has written, fit to be shown.
+fn quoted(text: &str) -> String {
+    format!("{:?}", &text[..text.floor_char_boundary(QUOTED_LEN_MAX)])
+}
+
+/// As much of it as is shown. Bytes.
+const QUOTED_LEN_MAX: usize = 100;
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,10 @@
 //! such a tree can be read by every JSON parser, but it does not lead to those files, and two of them in one directory may
 //! get the same key. Nix writes the bytes as they are, which strict parsers refuse.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::decode::{DecodeError, Decoder, Event};
 use super::layout::{Cursor, Layout, Lookup, Piece};
@@ -106,9 +109,120 @@ impl Listing {
         self.write(format_args!("{}", serde_json::Value::String(text)));
     }
 
-    fn write(&mut self, arguments: std::fmt::Arguments<'_>) {
+    fn write(&mut self, arguments: fmt::Arguments<'_>) {
         // A `String` takes all that is written to it.
         let _ = self.text.write_fmt(arguments);
+    }
+}
+
+/// Why a text is no listing.
+#[derive(Debug, thiserror::Error)]
+pub enum ListingTextError {
+    /// It is no JSON of that form.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// It is of another version than this one.
+    #[error("its version is {0}, and not 1")]
+    Version(u64),
+}
+
+/// Whether a text is a listing. What it does not know it skips, and nothing of it is kept.
+///
+/// Names may be any bytes, as Nix writes them. A tree of the last of [`crate::limits::NAR_DEPTH_MAX`] levels is deeper than
+/// `serde_json` reads.
+pub fn check(text: &[u8]) -> Result<(), ListingTextError> {
+    let text: ListingText = serde_json::from_str(&String::from_utf8_lossy(text))?;
+    if text.version == 1 { Ok(()) } else { Err(ListingTextError::Version(text.version)) }
+}
+
+/// A listing as it stands in the file, without what is in it.
+#[derive(Deserialize)]
+struct ListingText {
+    version: u64,
+    #[expect(dead_code, reason = "reading it was all there is to do")]
+    root: Node,
+}
+
+/// A node that was read.
+#[derive(Deserialize)]
+#[serde(try_from = "NodeText")]
+struct Node;
+
+/// A node as it stands in the file.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeText {
+    r#type: Kind,
+    size: Option<u64>,
+    #[expect(dead_code, reason = "it is a number or nothing")]
+    nar_offset: Option<u64>,
+    #[expect(dead_code, reason = "it is true, false or nothing")]
+    executable: Option<bool>,
+    target: Option<Skipped>,
+    entries: Option<Entries>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Regular,
+    Symlink,
+    Directory,
+}
+
+impl TryFrom<NodeText> for Node {
+    type Error = &'static str;
+
+    fn try_from(node: NodeText) -> Result<Self, Self::Error> {
+        match node {
+            NodeText { r#type: Kind::Regular, size: None, .. } => Err("a file has no size"),
+            NodeText { r#type: Kind::Symlink, target: None, .. } => Err("a link has no target"),
+            NodeText { r#type: Kind::Directory, entries: None, .. } => Err("a directory has no entries"),
+            _ => Ok(Self),
+        }
+    }
+}
+
+/// A string that was read.
+struct Skipped;
+
+impl<'de> Deserialize<'de> for Skipped {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyText;
+        impl Visitor<'_> for AnyText {
+            type Value = Skipped;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a string")
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Skipped, E> {
+                Ok(Skipped)
+            }
+        }
+        deserializer.deserialize_str(AnyText)
+    }
+}
+
+/// The entries of a directory, which were read.
+struct Entries;
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyEntries;
+        impl<'de> Visitor<'de> for AnyEntries {
+            type Value = Entries;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("the entries of a directory")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                while map.next_entry::<Skipped, Node>()?.is_some() {}
+                Ok(Entries)
+            }
+        }
+        deserializer.deserialize_map(AnyEntries)
     }
 }
 

@@ -1,0 +1,273 @@
+//! NARs that are uploaded: hashed, decoded and checked while they are written, named when they are right. And what is known of those
+//! that are there.
+
+use std::fs::File;
+use std::io::Read as _;
+
+use bytes::{Buf as _, Bytes};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::text::{parse_coding, refuse_coding};
+use super::{Refusal, UploadFolder, quoted, reason};
+use crate::codec::decompress::DecompressCause;
+use crate::codec::hash::Sha256Digest;
+use crate::codec::nar::verify::{Announced, NarFacts, Verifier, VerifyError};
+use crate::codec::narinfo::Compression;
+use crate::limits::{DECODED_BUFFER_LEN_BYTES, UPLOAD_ROOM_LEN_BYTES};
+use crate::store::StoreError;
+use crate::store::draft::Draft;
+use crate::store::nar_cache::NAR_NAME;
+
+/// A NAR on its way.
+#[derive(Debug)]
+pub(super) struct NarUpload {
+    pub(super) draft: Draft,
+    name: String,
+    file_hash: Sha256Digest,
+    verifier: Verifier,
+    received: u64,
+    room: u64,
+}
+
+impl NarUpload {
+    pub(super) fn begin(
+        folder: &UploadFolder,
+        file_hash: Sha256Digest,
+        compression: Compression,
+        coding: Option<&str>,
+        len: Option<u64>,
+    ) -> Result<Self, Refusal> {
+        let announced = announced(compression).ok_or_else(|| unknown(compression))?;
+        if parse_coding(coding)? != Compression::None {
+            let text = "a NAR is uploaded without Content-Encoding: its compression is told by its name";
+            return Err(Refusal::UnknownCoding(text.to_owned()));
+        }
+        let len_max = folder.settings.len_max;
+        if len.is_some_and(|len| len > len_max) {
+            return Err(too_long(len_max));
+        }
+        let verifier = Verifier::new(announced, len_max).map_err(|error| refuse(&error))?;
+        let draft = folder.begin_draft()?;
+        let room = folder.make_room(&draft, 0, len.unwrap_or(UPLOAD_ROOM_LEN_BYTES))?;
+        let name = file_name(&file_hash, compression);
+        Ok(Self { draft, name, file_hash, verifier, received: 0, room })
+    }
+
+    pub(super) fn push(&mut self, folder: &UploadFolder, piece: &mut Bytes) -> Result<(), Refusal> {
+        let mut rest = &piece[..];
+        self.verifier.push(&mut rest).map_err(|error| refuse(&error))?;
+        let len = piece.len() - rest.len();
+        piece.advance(len);
+        self.received += len as u64;
+        if self.received > folder.settings.len_max {
+            return Err(too_long(folder.settings.len_max));
+        }
+        while self.room < self.received {
+            self.room = folder.make_room(&self.draft, self.room, self.room + UPLOAD_ROOM_LEN_BYTES)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self, folder: &UploadFolder) -> Result<bool, Refusal> {
+        let facts = self.verifier.finish().map_err(|error| refuse(&error))?;
+        if facts.file_hash != self.file_hash {
+            let found = facts.file_hash.to_nix32();
+            let text = format!(
+                "the SHA-256 of the file is {found}, and its name says {}",
+                self.file_hash.to_nix32()
+            );
+            return Err(Refusal::Mismatch(text));
+        }
+        folder.keep_nar(self.draft, &self.name, &facts)
+    }
+}
+
+impl UploadFolder {
+    /// Begins a file, if there is room for any.
+    pub(super) fn begin_draft(&self) -> Result<Draft, Refusal> {
+        self.point("draft: begun")?;
+        Ok(self.staging.drafts.begin()?)
+    }
+
+    /// Makes room for a file that has `from` bytes of it already, up to `to`, and says how far there is room now: on a file system that
+    /// cannot promise any, it has to be asked for again after a while.
+    pub(super) fn make_room(&self, draft: &Draft, from: u64, to: u64) -> Result<u64, Refusal> {
+        let wanted = to.saturating_sub(from);
+        self.check_room(wanted)?;
+        loop {
+            match fallocate(draft, FallocateFlags::KEEP_SIZE, from, wanted) {
+                Ok(()) => return Ok(to),
+                Err(Errno::INTR) => {}
+                Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => {
+                    return Err(draft.failed("make room for", error).into());
+                }
+                Err(Errno::FBIG) => {
+                    return Err(Refusal::TooLarge(format!(
+                        "the disk of the cache takes no file of {to} bytes"
+                    )));
+                }
+                // There is no such promise here, or nothing is wanted.
+                Err(_) => return Ok(to.min(from + UPLOAD_ROOM_LEN_BYTES)),
+            }
+        }
+    }
+
+    /// Whether as much stays free as has to when `len` bytes more are taken.
+    pub(super) fn check_room(&self, len: u64) -> Result<(), Refusal> {
+        self.point("room: asked")?;
+        let (free, free_min) = (self.free()?, self.free_min);
+        if free.checked_sub(len).is_some_and(|free| free >= free_min) {
+            return Ok(());
+        }
+        Err(Refusal::NoRoom(format!(
+            "there is no room for {len} bytes: {free} are free on the disk of the cache, and {free_min} have to stay free"
+        )))
+    }
+
+    /// Gives a NAR that is right its name, and says whether there was none of that name. What has that name now is replaced: if it is
+    /// whole it is the same, and if not it should be.
+    pub(super) fn keep_nar(&self, draft: Draft, name: &str, facts: &NarFacts) -> Result<bool, Refusal> {
+        self.point("nar: begun")?;
+        let found = draft.facts()?;
+        if found.size != facts.file_size {
+            let text = format!("{} bytes were written, and {} received", found.size, facts.file_size);
+            return Err(StoreError::damaged(format!("{NAR_NAME}/{name}"), text).into());
+        }
+        // The room behind its end that was made and not needed.
+        rustix::fs::ftruncate(&draft, found.size).map_err(|error| draft.failed("write", error))?;
+        draft.sync()?;
+        self.point("nar: file written")?;
+        let found = draft.facts()?;
+        let directory = self.root.beneath_or_new(NAR_NAME)?;
+        let is_new = directory.file(name)?.is_none();
+        draft.give_name(&directory, name)?;
+        self.point("nar: file renamed")?;
+        directory.sync()?;
+        self.point("nar: name written")?;
+        self.known_nars.insert(name.into(), (found, *facts));
+        Ok(is_new)
+    }
+
+    /// What is true of a file in `nar/`. It is read if that is not known: it was there before this process, or somebody else has put
+    /// it there. It is compressed as its name says, and if that says nothing, as `otherwise`. `None` when there is none.
+    pub(super) fn nar_facts(&self, name: &str, otherwise: Compression) -> Result<Option<NarFacts>, Refusal> {
+        let Some(directory) = self.root.beneath_if_there(NAR_NAME)? else { return Ok(None) };
+        let Some(found) = directory.file(name)? else { return Ok(None) };
+        if let Some((known, facts)) = self.known_nars.get(name)
+            && known == found
+        {
+            return Ok(Some(facts));
+        }
+        let by_name = name.split_once(".nar").and_then(|(_, suffix)| Compression::of_suffix(suffix));
+        let compression = by_name.unwrap_or(otherwise);
+        let announced = announced(compression).ok_or_else(|| unknown(compression))?;
+        let Some(file) = directory.open_to_read(name)? else { return Ok(None) };
+        let failed = |error| directory.failed("read", name, error);
+        let facts = match verify(&file, announced, self.settings.len_max).map_err(failed)? {
+            Ok(facts) if hash_in_name(name).is_none_or(|hash| hash == facts.file_hash) => facts,
+            Ok(_) => return Err(damaged(name, "its SHA-256 is not that of its name")),
+            Err(VerifyError::Decompress(error)) if error.cause == DecompressCause::NoMemory => {
+                return Err(refuse_coding(error));
+            }
+            Err(error) => return Err(damaged(name, &error.to_string())),
+        };
+        // Whoever has put it there may not have waited for the disk.
+        file.sync_all().map_err(failed)?;
+        directory.sync()?;
+        self.known_nars.insert(name.into(), (found, facts));
+        Ok(Some(facts))
+    }
+}
+
+/// `<SHA-256 of the file>.nar[.<suffix>]`, the name of a file in `nar/`.
+pub(super) fn file_name(file_hash: &Sha256Digest, compression: Compression) -> String {
+    format!("{}.nar{}", file_hash.to_nix32(), compression.suffix())
+}
+
+/// The name of a file in `nar/` by the URL of a narinfo, if it is one that can be there, and asked for without any escape.
+pub(super) fn parse_url(url: &str) -> Option<&str> {
+    let name = url.strip_prefix(NAR_NAME)?.strip_prefix('/')?;
+    let is_name = !name.is_empty()
+        && name.len() <= NAME_LEN_MAX
+        && !name.starts_with('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-._=".contains(&byte));
+    is_name.then_some(name)
+}
+
+/// Longest name of a file on Linux. Bytes.
+const NAME_LEN_MAX: usize = 255;
+
+fn hash_in_name(name: &str) -> Option<Sha256Digest> {
+    Sha256Digest::from_nix32(name.split_once(".nar")?.0.as_bytes())
+}
+
+/// How a file of that compression is looked into. Nix has no suffix for gzip, so what has none may be gzip.
+fn announced(compression: Compression) -> Option<Announced> {
+    match compression {
+        Compression::None | Compression::Gzip => Some(Announced::NoneOrGzip),
+        Compression::Br | Compression::Bzip2 | Compression::Xz | Compression::Zstd => {
+            Some(Announced::As(compression))
+        }
+        Compression::Compress
+        | Compression::Grzip
+        | Compression::Lrzip
+        | Compression::Lz4
+        | Compression::Lzip
+        | Compression::Lzma
+        | Compression::Lzop => None,
+    }
+}
+
+/// Reads a whole file. The outer error is the disk's.
+fn verify(
+    mut file: &File,
+    announced: Announced,
+    len_max: u64,
+) -> std::io::Result<Result<NarFacts, VerifyError>> {
+    let mut verifier = match Verifier::new(announced, len_max) {
+        Ok(verifier) => verifier,
+        Err(error) => return Ok(Err(error)),
+    };
+    let mut buffer = vec![0; DECODED_BUFFER_LEN_BYTES];
+    loop {
+        let len = match file.read(&mut buffer) {
+            Ok(0) => return Ok(verifier.finish()),
+            Ok(len) => len,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let mut rest = &buffer[..len];
+        while !rest.is_empty() {
+            if let Err(error) = verifier.push(&mut rest) {
+                return Ok(Err(error));
+            }
+        }
+    }
+}
+
+fn refuse(error: &VerifyError) -> Refusal {
+    match error {
+        VerifyError::Decompress(error) => refuse_coding(*error),
+        VerifyError::Decode(error) => Refusal::Malformed(reason(error)),
+        VerifyError::TooLong { .. } => Refusal::TooLarge(reason(error)),
+    }
+}
+
+fn unknown(compression: Compression) -> Refusal {
+    Refusal::UnknownCoding(format!(
+        "a NAR that is compressed with {} cannot be looked into: upload it with compression=zstd",
+        compression.as_str()
+    ))
+}
+
+fn damaged(name: &str, cause: &str) -> Refusal {
+    Refusal::Conflict(reason(format_args!(
+        "the file {} in the cache is damaged: {cause}; upload it again",
+        quoted(&format!("{NAR_NAME}/{name}"))
+    )))
+}
+
+fn too_long(len_max: u64) -> Refusal {
+    Refusal::TooLarge(format!("a file that is uploaded may have {len_max} bytes"))
+}

@@ -1,0 +1,747 @@
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::codec::hash::Sha256;
+use crate::codec::nar::naive::{self, Tree};
+use crate::codec::narinfo::{NarInfo, PathInfo};
+use crate::codec::signature::{KeyName, SecretKey};
+
+const OUT: &str = "0000000000000000000000000000000a-out";
+
+fn settings(directory: &Path) -> UploadSettings {
+    UploadSettings {
+        directory: directory.to_path_buf(),
+        store_dir: StoreDir::parse("/nix/store").unwrap(),
+        required_keys: Vec::new(),
+        len_max: 1 << 30,
+        free_min: Some(0),
+    }
+}
+
+/// A directory that is uploaded to.
+struct Fixture {
+    temp: TempDir,
+    folder: Arc<UploadFolder>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    fn with(change: impl FnOnce(&mut UploadSettings)) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let mut settings = settings(temp.path());
+        change(&mut settings);
+        let folder = Arc::new(UploadFolder::open(settings).unwrap());
+        Self { temp, folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join(name)).unwrap()
+    }
+
+    /// Uploads as a connection does: each piece is looked at, and written to the file if there is one.
+    fn upload(&self, target: Target, coding: Option<&str>, body: &[u8]) -> Result<Accepted, Refusal> {
+        let upload = begin_and_push(&self.folder, target, coding, body, 1000)?;
+        upload.finish(&mut |_| Ok(false))
+    }
+
+    fn put(&self, target: Target, body: &[u8]) -> Result<bool, Refusal> {
+        self.upload(target, None, body).map(|accepted| accepted.is_new)
+    }
+
+    fn put_nar(&self, file: &NarFile) -> Result<bool, Refusal> {
+        self.put(file.target(), &file.bytes)
+    }
+
+    fn put_narinfo(&self, narinfo: &NarInfo) -> Result<bool, Refusal> {
+        self.put(Target::NarInfo(narinfo.info.path.hash_part()), text_of(narinfo).as_bytes())
+    }
+
+    fn narinfo(&self, path: &str) -> NarInfo {
+        let text = self.read(&format!("{}.narinfo", &path[..32]));
+        NarInfo::parse(&text, &self.folder.settings.store_dir).unwrap()
+    }
+
+    /// Nothing but what has its name is there.
+    fn assert_no_drafts(&self) {
+        for folder in names(&self.path().join(".narwire-uploads")) {
+            assert_eq!(names(&self.path().join(".narwire-uploads").join(folder)), Vec::<String>::new());
+        }
+    }
+}
+
+fn begin_and_push(
+    folder: &Arc<UploadFolder>,
+    target: Target,
+    coding: Option<&str>,
+    body: &[u8],
+    piece_len: usize,
+) -> Result<Upload, Refusal> {
+    let mut upload = folder.begin(target, coding, Some(body.len() as u64))?;
+    for (number, piece) in body.chunks(piece_len).enumerate() {
+        if let Some(file) = upload.file() {
+            let file = File::from(file.try_clone_to_owned().unwrap());
+            file.write_all_at(piece, (number * piece_len) as u64).unwrap();
+        }
+        let mut piece = Bytes::copy_from_slice(piece);
+        while !piece.is_empty() {
+            upload.push(&mut piece)?;
+        }
+    }
+    Ok(upload)
+}
+
+/// A NAR in a file.
+struct NarFile {
+    nar: Vec<u8>,
+    bytes: Vec<u8>,
+    compression: Compression,
+}
+
+impl NarFile {
+    fn new(contents: &str, compression: Compression) -> Self {
+        let contents = contents.repeat(50).into_bytes();
+        Self::of(naive::nar(&Tree::Regular { executable: false, contents }), compression)
+    }
+
+    fn of(nar: Vec<u8>, compression: Compression) -> Self {
+        let bytes = match compression {
+            Compression::None => nar.clone(),
+            Compression::Zstd => zstd::encode_all(&nar[..], 3).unwrap(),
+            Compression::Xz => {
+                let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+                encoder.write_all(&nar).unwrap();
+                encoder.finish().unwrap()
+            }
+            Compression::Gzip => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(&nar).unwrap();
+                encoder.finish().unwrap()
+            }
+            Compression::Bzip2 => {
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+                encoder.write_all(&nar).unwrap();
+                encoder.finish().unwrap()
+            }
+            other => panic!("{other:?}"),
+        };
+        Self { nar, bytes, compression }
+    }
+
+    /// As Nix names it, which has nothing for gzip.
+    fn target(&self) -> Target {
+        let compression = Compression::of_suffix(self.compression.suffix()).unwrap();
+        Target::Nar { file_hash: Sha256::digest(&self.bytes), compression }
+    }
+
+    fn url(&self) -> String {
+        format!("nar/{}.nar{}", Sha256::digest(&self.bytes).to_nix32(), self.compression.suffix())
+    }
+
+    fn narinfo(&self, path: &str, references: &[&str]) -> NarInfo {
+        let info = PathInfo {
+            path: StorePath::parse_base_name(path).unwrap(),
+            nar_hash: Sha256::digest(&self.nar),
+            nar_size: self.nar.len() as u64,
+            references: references.iter().map(|name| StorePath::parse_base_name(name).unwrap()).collect(),
+            deriver: None,
+            signatures: Vec::new(),
+            ca: None,
+        };
+        let file_hash = Sha256::digest(&self.bytes);
+        NarInfo::new(info, self.url(), self.compression, file_hash, self.bytes.len() as u64)
+    }
+}
+
+fn text_of(narinfo: &NarInfo) -> String {
+    let mut text = String::new();
+    narinfo.write(&StoreDir::parse("/nix/store").unwrap(), &mut text);
+    text
+}
+
+fn key(number: u8) -> SecretKey {
+    SecretKey::from_seed(KeyName::parse(&format!("key-{number}")).unwrap(), &[number; 32])
+}
+
+fn sign(narinfo: &mut NarInfo, key: &SecretKey) {
+    narinfo.info.sign(&StoreDir::parse("/nix/store").unwrap(), std::slice::from_ref(key));
+}
+
+/// Names in a directory, sorted.
+fn names(path: &Path) -> Vec<String> {
+    let entries = fs::read_dir(path).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Whether something was refused with this kind and a sentence that has these words in it, and that can be shown.
+macro_rules! assert_refused {
+    ($result:expr, $kind:ident, $words:expr) => {
+        match $result {
+            Err(Refusal::$kind(text)) => {
+                let text = text.to_string();
+                assert!(text.contains($words), "{text}");
+                assert!(text.len() <= REASON_LEN_MAX && !text.chars().any(char::is_control), "{text:?}");
+            }
+            other => panic!("{other:?}, and not {}", stringify!($kind)),
+        }
+    };
+}
+
+#[test]
+fn an_upload_can_go_from_thread_to_thread() {
+    fn is_sent<T: Send + 'static>() {}
+    fn is_shared<T: Send + Sync + 'static>() {}
+    is_sent::<Upload>();
+    is_shared::<UploadFolder>();
+}
+
+#[test]
+fn a_path_is_there_when_its_nar_and_its_narinfo_are_in_whatever_compression() {
+    use Compression::{Bzip2, Gzip, None, Xz, Zstd};
+    for (number, compression) in [None, Gzip, Zstd, Xz, Bzip2].into_iter().enumerate() {
+        let fixture = Fixture::new();
+        let file = NarFile::new(&format!("number {number}"), compression);
+        assert!(fixture.put_nar(&file).unwrap());
+        assert_eq!(fs::read(fixture.path().join(file.url())).unwrap(), file.bytes);
+        let narinfo = file.narinfo(OUT, &[OUT]);
+        assert!(fixture.put_narinfo(&narinfo).unwrap());
+        assert_eq!(fixture.narinfo(OUT), narinfo);
+        assert!(!fixture.put_nar(&file).unwrap(), "it is there");
+        assert!(!fixture.put_narinfo(&narinfo).unwrap(), "it is there");
+        fixture.assert_no_drafts();
+        assert_eq!(names(fixture.path()).len(), 3);
+    }
+}
+
+#[test]
+fn what_the_narinfo_does_not_say_is_added() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("contents", Compression::Zstd);
+    fixture.put_nar(&file).unwrap();
+    let whole = file.narinfo(OUT, &[]);
+    fixture.put_narinfo(&NarInfo { file_hash: None, file_size: None, ..whole.clone() }).unwrap();
+    assert_eq!(fixture.narinfo(OUT), whole);
+}
+
+#[test]
+fn a_nar_is_what_its_name_says_or_it_is_not_there() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("contents", Compression::Zstd);
+    let other = NarFile::new("others", Compression::Zstd);
+    assert_refused!(fixture.put(other.target(), &file.bytes), Mismatch, "its name says");
+    let cut = &file.bytes[..file.bytes.len() - 1];
+    assert_refused!(fixture.put(file.target(), cut), Malformed, "ends too early");
+    let longer = [&file.bytes[..], b"x"].concat();
+    assert!(fixture.put(file.target(), &longer).is_err());
+    let mut changed = file.bytes.clone();
+    changed[40] ^= 1;
+    assert!(fixture.put(file.target(), &changed).is_err());
+    let no_nar = NarFile::of(b"no NAR at all".to_vec(), Compression::Zstd);
+    assert_refused!(fixture.put_nar(&no_nar), Malformed, "not a NAR");
+    let no_nar = NarFile::of(b"no NAR at all".to_vec(), Compression::None);
+    assert_refused!(fixture.put_nar(&no_nar), Malformed, "not a NAR");
+    let Target::Nar { file_hash, .. } = file.target() else { unreachable!() };
+    let mislabelled = Target::Nar { file_hash, compression: Compression::Xz };
+    assert_refused!(fixture.put(mislabelled, &file.bytes), Malformed, "the xz data");
+    for compression in [Compression::Lzip, Compression::Lz4] {
+        let target = Target::Nar { file_hash, compression };
+        assert_refused!(fixture.put(target, &file.bytes), UnknownCoding, "compression=zstd");
+    }
+    assert_refused!(
+        fixture.upload(file.target(), Some("gzip"), &file.bytes),
+        UnknownCoding,
+        "Content-Encoding"
+    );
+    assert!(!fixture.path().join("nar").exists());
+    fixture.assert_no_drafts();
+}
+
+#[test]
+fn what_is_dropped_before_its_end_leaves_nothing() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("contents", Compression::Zstd);
+    let upload = begin_and_push(&fixture.folder, file.target(), None, &file.bytes[..20], 10).unwrap();
+    let folders = fixture.path().join(".narwire-uploads");
+    let [own] = &names(&folders)[..] else { panic!("one folder") };
+    assert_eq!(names(&folders.join(own)).len(), 1);
+    drop(upload);
+    fixture.assert_no_drafts();
+}
+
+#[test]
+fn a_file_that_was_not_written_as_it_came_is_not_taken() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("contents", Compression::Zstd);
+    let upload = begin_and_push(&fixture.folder, file.target(), None, &file.bytes, 1 << 20).unwrap();
+    rustix::fs::ftruncate(upload.file().unwrap(), 5).unwrap();
+    let error = upload.finish(&mut |_| Ok(false)).unwrap_err();
+    assert!(matches!(error, Refusal::Failed(StoreError::Damaged { .. })), "{error}");
+    assert!(!fixture.path().join("nar").exists());
+}
+
+#[test]
+fn lengths_are_bounded_whether_they_are_told_or_not() {
+    let fixture = Fixture::with(|settings| settings.len_max = 2000);
+    let long = NarFile::new(&"x".repeat(100), Compression::None);
+    assert_refused!(fixture.put_nar(&long), TooLarge, "2000");
+    let mut upload = fixture.folder.begin(long.target(), None, None).unwrap();
+    assert_refused!(upload.push(&mut Bytes::from(long.bytes.clone())), TooLarge, "2000");
+    // It is short, and its NAR is not.
+    let packed = NarFile::new(&"x".repeat(100), Compression::Zstd);
+    assert!(packed.bytes.len() < 200);
+    assert_refused!(fixture.put_nar(&packed), TooLarge, "2000");
+    drop(upload);
+    for (target, len) in [
+        (Target::CacheInfo, CACHE_INFO_LEN_MAX + 1),
+        (Target::NarInfo(HashPart::parse(&[b'0'; 32]).unwrap()), CACHED_NARINFO_LEN_MAX as u64 + 1),
+        (Target::Log(StorePath::parse_base_name(OUT).unwrap()), LOG_LEN_MAX + 1),
+    ] {
+        let refused = fixture.folder.begin(target, None, Some(len));
+        assert_refused!(refused, TooLarge, &(len - 1).to_string());
+    }
+    fixture.assert_no_drafts();
+}
+
+#[test]
+fn room_is_kept_free_and_made_beforehand() {
+    let fixture = Fixture::with(|settings| settings.free_min = Some(u64::MAX / 2));
+    let file = NarFile::new("contents", Compression::Zstd);
+    assert_refused!(fixture.put_nar(&file), NoRoom, "have to stay free");
+    assert_refused!(fixture.put(Target::CacheInfo, b""), NoRoom, "have to stay free");
+    fixture.assert_no_drafts();
+    let fixture = Fixture::new();
+    let upload = fixture.folder.begin(file.target(), None, Some(10 << 20)).unwrap();
+    let status = rustix::fs::fstat(upload.file().unwrap()).unwrap();
+    assert_eq!(status.st_size, 0);
+    // Where the file system has the promise.
+    assert!(status.st_blocks == 0 || status.st_blocks * 512 >= 10 << 20, "{}", status.st_blocks);
+    drop(upload);
+    // A body whose length is not known asks as it comes, and what it does not need is given back.
+    let len = 3 * usize::try_from(crate::limits::UPLOAD_ROOM_LEN_BYTES).unwrap() + 1000;
+    let mut state = 1_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    });
+    let nar = naive::nar(&Tree::Regular { executable: false, contents: noise.take(len).collect() });
+    let file = NarFile::of(nar, Compression::None);
+    let mut upload = fixture.folder.begin(file.target(), None, None).unwrap();
+    File::from(upload.file().unwrap().try_clone_to_owned().unwrap()).write_all(&file.bytes).unwrap();
+    let mut rest = Bytes::from(file.bytes.clone());
+    while !rest.is_empty() {
+        upload.push(&mut rest).unwrap();
+    }
+    upload.finish(&mut |_| Ok(false)).unwrap();
+    let status = rustix::fs::stat(fixture.path().join(file.url())).unwrap();
+    assert!(status.st_blocks * 512 < status.st_size + (1 << 20), "{} blocks", status.st_blocks);
+}
+
+#[test]
+fn a_narinfo_is_about_a_nar_that_is_there_and_says_what_is_true() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("contents", Compression::Zstd);
+    let other = NarFile::new("others", Compression::Xz);
+    let narinfo = file.narinfo(OUT, &[]);
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "upload it first");
+    fixture.put_nar(&file).unwrap();
+    assert_refused!(
+        fixture.put_narinfo(&NarInfo { url: other.url(), ..narinfo.clone() }),
+        Conflict,
+        "upload it first"
+    );
+    for (field, wrong) in [
+        ("FileHash", NarInfo { file_hash: Some(Sha256::digest(b"x")), ..narinfo.clone() }),
+        ("FileSize", NarInfo { file_size: Some(1), ..narinfo.clone() }),
+        ("Compression", NarInfo { compression: Compression::None, ..narinfo.clone() }),
+        ("Compression", NarInfo { compression: Compression::Bzip2, ..narinfo.clone() }),
+        ("Compression", NarInfo { compression: Compression::Lzip, ..narinfo.clone() }),
+    ] {
+        assert_refused!(fixture.put_narinfo(&wrong), Mismatch, field);
+    }
+    let mut wrong = narinfo.clone();
+    wrong.info.nar_hash = Sha256::digest(b"x");
+    assert_refused!(fixture.put_narinfo(&wrong), Mismatch, "NarHash");
+    let mut wrong = narinfo.clone();
+    wrong.info.nar_size += 1;
+    assert_refused!(fixture.put_narinfo(&wrong), Mismatch, "NarSize");
+    for url in [
+        "nar/",
+        "nar/../x",
+        "/nar/x",
+        "x",
+        "https://example.org/nar/x",
+        "nar/.x",
+        "nar/a/b",
+        "nar/x?y",
+        "nar/%41",
+        "nar/\u{1b}[31m",
+        &format!("nar/{}", "x".repeat(256)),
+    ] {
+        let wrong = NarInfo { url: url.to_owned(), ..narinfo.clone() };
+        assert_refused!(fixture.put_narinfo(&wrong), Malformed, "URL");
+    }
+    let text = text_of(&narinfo);
+    let elsewhere = Target::NarInfo(HashPart::parse(&[b'0'; 32]).unwrap());
+    assert_refused!(fixture.put(elsewhere, text.as_bytes()), Mismatch, "its name says");
+    let here = || Target::NarInfo(narinfo.info.path.hash_part());
+    assert_refused!(fixture.put(here(), text.replace("/nix/", "/gnu/").as_bytes()), Malformed, "StorePath");
+    assert_refused!(fixture.put(here(), b"\xff\xfe"), Malformed, "text");
+    assert_refused!(fixture.put(here(), b""), Malformed, "StorePath is missing");
+    for len in 0..text.len() {
+        let cut = fixture.put(here(), &text.as_bytes()[..len]);
+        // What is left of it at a line's end may be all that is needed.
+        assert!(cut.is_err() || text.as_bytes()[len - 1] == b'\n', "{len}");
+    }
+    assert_eq!(names(fixture.path()).iter().filter(|name| name.ends_with(".narinfo")).count(), 1);
+}
+
+#[test]
+fn what_a_path_refers_to_is_here_or_served_from_elsewhere() {
+    let fixture = Fixture::new();
+    let (file, dependency) =
+        (NarFile::new("a", Compression::Zstd), "0000000000000000000000000000000d-dependency");
+    fixture.put_nar(&file).unwrap();
+    let narinfo = file.narinfo(OUT, &[OUT, dependency]);
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, dependency);
+    let text = text_of(&narinfo);
+    let begun = || {
+        let target = Target::NarInfo(narinfo.info.path.hash_part());
+        begin_and_push(&fixture.folder, target, None, text.as_bytes(), 100).unwrap()
+    };
+    let failed = begun().finish(&mut |path| Err(StoreError::damaged(path.base_name(), "a test")));
+    assert!(matches!(failed, Err(Refusal::Failed(_))));
+    assert!(!fixture.path().join(format!("{}.narinfo", &OUT[..32])).exists());
+    let mut asked = Vec::new();
+    let accepted = begun().finish(&mut |path| {
+        asked.push(path.base_name().to_owned());
+        Ok(true)
+    });
+    assert_eq!((accepted.unwrap().is_new, asked), (true, vec![dependency.to_owned()]));
+    // From here on it is there itself.
+    fixture.put_narinfo(&NarFile::narinfo(&file, dependency, &[])).unwrap();
+    assert!(!fixture.put_narinfo(&narinfo).unwrap());
+}
+
+#[test]
+fn signatures_are_united_and_nothing_else_is_replaced() {
+    let fixture = Fixture::new();
+    let (zstd, xz) = (NarFile::new("a", Compression::Zstd), NarFile::new("a", Compression::Xz));
+    let other = NarFile::new("b", Compression::Zstd);
+    for file in [&zstd, &xz, &other] {
+        fixture.put_nar(file).unwrap();
+    }
+    let mut first = zstd.narinfo(OUT, &[]);
+    first.info.deriver =
+        Some(StorePath::parse_base_name("0000000000000000000000000000000b-out.drv").unwrap());
+    sign(&mut first, &key(1));
+    assert!(fixture.put_narinfo(&first).unwrap());
+    // Another client has compressed it in another way; which of the two files is named does not matter.
+    let mut second = xz.narinfo(OUT, &[]);
+    sign(&mut second, &key(2));
+    assert!(!fixture.put_narinfo(&second).unwrap());
+    let united = fixture.narinfo(OUT);
+    assert_eq!(united.url, xz.url());
+    assert_eq!(united.info.deriver, first.info.deriver);
+    assert_eq!(united.info.signatures, [&first.info.signatures[..], &second.info.signatures].concat());
+    assert!(!fixture.put_narinfo(&first).unwrap());
+    assert_eq!(fixture.narinfo(OUT).info.signatures, united.info.signatures);
+    assert_refused!(fixture.put_narinfo(&other.narinfo(OUT, &[])), Conflict, "another NarHash");
+    assert_refused!(fixture.put_narinfo(&zstd.narinfo(OUT, &[OUT])), Conflict, "another References");
+    let renamed = zstd.narinfo("0000000000000000000000000000000a-renamed", &[]);
+    assert_refused!(fixture.put_narinfo(&renamed), Conflict, "another store path");
+    assert_eq!(fixture.narinfo(OUT).info, united.info);
+    // One that nobody can read is in nobody's way.
+    fs::write(fixture.path().join(format!("{}.narinfo", &OUT[..32])), "what is this").unwrap();
+    assert!(!fixture.put_narinfo(&other.narinfo(OUT, &[])).unwrap());
+    assert_eq!(fixture.narinfo(OUT), other.narinfo(OUT, &[]));
+}
+
+#[test]
+fn a_narinfo_never_grows_until_it_cannot_be_read() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Zstd);
+    fixture.put_nar(&file).unwrap();
+    let mut narinfo = file.narinfo(OUT, &[]);
+    sign(&mut narinfo, &key(1));
+    let signature = narinfo.info.signatures[0].clone();
+    let text_len = signature.to_string().len() + "Sig: \n".len();
+    let numbered = |number: usize| {
+        let mut signature = signature.clone();
+        signature.bytes[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        signature
+    };
+    let half = CACHED_NARINFO_LEN_MAX / text_len * 2 / 3;
+    narinfo.info.signatures = (0..half).map(numbered).collect();
+    fixture.put_narinfo(&narinfo).unwrap();
+    narinfo.info.signatures = (half..2 * half).map(numbered).collect();
+    assert_refused!(fixture.put_narinfo(&narinfo), TooLarge, "signatures");
+    assert_eq!(fixture.narinfo(OUT).info.signatures.len(), half);
+}
+
+#[test]
+fn where_keys_are_required_one_of_them_has_signed() {
+    let fixture = Fixture::with(|settings| settings.required_keys = vec![key(1).public(), key(2).public()]);
+    let file = NarFile::new("a", Compression::Zstd);
+    fixture.put_nar(&file).unwrap();
+    let mut narinfo = file.narinfo(OUT, &[]);
+    assert_refused!(fixture.put_narinfo(&narinfo), Unsigned, "key-1 or key-2");
+    sign(&mut narinfo, &key(3));
+    assert_refused!(fixture.put_narinfo(&narinfo), Unsigned, "key-1 or key-2");
+    // The name of one that is required, on the signature of something else.
+    let mut other = file.narinfo("0000000000000000000000000000000b-other", &[]);
+    sign(&mut other, &key(2));
+    narinfo.info.signatures.extend(other.info.signatures);
+    assert_refused!(fixture.put_narinfo(&narinfo), Unsigned, "no valid signature");
+    sign(&mut narinfo, &key(2));
+    assert!(fixture.put_narinfo(&narinfo).unwrap());
+    // Whoever adds a signature has to have one as well.
+    let mut unsigned = file.narinfo(OUT, &[]);
+    sign(&mut unsigned, &key(3));
+    assert_refused!(fixture.put_narinfo(&unsigned), Unsigned, "no valid signature");
+}
+
+#[test]
+fn a_nar_that_others_have_put_there_is_read_before_it_is_named() {
+    let fixture = Fixture::new();
+    let nar = fixture.path().join("nar");
+    fs::create_dir(&nar).unwrap();
+    for (number, compression) in
+        [Compression::Zstd, Compression::Gzip, Compression::None].into_iter().enumerate()
+    {
+        let file = NarFile::new(&format!("{number}"), compression);
+        fs::write(fixture.path().join(file.url()), &file.bytes).unwrap();
+        let narinfo = file.narinfo(&format!("{number:032}-x"), &[]);
+        fixture.put_narinfo(&narinfo).unwrap();
+        assert_eq!(fixture.narinfo(&format!("{number:032}-x")), narinfo);
+    }
+    // A name that says nothing.
+    let file = NarFile::new("named", Compression::Xz);
+    fs::write(nar.join("mine"), &file.bytes).unwrap();
+    fixture.put_narinfo(&NarInfo { url: "nar/mine".to_owned(), ..file.narinfo(OUT, &[]) }).unwrap();
+    // What cannot be looked into, and links, which nobody would be given.
+    let narinfo =
+        NarInfo { compression: Compression::Lzip, url: "nar/mine2".into(), ..file.narinfo(OUT, &[]) };
+    fs::write(nar.join("mine2"), &file.bytes).unwrap();
+    assert_refused!(fixture.put_narinfo(&narinfo), UnknownCoding, "lzip");
+    std::os::unix::fs::symlink(nar.join("mine"), nar.join("link.nar.xz")).unwrap();
+    let narinfo = NarInfo { url: "nar/link.nar.xz".to_owned(), ..file.narinfo(OUT, &[]) };
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "upload it first");
+}
+
+#[test]
+fn a_file_that_changed_since_it_was_verified_is_read_again_and_an_upload_heals_it() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Zstd);
+    let narinfo = file.narinfo(OUT, &[]);
+    fixture.put_nar(&file).unwrap();
+    assert!(fixture.folder.known_nars.get(&file.url()["nar/".len()..]).is_some());
+    let path = fixture.path().join(file.url());
+    // Its length stays, and its time differs.
+    let written = File::options().write(true).open(&path).unwrap();
+    written.write_all_at(b"damage", 30).unwrap();
+    written.set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "damaged");
+    // Another whole NAR under this name.
+    fs::write(&path, &NarFile::new("b", Compression::Zstd).bytes).unwrap();
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "not that of its name");
+    assert!(!fixture.put_nar(&file).unwrap());
+    assert!(fixture.put_narinfo(&narinfo).unwrap());
+    assert_eq!(fs::read(path).unwrap(), file.bytes);
+}
+
+#[test]
+fn metadata_is_decoded_and_what_cannot_be_is_refused() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Zstd);
+    fixture.put_nar(&file).unwrap();
+    let narinfo = file.narinfo(OUT, &[]);
+    let target = || Target::NarInfo(narinfo.info.path.hash_part());
+    let text = text_of(&narinfo).into_bytes();
+    let coded = |compression| NarFile::of(text.clone(), compression).bytes;
+    for (coding, body) in [
+        ("identity", text.clone()),
+        ("zstd", coded(Compression::Zstd)),
+        ("gzip", coded(Compression::Gzip)),
+        ("X-GZIP", coded(Compression::Gzip)),
+        (" xz ", coded(Compression::Xz)),
+        ("bzip2", coded(Compression::Bzip2)),
+    ] {
+        fixture.upload(target(), Some(coding), &body).unwrap();
+        assert_eq!(fixture.narinfo(OUT), narinfo);
+        if body != text {
+            let cut = &body[..body.len() - 1];
+            assert_refused!(fixture.upload(target(), Some(coding), cut), Malformed, "ends too early");
+        }
+    }
+    for coding in ["deflate", "gzip, br", "\u{1b}[0m", "lzip", &"x".repeat(2000)] {
+        assert_refused!(fixture.upload(target(), Some(coding), &text), UnknownCoding, "cannot be decoded");
+    }
+    let bomb = NarFile::of(vec![b'x'; 2 * CACHED_NARINFO_LEN_MAX], Compression::Zstd).bytes;
+    assert!(bomb.len() < 2000);
+    assert_refused!(
+        fixture.upload(target(), Some("zstd"), &bomb),
+        TooLarge,
+        &CACHED_NARINFO_LEN_MAX.to_string()
+    );
+}
+
+#[test]
+fn texts_share_a_memory_that_is_bounded_and_given_back() {
+    let fixture = Fixture::new();
+    let log = || Target::Log(StorePath::parse_base_name(OUT).unwrap());
+    let begin = || fixture.folder.begin(log(), None, Some(LOG_LEN_MAX));
+    let mut begun: Vec<_> =
+        (0..UPLOADED_TEXTS_LEN_MAX as u64 / LOG_LEN_MAX).map(|_| begin().unwrap()).collect();
+    assert_refused!(begin(), Busy, "try again");
+    assert!(fixture.folder.begin(Target::CacheInfo, None, Some(20)).is_err());
+    begun.pop();
+    begin().unwrap();
+    // Of one that turns out to be longer than it seemed.
+    begun.push(fixture.folder.begin(log(), None, Some(LOG_LEN_MAX - 2 * 4096)).unwrap());
+    let mut packed = fixture.folder.begin(log(), Some("zstd"), Some(20)).unwrap();
+    let mut bomb = Bytes::from(NarFile::of(vec![b'x'; 1 << 20], Compression::Zstd).bytes);
+    assert_refused!(packed.push(&mut bomb), Busy, "try again");
+    drop((begun, packed));
+    assert_eq!(format!("{:?}", fixture.folder.memory), format!("Memory({UPLOADED_TEXTS_LEN_MAX})"));
+}
+
+#[test]
+fn what_a_cache_says_of_itself_is_kept_once_it_is_said() {
+    let fixture = Fixture::new();
+    assert_refused!(fixture.put(Target::CacheInfo, b"StoreDir: /gnu/store\n"), Conflict, "/gnu/store");
+    assert_refused!(fixture.put(Target::CacheInfo, b"Priority: x\n"), Malformed, "Priority");
+    assert_refused!(fixture.put(Target::CacheInfo, b"\xff"), Malformed, "nix-cache-info");
+    assert!(fixture.put(Target::CacheInfo, b"StoreDir: /nix/store\n").unwrap());
+    assert!(!fixture.put(Target::CacheInfo, b"StoreDir: /nix/store\nPriority: 1\n").unwrap());
+    assert_eq!(fixture.read("nix-cache-info"), "StoreDir: /nix/store\n");
+}
+
+#[test]
+fn listings_logs_and_debug_links_are_kept_as_they_came() {
+    let fixture = Fixture::new();
+    let listing = Target::Listing(HashPart::parse(&OUT.as_bytes()[..32]).unwrap());
+    let text = r#"{"version":1,"root":{"type":"directory","entries":{}}}"#;
+    assert!(fixture.put(listing.clone(), text.as_bytes()).unwrap());
+    assert!(!fixture.put(listing.clone(), text.as_bytes()).unwrap());
+    assert_eq!(fixture.read(&format!("{}.ls", &OUT[..32])), text);
+    assert_refused!(fixture.put(listing, b"{}"), Malformed, "listing");
+
+    let log = Target::Log(StorePath::parse_base_name("0000000000000000000000000000000b-x.drv").unwrap());
+    let bytes = b"building\n\x1b[31m\xff\n".repeat(100);
+    let coded = NarFile::of(bytes.clone(), Compression::Xz).bytes;
+    assert!(fixture.upload(log, Some("xz"), &coded).unwrap().is_new);
+    assert_eq!(fs::read(fixture.path().join("log/0000000000000000000000000000000b-x.drv")).unwrap(), bytes);
+
+    let build_id = BuildId::parse(&[b'a'; 40]).unwrap();
+    let link = |has_suffix| Target::DebugInfo { build_id, has_suffix };
+    let text = r#"{"archive":"../nar/x.nar.xz","member":"lib/debug/.build-id/ab/cdef.debug"}"#;
+    assert!(fixture.put(link(true), text.as_bytes()).unwrap());
+    assert!(fixture.put(link(false), text.as_bytes()).unwrap());
+    assert_eq!(fixture.read(&format!("debuginfo/{}.debug", "a".repeat(40))), text);
+    for (wrong, word) in [
+        ("[]", "debug link"),
+        (r#"{"archive":"../nar/x"}"#, "member"),
+        (r#"{"archive":"../../etc/passwd","member":"x"}"#, "archive"),
+        (r#"{"archive":"nar/x","member":"x"}"#, "archive"),
+        (r#"{"archive":"https://example.org/nar/x","member":"x"}"#, "archive"),
+        (r#"{"archive":"../nar/x","member":"../x"}"#, "member"),
+        (r#"{"archive":"../nar/x","member":"/x"}"#, "member"),
+        (r#"{"archive":"../nar/x","member":""}"#, "member"),
+    ] {
+        assert_refused!(fixture.put(link(true), wrong.as_bytes()), Malformed, word);
+    }
+}
+
+#[test]
+fn a_realisation_is_not_replaced_by_another_and_signatures_are_united() {
+    let fixture = Fixture::new();
+    let hex = "0c555bd57ae47b20ca321ed2b1152b11cd1d8251e790b629fbee5a2995c54b75";
+    let id = DrvOutput::parse(&format!("sha256:{hex}!out")).unwrap();
+    let target = || Target::Realisation(id.clone());
+    let signature = |number| key(number).sign("x");
+    let realisation = |path: &str, number| crate::codec::realisation::Realisation {
+        out_path: StorePath::parse_base_name(path).unwrap(),
+        signatures: vec![signature(number)],
+        dependent_realisations: std::collections::BTreeMap::new(),
+    };
+    let other = "0000000000000000000000000000000b-other";
+    let text = realisation(OUT, 1).to_keyed_json(&id);
+    assert!(fixture.put(target(), text.as_bytes()).unwrap());
+    assert_eq!(fixture.read(&format!("realisations/{id}.doi")), text);
+    assert!(!fixture.put(target(), realisation(OUT, 2).to_keyed_json(&id).as_bytes()).unwrap());
+    let united = crate::codec::realisation::Realisation {
+        signatures: vec![signature(1), signature(2)],
+        ..realisation(OUT, 1)
+    };
+    assert_eq!(fixture.read(&format!("realisations/{id}.doi")), united.to_keyed_json(&id));
+    assert_refused!(
+        fixture.put(target(), realisation(other, 1).to_keyed_json(&id).as_bytes()),
+        Conflict,
+        other
+    );
+    let elsewhere = DrvOutput::parse(&format!("sha256:{hex}!dev")).unwrap();
+    assert_refused!(fixture.put(Target::Realisation(elsewhere), text.as_bytes()), Mismatch, "dev");
+    assert_refused!(fixture.put(target(), b"{\"\n\": 1}"), Malformed, "not a realisation");
+
+    let derivation = StorePath::parse_base_name("0000000000000000000000000000000c-x.drv").unwrap();
+    let output = OutputName::parse("out").unwrap();
+    let target = || Target::BuildTrace { derivation: derivation.clone(), output: output.clone() };
+    let file = format!("build-trace-v2/{derivation}/out.doi");
+    let text = realisation(OUT, 1).to_build_trace_json();
+    assert!(fixture.put(target(), text.as_bytes()).unwrap());
+    assert!(!fixture.put(target(), realisation(OUT, 2).to_build_trace_json().as_bytes()).unwrap());
+    assert_eq!(fixture.read(&file), united.to_build_trace_json());
+    assert_refused!(
+        fixture.put(target(), realisation(other, 1).to_build_trace_json().as_bytes()),
+        Conflict,
+        other
+    );
+    assert_refused!(fixture.put(target(), b"{}"), Malformed, "build trace");
+}
+
+#[test]
+fn a_directory_that_is_something_else_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let settings = settings(temp.path());
+    UploadFolder::look(&settings).unwrap();
+    assert_eq!(names(temp.path()), Vec::<String>::new(), "looking changes nothing");
+    let refused = |expected: &str| {
+        for error in [UploadFolder::look(&settings).err(), UploadFolder::open(settings.clone()).err()] {
+            let error = error.unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    };
+    fs::create_dir(temp.path().join(".narwire")).unwrap();
+    refused("is a NAR cache");
+    fs::remove_dir(temp.path().join(".narwire")).unwrap();
+    fs::write(temp.path().join("nix-cache-info"), "StoreDir: /gnu/store\n").unwrap();
+    refused("is a cache of the store /gnu/store, not of /nix/store");
+    fs::remove_dir_all(temp.path()).unwrap();
+    refused("cannot open");
+    fs::write(temp.path(), "a file").unwrap();
+    refused("cannot open");
+    fs::remove_file(temp.path()).unwrap();
+    fs::create_dir(temp.path()).unwrap();
+    UploadFolder::open(settings).unwrap();
+}
+
+#[test]
+fn reasons_are_one_line_that_can_be_shown() {
+    assert_eq!(reason("a\n\u{1b}b\u{85}ä"), "a\\n\\u{1b}b\\u{85}ä");
+    let long = reason("ä".repeat(REASON_LEN_MAX));
+    assert!(long.len() > REASON_LEN_MAX - 2 && long.len() <= REASON_LEN_MAX);
+    assert_eq!(quoted("a\"\n"), r#""a\"\n""#);
+    assert_eq!(quoted(&"ä".repeat(1000)).len(), QUOTED_LEN_MAX + 2);
+}
