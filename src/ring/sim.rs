@@ -294,6 +294,24 @@ pub struct CreatedFile {
     pub room: Option<usize>,
 }
 
+/// Makes files to be written.
+#[derive(Clone, Debug, Default)]
+pub struct Creator {
+    /// By their number.
+    created: Rc<RefCell<Vec<CreatedFile>>>,
+    open_count: Rc<Cell<usize>>,
+}
+
+impl Creator {
+    /// The file, open.
+    pub fn create(&self, file: CreatedFile) -> Descriptor {
+        let mut created = self.created.borrow_mut();
+        let number = CREATED_NUMBER_MIN + RawFd::try_from(created.len()).unwrap_or(RawFd::MAX);
+        created.push(file);
+        Descriptor::simulated(number, &self.open_count)
+    }
+}
+
 /// The ring.
 pub struct Sim {
     random: Random,
@@ -309,8 +327,7 @@ pub struct Sim {
     files: HashMap<CString, SimulatedFile>,
     /// By their number; the same file can be open several times.
     opened: Vec<SimulatedFile>,
-    /// By their number.
-    created: Vec<CreatedFile>,
+    creator: Creator,
     /// Of files and directories.
     open_count: Rc<Cell<usize>>,
     in_flight: Vec<InFlight>,
@@ -335,6 +352,7 @@ enum Ready {
 impl Sim {
     /// A ring that this seed decides.
     pub fn new(seed: u64, faults: Faults) -> Self {
+        let creator = Creator::default();
         Self {
             random: Random(seed),
             faults,
@@ -345,8 +363,8 @@ impl Sim {
             backlog: VecDeque::new(),
             files: HashMap::new(),
             opened: Vec::new(),
-            created: Vec::new(),
-            open_count: Rc::default(),
+            open_count: Rc::clone(&creator.open_count),
+            creator,
             in_flight: Vec::new(),
             ready: VecDeque::new(),
             lent: Vec::new(),
@@ -363,11 +381,9 @@ impl Sim {
         Descriptor::simulated(DIRECTORY_NUMBER, &self.open_count)
     }
 
-    /// A file to be written.
-    pub fn create(&mut self, file: CreatedFile) -> Descriptor {
-        let number = CREATED_NUMBER_MIN + RawFd::try_from(self.created.len()).unwrap_or(RawFd::MAX);
-        self.created.push(file);
-        Descriptor::simulated(number, &self.open_count)
+    /// What makes files to be written.
+    pub fn creator(&self) -> Creator {
+        self.creator.clone()
     }
 
     /// A connection with this peer, accepted already; it is the next in [`Sim::socket`].
@@ -628,7 +644,7 @@ impl Sim {
     /// Some of `bytes`, or all.
     fn write(&mut self, file: &Descriptor, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
         assert!(!bytes.is_empty(), "a write of nothing");
-        let file = &self.created[index_of(file, CREATED_NUMBER_MIN)];
+        let file = self.creator.created.borrow()[index_of(file, CREATED_NUMBER_MIN)].clone();
         let start = usize::try_from(offset).map_err(|_| Errno::FBIG)?;
         let room = file.room.map_or(bytes.len(), |room| room.saturating_sub(start));
         let mut len = bytes.len().min(room);

@@ -11,7 +11,8 @@ use crate::codec::http::Status;
 use crate::codec::http::request::Request;
 use crate::codec::http::response::Fields;
 use crate::limits::{
-    HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INPUT_LEN_MAX, LINGER_TIMEOUT_S, PACK_BUFFERS_MAX, PROGRESS_TIMEOUT_S,
+    HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INPUT_LEN_MAX, INTAKE_BUFFERS_MAX, INTAKE_DIRECT_LEN_MIN,
+    INTAKE_PIECE_LEN_BYTES, LINGER_TIMEOUT_S, PACK_BUFFERS_MAX, PROGRESS_TIMEOUT_S, RECEIVE_TIMEOUT_S,
 };
 use crate::ring::body::{Body, Lookup};
 use crate::ring::inbox::{Mailbox, inbox};
@@ -27,10 +28,71 @@ fn peer(says: impl Into<Vec<u8>>) -> Peer {
     Peer { says: says.into(), ending, reading: Reading::Eager, resets_at: None, is_polite: true }
 }
 
+/// Lengths of bodies: about every bound that an intake has.
+const BODY_LENS: [usize; 14] = [
+    0,
+    1,
+    100,
+    RECEIVE_LEN_MAX - 1,
+    RECEIVE_LEN_MAX,
+    INPUT_LEN_MAX,
+    INPUT_LEN_MAX + 1,
+    INTAKE_DIRECT_LEN_MIN - 1,
+    INTAKE_DIRECT_LEN_MIN,
+    INTAKE_DIRECT_LEN_MIN + INPUT_LEN_MAX,
+    INTAKE_PIECE_LEN_BYTES - 1,
+    INTAKE_PIECE_LEN_BYTES,
+    INTAKE_PIECE_LEN_BYTES + 1,
+    2 * INTAKE_PIECE_LEN_BYTES + 3,
+];
+
+/// A body that would be answered if it were taken for requests.
+fn body(len: usize) -> Vec<u8> {
+    let requests =
+        (0..).flat_map(|number| format!("GET /{number} HTTP/1.1\r\nHost: here\r\n\r\n").into_bytes());
+    requests.take(len).collect()
+}
+
+/// A PUT of `body`; chunks of `chunk_len`, or a known length.
+fn put(target: usize, fields: &str, body: &[u8], chunk_len: Option<usize>) -> Vec<u8> {
+    let head = format!("PUT /{target} HTTP/1.1\r\nHost: here\r\n{fields}");
+    let Some(chunk_len) = chunk_len else {
+        return [format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes(), body].concat();
+    };
+    let mut says = format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for chunk in body.chunks(chunk_len) {
+        says.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
+        says.extend_from_slice(chunk);
+        says.extend_from_slice(b"\r\n");
+    }
+    says.extend_from_slice(b"0\r\n\r\n");
+    says
+}
+
+/// A PUT as a seed wants it.
+fn drawn_put(random: &mut Random) -> Vec<u8> {
+    let fields = ["", "Expect: 100-continue\r\n", "Connection: close\r\n"][random.below(20) / 9];
+    // Long ones are rarer: they are slow.
+    let len = BODY_LENS[random.below(BODY_LENS.len()).min(random.below(BODY_LENS.len()))];
+    let chunk_len = random.chance(35).then(|| random.pick(&[len / 30 + 1, 5_000, 1 << 20]));
+    let mut put = put(random.below(1_000), fields, &body(len), chunk_len);
+    if random.chance(5) {
+        // Something in the framing, or in the body, which nobody minds.
+        let at = random.below(put.len());
+        put[at] = random.pick(b"\r\n :0f");
+    }
+    put
+}
+
 /// Requests as a seed wants them: mostly good ones.
 fn says(random: &mut Random) -> Vec<u8> {
     let mut says = Vec::new();
+    let uploads_percent = random.pick(&[0, 0, 30, 80]);
     for _ in 0..random.below(12) {
+        if random.chance(uploads_percent) {
+            says.extend(drawn_put(random));
+            continue;
+        }
         let method = random.pick(&["GET", "GET", "GET", "HEAD"]);
         let version = ["HTTP/1.1", "HTTP/1.0"][random.below(10) / 9];
         let fields = match random.below(40) {
@@ -46,6 +108,10 @@ fn says(random: &mut Random) -> Vec<u8> {
         0 => says.extend_from_slice(b"GET / HTTP/9.9\r\n\r\nand more"),
         1 => says.extend_from_slice(b"\x16\x03\x01"),
         2 => says.extend_from_slice(b"GET /half HTTP/1.1\r\nHos"),
+        3..=4 => {
+            let put = drawn_put(random);
+            says.extend_from_slice(&put[..random.below(put.len())]);
+        }
         _ => {}
     }
     says
@@ -282,6 +348,161 @@ fn pipelined_requests_are_received_as_far_as_there_is_room() {
         world.is_silent = false;
         world.settle();
         assert!(world.is_empty(), "all of them are answered");
+        world.end();
+    }
+}
+
+/// The first target of which the body of a PUT is taken to its end.
+fn taken_target() -> usize {
+    (0..1_000).find(|&target| World::takes(0, target)).unwrap()
+}
+
+/// The head of a PUT of so many bytes, which are taken.
+fn put_head(fields: &str, len: usize) -> Vec<u8> {
+    let target = taken_target();
+    format!("PUT /{target} HTTP/1.1\r\nHost: here\r\n{fields}Content-Length: {len}\r\n\r\n").into_bytes()
+}
+
+#[test]
+fn who_asks_whether_to_go_on_is_told_so_at_once_behind_the_answers_before() {
+    for len in [1, INTAKE_DIRECT_LEN_MIN, INTAKE_PIECE_LEN_BYTES + 1] {
+        let mut world = calm();
+        let get = gets([long_target()]);
+        let index = world.connect(silent([get, put_head("Expect: 100-continue\r\n", len)].concat()));
+        world.settle();
+        assert!(world.sim.socket(index).sent().ends_with(b"HTTP/1.1 100 Continue\r\n\r\n"));
+        world.say(index, &[body(len), gets([1])].concat());
+        world.settle();
+        let sent = world.sim.socket(index).sent();
+        assert_eq!(memchr::memmem::find_iter(sent, "HTTP/1.1 201 Created\r\n").count(), 1);
+        world.end();
+    }
+}
+
+#[test]
+fn a_body_of_which_nothing_comes_is_answered_408() {
+    let chunked = put(taken_target(), "", &body(100_000), Some(50_000));
+    for says in [put_head("", 100), put_head("", 2 * INTAKE_PIECE_LEN_BYTES), chunked[..60_000].to_vec()] {
+        let mut world = calm();
+        let index = world.connect(silent(says));
+        world.settle();
+        for _ in 0..9 {
+            world.say(index, b"G");
+            world.settle();
+            world.pass(RECEIVE_TIMEOUT_S);
+            assert!(world.sim.socket(index).sent().is_empty(), "each byte is another chance");
+        }
+        world.pass(1);
+        world.settle();
+        assert!(world.sim.socket(index).sent().starts_with(b"HTTP/1.1 408 "));
+        assert!(world.is_empty());
+        world.end();
+    }
+}
+
+#[test]
+fn who_waits_for_us_has_time() {
+    for chunk_len in [None, Some(10_000)] {
+        let mut world = calm();
+        world.is_silent = true;
+        let says = put(taken_target(), "", &body(5 * INTAKE_PIECE_LEN_BYTES), chunk_len);
+        let index = world.connect(peer([says, gets([1])].concat()));
+        for turn in 0..1_000 {
+            world.turn();
+            // Once nothing more is wanted of the peer.
+            world.pass(if turn < 500 { 0 } else { RECEIVE_TIMEOUT_S });
+        }
+        let on_its_way = 8 * RECEIVE_LEN_MAX;
+        let taken_len = world.sim.socket(index).taken_len();
+        assert!(taken_len < 2 * INTAKE_PIECE_LEN_BYTES + INPUT_LEN_MAX + on_its_way, "two buffers are full");
+        assert!(world.sim.socket(index).sent().is_empty());
+        world.is_silent = false;
+        world.settle();
+        assert!(world.is_empty(), "both are answered");
+        world.end();
+    }
+}
+
+#[test]
+fn a_body_that_comes_during_the_end_is_taken() {
+    for half_len in [0, 100, INTAKE_PIECE_LEN_BYTES] {
+        let mut world = calm();
+        let body = body(2 * INTAKE_PIECE_LEN_BYTES);
+        let index = world.connect(silent([put_head("", body.len()), body[..half_len].to_vec()].concat()));
+        world.settle();
+        world.drain();
+        world.settle();
+        world.say(index, &body[half_len..]);
+        world.settle();
+        let sent = String::from_utf8_lossy(world.sim.socket(index).sent());
+        assert!(sent.starts_with("HTTP/1.1 201 ") && sent.contains("Connection: close\r\n"), "{sent}");
+        assert!(world.is_empty(), "no deadline is needed");
+        world.end();
+    }
+}
+
+#[test]
+fn more_bodies_than_buffers_are_all_taken() {
+    let mut world = calm();
+    let body = body(2 * INTAKE_PIECE_LEN_BYTES + 10);
+    for number in 0..2 * INTAKE_BUFFERS_MAX {
+        let chunk_len = number.is_multiple_of(3).then_some(20_000);
+        world.connect(peer(put(taken_target(), "", &body, chunk_len)));
+    }
+    world.settle();
+    assert!(world.is_empty(), "no deadline is needed");
+    world.end();
+}
+
+#[test]
+fn peers_that_stop_in_a_body_keep_no_buffer_from_others() {
+    for half_len in [0, 1, 10_000] {
+        let mut world = calm();
+        let body = body(INTAKE_PIECE_LEN_BYTES);
+        let says = [put_head("", body.len()), body[..half_len].to_vec()].concat();
+        let stopped: Vec<_> =
+            (0..2 * INTAKE_BUFFERS_MAX).map(|_| world.connect(silent(says.clone()))).collect();
+        world.settle();
+        let index = world.connect(peer(put(taken_target(), "", &body, None)));
+        world.settle();
+        assert!(world.sim.socket(index).end().is_some(), "it needs no deadline of the others");
+        // They go on where they were.
+        for index in stopped {
+            world.say(index, &body[half_len..]);
+        }
+        world.settle();
+        for index in 0..2 * INTAKE_BUFFERS_MAX {
+            assert!(world.sim.socket(index).sent().starts_with(b"HTTP/1.1 201 "));
+        }
+        world.end();
+    }
+}
+
+/// As curl does it with up to 1 MiB.
+#[test]
+fn who_sends_without_waiting_hears_the_refusal() {
+    let target = (0..1_000).find(|&target| World::refuses(0, target)).unwrap();
+    for chunk_len in [None, Some(100_000)] {
+        let mut world = calm();
+        let says = put(target, "", &body(1 << 20), chunk_len);
+        let index = world.connect(silent(says.clone()));
+        world.settle();
+        assert!(world.is_empty(), "no deadline is needed");
+        assert_eq!(world.sim.socket(index).taken_len(), says.len());
+        assert_eq!(world.sim.socket(index).end(), Some(End::Orderly));
+        world.end();
+    }
+}
+
+#[test]
+fn a_body_that_cannot_be_received_is_lost() {
+    for len in [100, INTAKE_PIECE_LEN_BYTES] {
+        let mut world = calm();
+        let index = world.connect(Peer { resets_at: Some(1 << 30), ..silent(put_head("", len)) });
+        world.settle();
+        world.sim.socket_mut(index).fail_receive();
+        world.settle();
+        assert_eq!(world.sim.socket(index).end(), Some(End::Reset));
         world.end();
     }
 }

@@ -2,7 +2,7 @@
 //! knows, without a ring, what every peer has to hear.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CString;
 use std::ops::Range;
 use std::rc::Rc;
@@ -12,12 +12,14 @@ use std::sync::LazyLock;
 use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::{End, Faults, Peer, Random, Sim, SimulatedFile, Socket};
-use crate::codec::http::body::BodyDecoder;
+use super::{CreatedFile, Creator, End, Faults, Peer, Random, Sim, SimulatedFile, Socket};
+use crate::codec::http::body::{BadBody, BodyDecoder};
 use crate::codec::http::request::{self, BodyLength, Parsed, Request};
-use crate::codec::http::response::Fields;
+use crate::codec::http::response::{CONTINUE, Fields};
 use crate::codec::http::{Method, Status, Version};
-use crate::limits::{PACK_BUFFERS_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN};
+use crate::limits::{
+    INTAKE_BUFFERS_MAX, INTAKE_PIECE_LEN_BYTES, PACK_BUFFERS_MAX, SENDFILE_LEN_MAX, SENDFILE_LEN_MIN,
+};
 use crate::ring::Driver as _;
 use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
 use crate::ring::connection::{Connection, Context, Parting};
@@ -30,6 +32,9 @@ use crate::ring::service::{Answer, Caller, Reply, ReplyBody, Service};
 const TURNS_MAX: usize = 20_000;
 /// Longer than every deadline together. Seconds.
 const PATIENCE_S: u64 = 3_000;
+
+/// Who has buffers that nobody has.
+const NOBODY: ConnectionId = ConnectionId { slot: u32::MAX, generation: 0 };
 
 const DATE: &[u8; 29] = b"Sun, 06 Nov 1994 08:49:37 GMT";
 
@@ -153,6 +158,43 @@ enum Content {
 struct Plan {
     timing: Timing,
     content: Content,
+    /// Whether it asks for the body of a PUT before it answers.
+    taking: Option<Taking>,
+}
+
+/// What the service does with a body.
+#[derive(Clone, Copy, Debug)]
+struct Taking {
+    timing: Timing,
+    has_file: bool,
+    /// What the file has room for, if that is bounded. Bytes.
+    room: Option<usize>,
+    /// It has heard enough when it has looked at so many bytes, at least one.
+    refused_at: Option<usize>,
+}
+
+impl Taking {
+    fn drawn(random: &mut Random, timing: Timing) -> Self {
+        let len_max = random.pick(&[10, 100_000, 600_000]);
+        let bound = random.chance(30).then(|| 1 + random.below(len_max));
+        let has_file = random.chance(60);
+        let (room, refused_at) = if has_file && random.chance(50) { (bound, None) } else { (None, bound) };
+        Self { timing, has_file, room, refused_at }
+    }
+
+    /// What is answered to a body that was taken to its end.
+    fn created(body: &[u8]) -> (Status, String) {
+        (Status::Created, format!("{} bytes, {:08x}\n", body.len(), crc32fast::hash(body)))
+    }
+
+    /// What is answered to a body that has this at its beginning, if that is not the same as to one that is shorter.
+    fn refusal(self, body: &[u8]) -> Option<(Status, String)> {
+        if self.refused_at.is_some_and(|at| body.len() >= at) {
+            return Some((Status::UnprocessableContent, "that is enough\n".to_owned()));
+        }
+        let is_full = self.room.is_some_and(|room| body.len() > room);
+        is_full.then(|| (Status::InsufficientStorage, "no room\n".to_owned()))
+    }
 }
 
 impl Plan {
@@ -166,7 +208,8 @@ impl Plan {
             6 => Content::Opened(file_of(&mut random, 20)),
             _ => stream_of(&mut random),
         };
-        Self { timing, content }
+        let taking = random.chance(85).then(|| Taking::drawn(&mut random, timing));
+        Self { timing, content, taking }
     }
 
     /// What a peer hears: all of it, or none when it cannot all be sent.
@@ -306,12 +349,69 @@ struct Planner {
     /// Who waits for an answer.
     asked: HashSet<ConnectionId>,
     /// Answers that a message will bring.
-    pending: Vec<(ConnectionId, Plan)>,
+    pending: Vec<(ConnectionId, Next)>,
+    /// Bodies that are being taken.
+    uploads: HashMap<ConnectionId, Upload>,
+    /// Pieces that are being looked at.
+    looking: Vec<(ConnectionId, Bytes)>,
+    creator: Creator,
     /// Bodies that do not know all of themselves, and how long they are.
     lazy: Vec<(ConnectionId, Rc<Cell<usize>>, usize)>,
 }
 
+/// What the service says when a message comes.
+#[derive(Clone, Debug)]
+enum Next {
+    Answer(Plan),
+    Take(Taking),
+    Say(Status, String),
+}
+
+/// A body that the service gets.
+struct Upload {
+    taking: Taking,
+    body: Vec<u8>,
+    file: Option<CreatedFile>,
+}
+
 impl Planner {
+    /// Says it, now or later.
+    fn at(&mut self, id: ConnectionId, timing: Timing, next: Next) -> Answer {
+        assert!(self.asked.contains(&id), "answered once");
+        if timing == Timing::Later {
+            self.pending.push((id, next));
+            return Answer::Pending;
+        }
+        self.say(id, next)
+    }
+
+    fn say(&mut self, id: ConnectionId, next: Next) -> Answer {
+        match next {
+            Next::Answer(plan) => self.answer(id, &plan),
+            Next::Take(taking) => {
+                let file = CreatedFile { room: taking.room, ..CreatedFile::default() };
+                let descriptor = taking.has_file.then(|| self.creator.create(file.clone()));
+                let file = taking.has_file.then_some(file);
+                let upload = Upload { taking, body: Vec::new(), file };
+                assert!(self.uploads.insert(id, upload).is_none(), "one body at a time");
+                Answer::Receive { file: descriptor }
+            }
+            Next::Say(status, text) => {
+                assert!(self.asked.remove(&id), "answered once");
+                self.uploads.remove(&id);
+                Answer::Reply(Reply::text(status, text))
+            }
+        }
+    }
+
+    /// Has looked at a piece; an answer when that was enough.
+    fn look(&mut self, id: ConnectionId) -> Option<Answer> {
+        let upload = self.uploads.get(&id)?;
+        upload.taking.refused_at?;
+        let (status, text) = upload.taking.refusal(&upload.body)?;
+        Some(self.say(id, Next::Say(status, text)))
+    }
+
     fn answer(&mut self, id: ConnectionId, plan: &Plan) -> Answer {
         assert!(self.asked.contains(&id), "answered once");
         let body = match &plan.content {
@@ -378,11 +478,11 @@ impl Service for Planner {
         let id = caller.id;
         assert!(self.asked.insert(id), "one request at a time");
         let plan = Plan::of(self.seed, request.target);
-        if plan.timing == Timing::Later {
-            self.pending.push((id, plan));
-            return Answer::Pending;
-        }
-        self.answer(id, &plan)
+        let next = match plan.taking {
+            Some(taking) if request.method == Method::Put => Next::Take(taking),
+            _ => Next::Answer(plan.clone()),
+        };
+        self.at(id, plan.timing, next)
     }
 
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {
@@ -398,21 +498,35 @@ impl Service for Planner {
         })
     }
 
-    fn body(&mut self, _: ConnectionId, _: Bytes) {
-        unreachable!("no body is asked for")
+    fn body(&mut self, id: ConnectionId, piece: Bytes) {
+        assert!(self.asked.contains(&id), "nothing comes behind the answer");
+        assert!((1..=INTAKE_PIECE_LEN_BYTES).contains(&piece.len()));
+        assert!(self.looking.iter().all(|(other, _)| *other != id), "one piece at a time");
+        self.uploads.get_mut(&id).expect("it was asked for").body.extend_from_slice(&piece);
+        self.looking.push((id, piece));
     }
 
-    fn received(&mut self, _: ConnectionId) -> Answer {
-        unreachable!("no body is asked for")
+    fn received(&mut self, id: ConnectionId) -> Answer {
+        assert!(self.looking.iter().all(|(other, _)| *other != id), "all of it was looked at");
+        let upload = &self.uploads[&id];
+        if let Some(file) = &upload.file {
+            assert!(*file.contents.borrow() == upload.body, "all of it is in the file");
+        }
+        let (timing, (status, text)) = (upload.taking.timing, Taking::created(&upload.body));
+        self.at(id, timing, Next::Say(status, text))
     }
 
-    fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
-        unreachable!("no body is asked for")
+    fn unwritten(&mut self, id: ConnectionId, errno: Errno) -> Answer {
+        assert_eq!(errno, Errno::NOSPC);
+        let upload = &self.uploads[&id];
+        let (status, text) = upload.taking.refusal(&upload.body).expect("there was room");
+        self.at(id, upload.taking.timing, Next::Say(status, text))
     }
 
     fn gone(&mut self, id: ConnectionId) {
         assert!(self.asked.remove(&id), "told only what was not answered");
         self.pending.retain(|(pending, _)| *pending != id);
+        self.uploads.remove(&id);
     }
 }
 
@@ -428,6 +542,10 @@ struct Expected {
     breaks: bool,
     /// Whether it comes depends on the time.
     is_optional: bool,
+    /// `100 Continue` comes before it.
+    is_awaited: bool,
+    /// What is said instead, if the service was faster.
+    otherwise: Option<Box<Expected>>,
 }
 
 /// How a peer hears where a body ends.
@@ -444,7 +562,35 @@ enum Bounds {
 impl Expected {
     fn whole(status: Status, body: Vec<u8>) -> Self {
         let fields = Fields::new().content_length(body.len() as u64).finish();
-        Self { status, fields, body, bounds: Bounds::Length, breaks: false, is_optional: false }
+        Self {
+            status,
+            fields,
+            body,
+            bounds: Bounds::Length,
+            breaks: false,
+            is_optional: false,
+            is_awaited: false,
+            otherwise: None,
+        }
+    }
+
+    /// The answer to a body, how far it comes, and whether something can follow.
+    fn to_body(taking: Taking, body: &[u8], end: &BodyEnd) -> (Self, bool) {
+        let of = |(status, text): (Status, String)| Self::text(status, &text);
+        let refusal = taking.refusal(body).map(of);
+        match (refusal, end) {
+            (Some(refusal), BodyEnd::Here) => (refusal, false),
+            (None, BodyEnd::Here) => (of(Taking::created(body)), true),
+            (refusal, BodyEnd::Bad(bad)) => {
+                let otherwise = refusal.map(Box::new);
+                (Self { otherwise, ..Self::text(bad.status(), &format!("{bad}\n")) }, false)
+            }
+            (refusal, BodyEnd::Missing) => {
+                let otherwise = refusal.map(Box::new);
+                let late = Self::text(Status::RequestTimeout, "the body did not arrive in time\n");
+                (Self { is_optional: true, otherwise, ..late }, false)
+            }
+        }
     }
 
     fn text(status: Status, text: &str) -> Self {
@@ -501,6 +647,29 @@ impl Expected {
     }
 }
 
+/// Where a body ends.
+enum BodyEnd {
+    Here,
+    /// Not in what there is.
+    Missing,
+    Bad(BadBody),
+}
+
+/// Takes a body from the start of `rest`.
+fn take_body(rest: &mut &[u8], length: BodyLength) -> (Vec<u8>, BodyEnd) {
+    let (mut decoder, mut body) = (BodyDecoder::new(length), Vec::new());
+    while !decoder.is_finished() && !rest.is_empty() {
+        match decoder.decode(rest) {
+            Ok(decoded) => {
+                body.extend_from_slice(decoded.data);
+                *rest = &rest[decoded.consumed_len..];
+            }
+            Err(bad) => return (body, BodyEnd::Bad(bad)),
+        }
+    }
+    (body, if decoder.is_finished() { BodyEnd::Here } else { BodyEnd::Missing })
+}
+
 /// What must be answered to these bytes, in this order.
 fn expected(seed: u64, says: &[u8]) -> Vec<Expected> {
     let mut answers = Vec::new();
@@ -515,10 +684,22 @@ fn expected(seed: u64, says: &[u8]) -> Vec<Expected> {
             }
             Ok(Parsed::Complete { request, head_len }) => {
                 rest = &rest[head_len..];
-                let answer = Plan::of(seed, request.target).body().of(&request);
+                let plan = Plan::of(seed, request.target);
+                let (answer, goes_on) = match plan.taking {
+                    Some(taking) if request.method == Method::Put => {
+                        let (body, end) = take_body(&mut rest, request.body_length());
+                        let (answer, goes_on) = Expected::to_body(taking, &body, &end);
+                        (Expected { is_awaited: request.expects_continue(), ..answer }, goes_on)
+                    }
+                    _ => {
+                        let has_body =
+                            !matches!(request.body_length(), BodyLength::None | BodyLength::Length(0));
+                        (plan.body().of(&request), !has_body)
+                    }
+                };
                 let is_last = answer.breaks || answer.bounds == Bounds::Close;
                 answers.push(answer);
-                if is_last || !request.keep_alive() || request.body_length() != BodyLength::None {
+                if is_last || !request.keep_alive() || !goes_on {
                     break;
                 }
             }
@@ -583,7 +764,15 @@ pub fn check(seed: u64, says: &[u8], sent: &[u8], end: Option<End>, disturbance:
 /// Takes an answer from the start of `rest`; false when it is not whole, and then `rest` is what there is of it.
 fn take(rest: &mut &[u8], answer: &Expected, index: usize, is_over: &mut bool) -> bool {
     assert!(!*is_over, "answer {index} after the last one");
-    for head in answer.heads() {
+    if answer.is_awaited {
+        let Some(after) = rest.strip_prefix(CONTINUE) else {
+            assert!(CONTINUE.starts_with(rest), "answer {index} comes before the body");
+            return false;
+        };
+        *rest = after;
+    }
+    let answers = std::iter::successors(Some(answer), |answer| answer.otherwise.as_deref());
+    for (answer, head) in answers.flat_map(|answer| answer.heads().map(move |head| (answer, head))) {
         if rest.len() < head.len() && head.starts_with(rest) {
             return false;
         }
@@ -622,8 +811,8 @@ pub struct World {
     now_s: u64,
     /// What the peers say, and what was done to them.
     peers: Vec<(Vec<u8>, Disturbance)>,
-    /// Buffers that somebody else has.
-    reserved: Vec<BytesMut>,
+    /// Buffers that somebody else has: for packing, and for bodies that come.
+    reserved: [Vec<BytesMut>; 2],
     /// Whether messages wait for [`World::settle`].
     pub is_silent: bool,
 }
@@ -643,6 +832,9 @@ impl World {
             directory: sim.directory(),
             asked: HashSet::new(),
             pending: Vec::new(),
+            uploads: HashMap::new(),
+            looking: Vec::new(),
+            creator: sim.creator(),
             lazy: Vec::new(),
         };
         Self {
@@ -655,22 +847,26 @@ impl World {
             submissions: Vec::new(),
             now_s: 0,
             peers: Vec::new(),
-            reserved: Vec::new(),
+            reserved: [Vec::new(), Vec::new()],
             is_silent: false,
         }
     }
 
     /// Takes so many pack buffers out of use.
     pub fn reserve(&mut self, count: usize) {
-        let nobody = ConnectionId { slot: u32::MAX, generation: 0 };
-        self.reserved.extend((0..count).map_while(|_| self.pool.packs.take(nobody)));
+        self.reserved[0].extend((0..count).map_while(|_| self.pool.packs.take(NOBODY)));
     }
 
-    /// Puts them into use again.
+    /// Takes so many buffers for bodies that come out of use.
+    pub fn reserve_intakes(&mut self, count: usize) {
+        self.reserved[1].extend((0..count).map_while(|_| self.pool.intakes.take(NOBODY)));
+    }
+
+    /// Puts all of them into use again.
     pub fn unreserve(&mut self) {
-        for buffer in self.reserved.drain(..) {
-            self.pool.packs.give_back(buffer);
-        }
+        let [packs, intakes] = &mut self.reserved;
+        packs.drain(..).for_each(|buffer| self.pool.packs.give_back(buffer));
+        intakes.drain(..).for_each(|buffer| self.pool.intakes.give_back(buffer));
     }
 
     /// A peer connects; its index.
@@ -718,6 +914,21 @@ impl World {
     #[cfg(test)]
     pub fn answers_later(seed: u64, target: u32) -> bool {
         Plan::of(seed, format!("/{target}").as_bytes()).timing == Timing::Later
+    }
+
+    /// Whether the body of a PUT of `/<target>` is taken to its end, and into a file.
+    #[cfg(test)]
+    pub fn takes(seed: u64, target: usize) -> bool {
+        let plan = Plan::of(seed, format!("/{target}").as_bytes());
+        plan.taking
+            .is_some_and(|taking| taking.has_file && taking.room.is_none() && taking.refused_at.is_none())
+    }
+
+    /// Whether a PUT of `/<target>` is answered at once, and shortly.
+    #[cfg(test)]
+    pub fn refuses(seed: u64, target: usize) -> bool {
+        let plan = Plan::of(seed, format!("/{target}").as_bytes());
+        plan.taking.is_none() && plan.timing == Timing::Now && matches!(plan.content, Content::Bytes(_))
     }
 
     /// Whether everybody has gone.
@@ -793,26 +1004,35 @@ impl World {
         }
     }
 
-    /// An answer that was awaited, or a body that knows more. False when nobody waits for a message.
+    /// An answer that was awaited, a piece that was looked at, or a body that knows more. False when nobody waits for a message.
     pub fn message(&mut self) -> bool {
-        let (pending, lazy) = (self.planner.pending.len(), self.planner.lazy.len());
-        if pending + lazy == 0 {
+        let Planner { pending, looking, lazy, .. } = &mut self.planner;
+        let (pending_len, looking_len) = (pending.len(), looking.len());
+        let count = pending_len + looking_len + lazy.len();
+        if count == 0 {
             return false;
         }
-        let index = self.random.below(pending + lazy);
-        if index < pending {
-            let (id, plan) = self.planner.pending.swap_remove(index);
-            let answer = self.planner.answer(id, &plan);
+        let index = self.random.below(count);
+        if index < pending_len {
+            let (id, next) = pending.swap_remove(index);
+            let answer = self.planner.say(id, next);
             self.with(id.slot, |connection, context| connection.answer(answer, context));
-            return true;
+        } else if index < pending_len + looking_len {
+            let (id, piece) = looking.swap_remove(index - pending_len);
+            drop(piece);
+            match self.planner.look(id) {
+                Some(answer) => self.with(id.slot, |connection, context| connection.answer(answer, context)),
+                None => self.with(id.slot, Connection::looked_at),
+            }
+        } else {
+            let (id, known, len) = lazy.swap_remove(index - pending_len - looking_len);
+            let more = self.random.pick(&[1, 5_000, len]);
+            known.set(len.min(known.get() + more));
+            if known.get() < len && Rc::strong_count(&known) > 1 {
+                self.planner.lazy.push((id, known, len));
+            }
+            self.with(id.slot, Connection::resume);
         }
-        let (id, known, len) = self.planner.lazy.swap_remove(index - pending);
-        let more = self.random.pick(&[1, 5_000, len]);
-        known.set(len.min(known.get() + more));
-        if known.get() < len && Rc::strong_count(&known) > 1 {
-            self.planner.lazy.push((id, known, len));
-        }
-        self.with(id.slot, Connection::resume);
         true
     }
 
@@ -822,7 +1042,7 @@ impl World {
             self.turn();
             if self.submissions.is_empty() && self.sim.is_stuck() {
                 let is_held_back =
-                    self.reserved.is_empty() && self.sim.sockets().iter().any(Socket::is_held_back);
+                    self.reserved[0].is_empty() && self.sim.sockets().iter().any(Socket::is_held_back);
                 assert!(!is_held_back, "a peer waits for what was sent");
                 if !self.message() {
                     return;
@@ -868,6 +1088,9 @@ impl World {
         if random.chance(40) {
             self.reserve(PACK_BUFFERS_MAX - 1 - random.below(2));
         }
+        if random.chance(40) {
+            self.reserve_intakes(INTAKE_BUFFERS_MAX - 1 - random.below(2));
+        }
         let ends_early = random.chance(30);
         for _ in 0..random.below(300) {
             self.turn();
@@ -892,7 +1115,9 @@ impl World {
         }
         assert!(self.planner.asked.is_empty() && self.planner.pending.is_empty(), "nobody was told");
         self.unreserve();
+        assert!(self.planner.uploads.is_empty(), "bodies are being taken");
         assert_eq!(self.pool.packs.out(), 0, "pack buffers are out");
+        assert_eq!(self.pool.intakes.out(), 0, "buffers for bodies are out");
         for submission in self.submissions.drain(..) {
             self.sim.submit(submission);
         }
