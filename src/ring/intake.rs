@@ -280,6 +280,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, AtomicUsize};
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
     use crate::codec::http::Status;
@@ -591,6 +592,21 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_kept_of_those_who_have_gone() {
+        let mut bench = Bench::new(BodyLength::Length(1 << 20), false);
+        bench.take(b"more");
+        bench.intake.abandon(ID, &mut bench.pool);
+        while bench.pool.intakes.take(ID).is_some() {}
+        assert_eq!(bench.pool.next_keeper(), None);
+        bench.pool.intakes.forget(ID);
+        bench.intake = Intake::new(BodyLength::Chunked, None);
+        assert_eq!(bench.take(b"4\r\nmore").0, 0);
+        bench.intake.abandon(ID, &mut bench.pool);
+        bench.pool.intakes.lost();
+        assert_eq!(bench.pool.next_fed(), None);
+    }
+
+    #[test]
     fn a_piece_that_cannot_be_written_ends_it() {
         let mut bench = Bench::new(BodyLength::Length(4), true);
         bench.take(b"body");
@@ -681,6 +697,8 @@ mod tests {
             let ring = Uring::new(Capabilities::probe(off).unwrap()).unwrap();
             Reactor::new(ring, node, inbox, vec![listener.into()], peers).unwrap().run().unwrap();
         });
+        // A worker that fails leaves what is in its ring open.
+        socket.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
         let mut writing = socket.try_clone().unwrap();
         let mut answers = Vec::new();
         thread::scope(|scope| {
