@@ -26,7 +26,7 @@ pub trait Service {
 
     /// The next bytes of a body that was asked for with [`Answer::Receive`]: at least one, at most
     /// [`crate::limits::INTAKE_PIECE_LEN_BYTES`]. The next piece comes after [`Effects::looked_at`] has said so of this one, which
-    /// nobody should have any more then. An answer meanwhile ends the matter, and the rest of the body is dropped with the connection.
+    /// nobody should have any more then. A reply meanwhile ends the matter, and the rest of the body is dropped with the connection.
     fn body(&mut self, id: ConnectionId, piece: Bytes);
 
     /// The body has ended where its head or its framing said; every piece was looked at, and is in the file if there is one.
