@@ -699,6 +699,7 @@ mod tests {
         });
         // A worker that fails leaves what is in its ring open.
         socket.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+        socket.set_write_timeout(Some(Duration::from_mins(1))).unwrap();
         let mut writing = socket.try_clone().unwrap();
         let mut answers = Vec::new();
         thread::scope(|scope| {
