@@ -203,10 +203,18 @@ pub const UPLOAD_XZ_MEMORY_LEN_MAX: u64 = 80 * 1024 * 1024;
 pub const VERIFIED_AT_ONCE_LEN_MAX: usize = 4 * 1024 * 1024;
 /// The buffer that an upload is decoded into. Bytes.
 pub const DECODED_BUFFER_LEN_BYTES: usize = 128 * 1024;
+/// References of one path in an export: the largest environments have some 10,000.
+pub const EXPORT_REFERENCES_MAX: usize = 64 * 1024;
+/// A signature in an export, which nobody looks at, is no longer than this. Bytes.
+pub const EXPORT_SIGNATURE_LEN_MAX: usize = 64 * 1024;
+/// An import answers with the paths that it has taken, as far as they fit into this. Bytes.
+pub const IMPORT_REPORT_LEN_MAX: usize = 64 * 1024;
 /// How much room is made for an upload at once whose length nobody knows, or on a file system that cannot promise any. Bytes.
 pub const UPLOAD_ROOM_LEN_BYTES: u64 = 8 * 1024 * 1024;
 /// A realisation or a debug link longer than this is none. Bytes.
 pub const UPLOADED_JSON_LEN_MAX: usize = 1024 * 1024;
+/// Signatures of one path; each may have to be verified, and whoever uploads can add some. Three is many.
+pub const SIGNATURES_MAX: usize = 256;
 /// Texts that are being uploaded (narinfos, listings, logs and the like) are kept in memory until they are whole, all together; those
 /// beyond are answered 503. Bytes.
 pub const UPLOADED_TEXTS_LEN_MAX: usize = 256 * 1024 * 1024;

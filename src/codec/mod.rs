@@ -4,6 +4,7 @@ pub mod base32;
 pub mod build_id;
 pub mod cache_info;
 pub mod decompress;
+pub mod export;
 pub mod hash;
 pub mod http;
 pub mod nar;

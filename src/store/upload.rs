@@ -15,6 +15,7 @@
 //!
 //! Nothing else is ever removed, and nothing that is there is changed but as [`Refusal::Conflict`] allows: the same under the same name.
 
+mod import;
 mod nar;
 mod narinfo;
 mod small;
@@ -31,6 +32,7 @@ use bytes::Bytes;
 use quick_cache::sync::Cache;
 use rustix::fs::{Access, AtFlags, CWD};
 
+use self::import::Import;
 use self::nar::NarUpload;
 use self::staging::Staging;
 use self::text::{Memory, Text, parse_coding};
@@ -188,6 +190,7 @@ pub struct Upload {
 #[derive(Debug)]
 enum Kind {
     Nar(Box<NarUpload>),
+    Export(Box<Import>),
     CacheInfo(Text),
     NarInfo(HashPart, Text),
     Listing(HashPart, Text),
@@ -203,6 +206,23 @@ impl From<StoreError> for Refusal {
             return Self::NoRoom("there is no room left on the disk of the cache".to_owned());
         }
         Self::Failed(error)
+    }
+}
+
+impl Refusal {
+    /// The same in other words, if it is in words.
+    fn map_text(self, change: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Malformed(text) => Self::Malformed(change(text)),
+            Self::Mismatch(text) => Self::Mismatch(change(text)),
+            Self::Conflict(text) => Self::Conflict(change(text)),
+            Self::Unsigned(text) => Self::Unsigned(change(text)),
+            Self::UnknownCoding(text) => Self::UnknownCoding(change(text)),
+            Self::TooLarge(text) => Self::TooLarge(change(text)),
+            Self::NoRoom(text) => Self::NoRoom(change(text)),
+            Self::Busy(text) => Self::Busy(change(text)),
+            Self::Failed(error) => Self::Failed(error),
+        }
     }
 }
 
@@ -265,7 +285,7 @@ impl UploadFolder {
             Target::DebugInfo { build_id, has_suffix } => {
                 Kind::DebugInfo { build_id, has_suffix, text: text(UPLOADED_JSON_LEN_MAX)? }
             }
-            Target::Export => return Err(Refusal::Malformed("no exports".to_owned())),
+            Target::Export => Kind::Export(Box::new(Import::begin(self, coding)?)),
         };
         Ok(Upload { kind, folder: Arc::clone(self) })
     }
@@ -307,6 +327,7 @@ impl Upload {
     pub fn push(&mut self, piece: &mut Bytes) -> Result<(), Refusal> {
         match &mut self.kind {
             Kind::Nar(nar) => nar.push(&self.folder, piece),
+            Kind::Export(import) => import.push(&self.folder, piece),
             Kind::CacheInfo(text)
             | Kind::NarInfo(_, text)
             | Kind::Listing(_, text)
@@ -326,6 +347,7 @@ impl Upload {
         let Self { kind, folder } = self;
         let is_new = match kind {
             Kind::Nar(nar) => nar.finish(&folder),
+            Kind::Export(import) => return import.finish(),
             Kind::CacheInfo(text) => folder.take_cache_info(&text.finish()?.bytes),
             Kind::NarInfo(hash_part, text) => folder.take_narinfo(hash_part, &text.finish()?.bytes, is_known),
             Kind::Listing(hash_part, text) => folder.take_listing(hash_part, &text.finish()?.bytes),

@@ -4,8 +4,9 @@ use super::nar::parse_url;
 use super::{Refusal, UploadFolder, quoted, reason};
 use crate::codec::nar::verify::NarFacts;
 use crate::codec::narinfo::{NarInfo, PathInfo};
+use crate::codec::signature::Signature;
 use crate::codec::store_path::{HashPart, StorePath};
-use crate::limits::CACHED_NARINFO_LEN_MAX;
+use crate::limits::{CACHED_NARINFO_LEN_MAX, SIGNATURES_MAX};
 use crate::store::StoreError;
 use crate::store::nar_cache::narinfo_name;
 
@@ -33,6 +34,7 @@ impl UploadFolder {
 
     /// Gives a narinfo its name if all of it is true, and says whether there was none of that path.
     pub(super) fn keep_narinfo(&self, mut narinfo: NarInfo, is_known: IsKnown<'_>) -> Result<bool, Refusal> {
+        check_count(&narinfo.info.signatures)?;
         self.check_signed(&narinfo.info)?;
         let facts = self.check_nar(&narinfo)?;
         self.check_references(&narinfo.info, is_known)?;
@@ -60,6 +62,12 @@ impl UploadFolder {
             self.staging.drafts.write(text.as_bytes(), &self.root, &name)?;
         }
         Ok(found.is_none())
+    }
+
+    /// What the cache has of a path, if that can be read.
+    pub(super) fn narinfo(&self, hash_part: HashPart) -> Result<Option<NarInfo>, StoreError> {
+        let text = self.root.read_text(&narinfo_name(hash_part), CACHED_NARINFO_LEN_MAX)?;
+        Ok(text.and_then(|text| NarInfo::parse(&text, &self.settings.store_dir).ok()))
     }
 
     /// Whether a key that is required has signed it.
@@ -135,28 +143,50 @@ impl UploadFolder {
     }
 }
 
-/// Adds what was known of the same path before. It must be the same: who trusts the one must not get the other.
-fn unite(info: &mut PathInfo, older: PathInfo) -> Result<(), Refusal> {
+/// Whether what was known of a path before is the same: who trusts the one must not get the other.
+pub(super) fn check_same(info: &PathInfo, older: &PathInfo) -> Result<(), Refusal> {
     let differs = [
         ("store path", info.path != older.path),
         ("NarHash", info.nar_hash != older.nar_hash),
         ("NarSize", info.nar_size != older.nar_size),
         ("References", info.references != older.references),
     ];
-    if let Some((field, _)) = differs.into_iter().find(|(_, differs)| *differs) {
-        return Err(Refusal::Conflict(format!(
+    match differs.into_iter().find(|(_, differs)| *differs) {
+        Some((field, _)) => Err(Refusal::Conflict(format!(
             "{} is in the cache with another {field}, and is not replaced",
             info.path
-        )));
+        ))),
+        None => Ok(()),
     }
+}
+
+/// Adds what was known of the same path before.
+fn unite(info: &mut PathInfo, older: PathInfo) -> Result<(), Refusal> {
+    check_same(info, &older)?;
     let PathInfo { signatures, deriver, ca, .. } = older;
-    let newer = std::mem::replace(&mut info.signatures, signatures);
-    for signature in newer {
-        if !info.signatures.contains(&signature) {
-            info.signatures.push(signature);
-        }
-    }
+    unite_signatures(&mut info.signatures, signatures)?;
     info.deriver = deriver.or(info.deriver.take());
     info.ca = ca.or(info.ca.take());
     Ok(())
+}
+
+/// Puts the signatures that were there before in front.
+pub(super) fn unite_signatures(
+    signatures: &mut Vec<Signature>,
+    older: Vec<Signature>,
+) -> Result<(), Refusal> {
+    for signature in std::mem::replace(signatures, older) {
+        if !signatures.contains(&signature) {
+            signatures.push(signature);
+        }
+    }
+    check_count(signatures)
+}
+
+/// Whether there are few enough to be looked at.
+pub(super) fn check_count(signatures: &[Signature]) -> Result<(), Refusal> {
+    if signatures.len() <= SIGNATURES_MAX {
+        return Ok(());
+    }
+    Err(Refusal::TooLarge(format!("there would be more than {SIGNATURES_MAX} signatures: leave some out")))
 }

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use super::nar::parse_url;
+use super::narinfo::{check_count, unite_signatures};
 use super::{Refusal, UploadFolder, quoted, reason};
 use crate::codec::build_id::BuildId;
 use crate::codec::cache_info::CacheInfo;
@@ -113,6 +114,7 @@ impl UploadFolder {
         parse: impl FnOnce(&str) -> Option<Realisation>,
         write: impl FnOnce(&Realisation) -> String,
     ) -> Result<bool, Refusal> {
+        check_count(&realisation.signatures)?;
         let _lock = self.lock(name);
         let found = directory.read_text(name, UPLOADED_JSON_LEN_MAX)?;
         if let Some(older) = found.as_deref().and_then(parse) {
@@ -122,12 +124,7 @@ impl UploadFolder {
                     older.out_path, realisation.out_path
                 )));
             }
-            let newer = std::mem::replace(&mut realisation.signatures, older.signatures);
-            for signature in newer {
-                if !realisation.signatures.contains(&signature) {
-                    realisation.signatures.push(signature);
-                }
-            }
+            unite_signatures(&mut realisation.signatures, older.signatures)?;
         }
         let text = write(&realisation);
         if text.len() > UPLOADED_JSON_LEN_MAX {

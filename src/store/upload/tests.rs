@@ -8,7 +8,8 @@ use super::*;
 use crate::codec::hash::Sha256;
 use crate::codec::nar::naive::{self, Tree};
 use crate::codec::narinfo::{NarInfo, PathInfo};
-use crate::codec::signature::{KeyName, SecretKey};
+use crate::codec::signature::{KeyName, SecretKey, Signature};
+use crate::limits::{IMPORT_REPORT_LEN_MAX, SIGNATURES_MAX};
 
 const OUT: &str = "0000000000000000000000000000000a-out";
 
@@ -476,18 +477,30 @@ fn a_narinfo_never_grows_until_it_cannot_be_read() {
     let mut narinfo = file.narinfo(OUT, &[]);
     sign(&mut narinfo, &key(1));
     let signature = narinfo.info.signatures[0].clone();
-    let text_len = signature.to_string().len() + "Sig: \n".len();
     let numbered = |number: usize| {
         let mut signature = signature.clone();
         signature.bytes[..8].copy_from_slice(&(number as u64).to_le_bytes());
         signature
     };
-    let half = CACHED_NARINFO_LEN_MAX / text_len * 2 / 3;
-    narinfo.info.signatures = (0..half).map(numbered).collect();
+    narinfo.info.signatures = (0..=SIGNATURES_MAX).map(numbered).collect();
+    assert_refused!(fixture.put_narinfo(&narinfo), TooLarge, "256 signatures");
+    narinfo.info.signatures.pop();
     fixture.put_narinfo(&narinfo).unwrap();
-    narinfo.info.signatures = (half..2 * half).map(numbered).collect();
-    assert_refused!(fixture.put_narinfo(&narinfo), TooLarge, "signatures");
-    assert_eq!(fixture.narinfo(OUT).info.signatures.len(), half);
+    let kept = fixture.narinfo(OUT);
+    narinfo.info.signatures = vec![numbered(SIGNATURES_MAX)];
+    assert_refused!(fixture.put_narinfo(&narinfo), TooLarge, "256 signatures");
+    // A name of a key can be long, too.
+    for number in 0..2 {
+        narinfo.info.path = StorePath::parse_base_name(&format!("{}b-out", "0".repeat(31))).unwrap();
+        let name = char::from(b'a' + number).to_string().repeat(CACHED_NARINFO_LEN_MAX * 2 / 3);
+        let key_name = KeyName::parse(&name).unwrap();
+        narinfo.info.signatures = vec![Signature { key_name, bytes: signature.bytes }];
+        match number {
+            0 => assert!(fixture.put_narinfo(&narinfo).unwrap()),
+            _ => assert_refused!(fixture.put_narinfo(&narinfo), TooLarge, "bytes"),
+        }
+    }
+    assert_eq!(fixture.narinfo(OUT), kept);
 }
 
 #[test]
@@ -709,6 +722,145 @@ fn a_realisation_is_not_replaced_by_another_and_signatures_are_united() {
         other
     );
     assert_refused!(fixture.put(target(), b"{}"), Malformed, "build trace");
+}
+
+/// An export of files with these contents, each with what it refers to, written naively.
+fn export(paths: &[(&str, &[u8], &[&str])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let number = |out: &mut Vec<u8>, number: u64| out.extend(number.to_le_bytes());
+    let full = |name: &str| format!("/nix/store/{name}").into_bytes();
+    for (path, contents, references) in paths {
+        number(&mut out, 1);
+        out.extend(naive::nar(&Tree::Regular { executable: false, contents: contents.to_vec() }));
+        number(&mut out, 0x4558_494e);
+        naive::word(&mut out, &full(path));
+        number(&mut out, references.len() as u64);
+        for reference in *references {
+            naive::word(&mut out, &full(reference));
+        }
+        naive::word(&mut out, b"");
+        number(&mut out, 0);
+    }
+    number(&mut out, 0);
+    out
+}
+
+const DEPENDENCY: &str = "0000000000000000000000000000000d-dependency";
+
+/// What is there of a path, and that it is what its narinfo says.
+fn assert_whole(directory: &Path, path: &str, contents: &[u8]) {
+    let text = fs::read_to_string(directory.join(format!("{}.narinfo", &path[..32]))).unwrap();
+    let narinfo = NarInfo::parse(&text, &StoreDir::parse("/nix/store").unwrap()).unwrap();
+    let file = fs::read(directory.join(&narinfo.url)).unwrap();
+    let nar = zstd::decode_all(&file[..]).unwrap();
+    assert_eq!(nar, naive::nar(&Tree::Regular { executable: false, contents: contents.to_vec() }));
+    assert_eq!(narinfo.info.nar_hash, Sha256::digest(&nar));
+    assert_eq!((narinfo.info.nar_size, narinfo.file_size), (nar.len() as u64, Some(file.len() as u64)));
+    assert_eq!(narinfo.file_hash, Some(Sha256::digest(&file)));
+    assert_eq!(narinfo.url, format!("nar/{}.nar.zst", Sha256::digest(&file).to_nix32()));
+}
+
+#[test]
+fn an_export_becomes_paths() {
+    let fixture = Fixture::new();
+    let long = vec![b'x'; 300_000];
+    let body = export(&[(DEPENDENCY, &long, &[]), (OUT, b"refers", &[DEPENDENCY, OUT])]);
+    let accepted = fixture.upload(Target::Export, None, &body).unwrap();
+    let text = format!("/nix/store/{DEPENDENCY}\n/nix/store/{OUT}\n");
+    assert_eq!(accepted, Accepted { text, is_new: true });
+    assert_whole(fixture.path(), DEPENDENCY, &long);
+    assert_whole(fixture.path(), OUT, b"refers");
+    assert_eq!(fixture.narinfo(OUT).info.references.len(), 2);
+    fixture.assert_no_drafts();
+    // A second time nothing is written, unless it is not there any more.
+    let before = fs::metadata(fixture.path().join(fixture.narinfo(OUT).url)).unwrap();
+    let again = fixture.upload(Target::Export, None, &body).unwrap();
+    assert!(!again.is_new && again.text == accepted.text);
+    let inode = |metadata: &fs::Metadata| std::os::unix::fs::MetadataExt::ino(metadata);
+    let path = fixture.path().join(fixture.narinfo(OUT).url);
+    assert_eq!(inode(&fs::metadata(&path).unwrap()), inode(&before));
+    fs::remove_file(path).unwrap();
+    fixture.upload(Target::Export, None, &body).unwrap();
+    assert_whole(fixture.path(), OUT, b"refers");
+    // Nothing is in it.
+    let none = fixture.upload(Target::Export, None, &export(&[])).unwrap();
+    assert_eq!(none, Accepted { text: String::new(), is_new: false });
+}
+
+#[test]
+fn what_is_whole_stays_when_the_rest_of_an_export_breaks() {
+    let body = export(&[(DEPENDENCY, b"first", &[]), (OUT, b"second", &[DEPENDENCY])]);
+    for len in [0, 1, 8, 300, body.len() - 9, body.len() - 1] {
+        let fixture = Fixture::new();
+        assert_refused!(fixture.upload(Target::Export, None, &body[..len]), Malformed, "ends too early");
+        fixture.assert_no_drafts();
+    }
+    let fixture = Fixture::new();
+    let mut changed = body.clone();
+    let magic = body.windows(4).rposition(|window| window == b"NIXE").unwrap();
+    changed[magic] = b'X';
+    assert_refused!(
+        fixture.upload(Target::Export, None, &changed),
+        Malformed,
+        "(the path before it was taken)"
+    );
+    assert_whole(fixture.path(), DEPENDENCY, b"first");
+    assert_eq!(names(&fixture.path().join("nar")).len(), 1);
+    fixture.assert_no_drafts();
+}
+
+#[test]
+fn an_import_keeps_the_rules_of_narinfos() {
+    let fixture = Fixture::new();
+    let without = export(&[(OUT, b"refers", &[DEPENDENCY])]);
+    assert_refused!(fixture.upload(Target::Export, None, &without), Conflict, DEPENDENCY);
+    assert!(!fixture.path().join("nar").exists());
+    let body = export(&[(DEPENDENCY, b"first", &[])]);
+    fixture.upload(Target::Export, None, &body).unwrap();
+    fixture.upload(Target::Export, None, &without).unwrap();
+    let other = export(&[(DEPENDENCY, b"other", &[])]);
+    assert_refused!(fixture.upload(Target::Export, None, &other), Conflict, "another NarHash");
+    assert_eq!(names(&fixture.path().join("nar")).len(), 2);
+    assert_refused!(fixture.upload(Target::Export, Some("zstd"), &body), UnknownCoding, "Content-Encoding");
+    let strict = Fixture::with(|settings| settings.required_keys = vec![key(1).public()]);
+    assert_refused!(strict.upload(Target::Export, None, &body), Unsigned, "nix copy");
+    let small = Fixture::with(|settings| settings.len_max = 1000);
+    let long = export(&[(OUT, &[0; 1000], &[])]);
+    assert_refused!(small.upload(Target::Export, None, &long), TooLarge, "1000 bytes");
+    let full = Fixture::with(|settings| settings.free_min = Some(u64::MAX / 2));
+    assert_refused!(full.upload(Target::Export, None, &body), NoRoom, "have to stay free");
+    for fixture in [fixture, strict, small, full] {
+        fixture.assert_no_drafts();
+    }
+}
+
+#[test]
+fn an_import_stops_after_each_path_and_names_them_as_far_as_there_is_room() {
+    let fixture = Fixture::new();
+    let paths: Vec<_> = (0..8).map(|number| format!("{number:032}-x")).collect();
+    let paths: Vec<(&str, &[u8], &[&str])> = paths.iter().map(|path| (&**path, &b"x"[..], &[][..])).collect();
+    let mut body = Bytes::from(export(&paths));
+    let mut upload = fixture.folder.begin(Target::Export, None, None).unwrap();
+    for number in 0..8 {
+        upload.push(&mut body).unwrap();
+        let kept = names(fixture.path()).iter().filter(|name| name.ends_with(".narinfo")).count();
+        assert_eq!(kept, number + 1);
+        assert!(!body.is_empty());
+    }
+    upload.push(&mut body).unwrap();
+    assert!(body.is_empty());
+    let text = upload.finish(&mut |_| Ok(false)).unwrap().text;
+    assert_eq!(text.lines().count(), 8);
+    // Most of these are there already, so they cost nothing.
+    let long = format!("{}-{}", "0".repeat(32), "n".repeat(211));
+    let many: Vec<(&str, &[u8], &[&str])> = vec![(&long, b"x", &[]); 300];
+    let text = fixture.upload(Target::Export, None, &export(&many)).unwrap_err().to_string();
+    assert!(text.contains("another store path"), "{text}");
+    let other = Fixture::new();
+    let text = other.upload(Target::Export, None, &export(&many)).unwrap().text;
+    let listed = IMPORT_REPORT_LEN_MAX / (long.len() + "/nix/store/\n".len());
+    assert!(text.ends_with(&format!("\nand {} more\n", 300 - listed)), "{}", text.lines().count());
+    assert!(text.len() < IMPORT_REPORT_LEN_MAX + 100);
 }
 
 #[test]
