@@ -88,6 +88,77 @@ fn parse(text: &str) -> Result<Fault, String> {
     Ok(Fault::Fail { error, name: name.into(), times_left: AtomicU64::new(times) })
 }
 
+/// What tests do that end a process at every point, or let every point fail.
+#[cfg(test)]
+pub mod children {
+    use std::ops::ControlFlow;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const FOLDER: &str = "NARWIRE_TEST_FOLDER";
+    const FAULT: &str = "NARWIRE_TEST_FAULT";
+
+    /// The folder and the fault of a child process. By itself a test that asks for them does nothing.
+    pub fn asked() -> Option<(PathBuf, Option<String>)> {
+        Some((std::env::var_os(FOLDER)?.into(), std::env::var(FAULT).ok()))
+    }
+
+    /// A child process that runs this test only; the test finds the folder with [`asked`].
+    pub fn command(test: &str, folder: &Path) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]).env(FOLDER, folder).env_remove(FAULT);
+        command
+    }
+
+    /// Runs a test in a child process with this fault; true when it came to its end, false when it was killed.
+    pub fn run(test: &str, folder: &Path, fault: &str) -> bool {
+        let status = command(test, folder).env(FAULT, fault).stdout(Stdio::null()).status().unwrap();
+        let is_killed = status.signal() == Some(libc::SIGKILL);
+        assert!(status.success() || is_killed, "{fault}: {status}");
+        status.success()
+    }
+
+    /// Runs a test in a child process that has a small file system of its own at the folder, which goes with it. False where that
+    /// cannot be had.
+    pub fn run_on_small_disk(test: &str, folder: &Path) -> bool {
+        let script =
+            "mount -t tmpfs -o size=512k tmpfs \"$0\" || exit 77; exec \"$1\" --exact \"$2\" --nocapture";
+        let status = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+            .arg(folder)
+            .arg(std::env::current_exe().unwrap())
+            .arg(test)
+            .env(FOLDER, folder)
+            .stdout(Stdio::null())
+            .status();
+        match status.map(|status| status.code()) {
+            Ok(Some(0)) => true,
+            Ok(Some(1 | 77)) | Err(_) => false,
+            Ok(other) => panic!("the child ended with {other:?}"),
+        }
+    }
+
+    /// Calls `check` with 0, 1, 2 and so on until it says that it was the last. Side by side, for what it waits for is the disk.
+    pub fn check_each(check: impl Fn(usize) -> ControlFlow<()> + Sync) -> usize {
+        let (next, end) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while next.load(Ordering::Relaxed) < end.load(Ordering::Relaxed) {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if check(number).is_break() {
+                            end.fetch_min(number, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        end.into_inner()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

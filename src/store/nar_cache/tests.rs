@@ -2,8 +2,6 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -13,6 +11,7 @@ use crate::codec::hash::Sha256;
 use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::StorePath;
 use crate::store::catalog::RootMark;
+use crate::store::fault::children;
 
 fn store_dir() -> StoreDir {
     StoreDir::parse("/nix/store").unwrap()
@@ -504,17 +503,12 @@ fn live_through_everything(path: &Path, expect: &mut dyn FnMut(Result<(), StoreE
     assert_nothing_wrong_is_served(&folder);
 }
 
-const CHILD_FOLDER: &str = "NARWIRE_TEST_FOLDER";
-const CHILD_FAULT: &str = "NARWIRE_TEST_FAULT";
-
 /// A child process of the tests below; by itself it does nothing.
 #[test]
 fn child() {
-    let (Some(path), Ok(fault)) = (std::env::var_os(CHILD_FOLDER), std::env::var(CHILD_FAULT)) else {
-        return;
-    };
+    let Some((path, Some(fault))) = children::asked() else { return };
     fault::plan(&fault).unwrap();
-    let (path, is_killed) = (Path::new(&path), fault.starts_with("kill"));
+    let (path, is_killed) = (&*path, fault.starts_with("kill"));
     live_through_everything(path, &mut |result| {
         if let Err(error) = result {
             assert!(!is_killed, "{error}");
@@ -528,18 +522,9 @@ fn child() {
     }
 }
 
-/// Runs [`child`]; true when it came to its end, false when it was killed.
+/// Runs [`child`].
 fn run_child(path: &Path, fault: &str) -> bool {
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "store::nar_cache::tests::child", "--nocapture"])
-        .env(CHILD_FOLDER, path)
-        .env(CHILD_FAULT, fault)
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
-    let is_killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGKILL);
-    assert!(status.success() || is_killed, "{fault}: {status}");
-    status.success()
+    children::run("store::nar_cache::tests::child", path, fault)
 }
 
 /// A cache in disorder without a catalog, and nothing in it that is not ours.
@@ -568,28 +553,10 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Calls `check` with 0, 1, 2 and so on until it says that it was the last. Side by side, for what it waits for is the disk.
-fn check_each(check: impl Fn(usize) -> ControlFlow<()> + Sync) -> usize {
-    let (next, end) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                while next.load(Ordering::Relaxed) < end.load(Ordering::Relaxed) {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if check(number).is_break() {
-                        end.fetch_min(number, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    });
-    end.into_inner()
-}
-
 #[test]
 fn a_kill_at_any_step_leaves_whole_files_and_a_sound_cache() {
     let disordered = disordered();
-    let points = check_each(|number| {
+    let points = children::check_each(|number| {
         let temp = tempfile::tempdir().unwrap();
         copy(disordered.path(), temp.path());
         let is_over = run_child(temp.path(), &format!("kill@{}", number + 1));
@@ -639,7 +606,7 @@ const POINTS: [&str; 28] = [
 #[test]
 fn an_error_at_any_step_leaves_whole_files_and_a_sound_cache() {
     let disordered = disordered();
-    check_each(|number| {
+    children::check_each(|number| {
         let Some(point) = POINTS.get(number) else { return ControlFlow::Break(()) };
         let temp = tempfile::tempdir().unwrap();
         copy(disordered.path(), temp.path());
@@ -654,11 +621,8 @@ fn an_error_at_any_step_leaves_whole_files_and_a_sound_cache() {
 /// A disk that is really full: nothing ends the process, what is there stays right, and what is evicted makes room.
 #[test]
 fn child_on_a_full_disk() {
-    let Some(path) = std::env::var_os(CHILD_FOLDER) else { return };
-    if std::env::var_os(CHILD_FAULT).is_some() {
-        return;
-    }
-    let folder = open(Path::new(&path)).unwrap();
+    let Some((path, None)) = children::asked() else { return };
+    let folder = open(&path).unwrap();
     assert!(folder.space().unwrap().total < 1 << 20, "this is no small disk");
     let mut published = 0;
     let full = loop {
@@ -670,7 +634,7 @@ fn child_on_a_full_disk() {
     assert_eq!(full.io_kind(), Some(io::ErrorKind::StorageFull), "{full}");
     assert!(published > 5);
     // To the last byte. Then records cannot be put where no record has been.
-    let mut filler = File::create(Path::new(&path).join(".narwire/filler")).unwrap();
+    let mut filler = File::create(path.join(".narwire/filler")).unwrap();
     while filler.write(&[1; 512]).is_ok() {}
     let mark = Entry::Damaged(RootMark { inode: 1, changed_s: 1, changed_ns: 1 });
     let mut refused = 0;
@@ -700,19 +664,7 @@ fn child_on_a_full_disk() {
 #[test]
 fn a_full_disk_is_an_error_and_no_end() {
     let temp = tempfile::tempdir().unwrap();
-    // A mount that nobody else sees, and that goes with the process.
-    let script = "mount -t tmpfs -o size=512k tmpfs \"$0\" || exit 77; \
-                  exec \"$1\" --exact store::nar_cache::tests::child_on_a_full_disk --nocapture";
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
-        .arg(temp.path())
-        .arg(std::env::current_exe().unwrap())
-        .env(CHILD_FOLDER, temp.path())
-        .stdout(Stdio::null())
-        .status();
-    match status.map(|status| status.code()) {
-        Ok(Some(0)) => {}
-        Ok(Some(1 | 77)) | Err(_) => eprintln!("SKIPPED: no file system can be mounted here"),
-        Ok(other) => panic!("the child ended with {other:?}"),
+    if !children::run_on_small_disk("store::nar_cache::tests::child_on_a_full_disk", temp.path()) {
+        eprintln!("SKIPPED: no file system can be mounted here");
     }
 }

@@ -11,9 +11,9 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use tracing::warn;
 
-use crate::store::StoreError;
 use crate::store::directory::Directory;
 use crate::store::draft::Drafts;
+use crate::store::{StoreError, fault};
 
 /// Begins with a dot, so that nobody can ask for it.
 pub(super) const STAGING_NAME: &str = ".narwire-uploads";
@@ -33,7 +33,9 @@ impl Staging {
         let failed = |operation, error: Errno| StoreError::io(operation, folders.path(), error);
         // One process at a time: a folder without a lock must not be one that somebody is about to lock.
         rustix::fs::flock(&folders, FlockOperation::LockExclusive).map_err(|error| failed("lock", error))?;
-        let made = remove_abandoned(&folders).and_then(|()| make_folder(&folders));
+        let made = point(&folders, "staging: begun")
+            .and_then(|()| remove_abandoned(&folders))
+            .and_then(|()| make_folder(&folders));
         let unlocked = rustix::fs::flock(&folders, FlockOperation::Unlock);
         unlocked.map_err(|error| failed("unlock", error))?;
         let (folder, name) = made?;
@@ -56,6 +58,7 @@ fn make_folder(folders: &Directory) -> Result<(Directory, String), StoreError> {
         let name = format!("{}-{number}", std::process::id());
         if !folders.has(&name)? {
             let folder = folders.beneath_or_new(&name)?;
+            point(folders, "staging: folder made")?;
             rustix::fs::flock(folder.as_fd(), FlockOperation::NonBlockingLockExclusive)
                 .map_err(|error| StoreError::io("lock", folder.path(), error))?;
             return Ok((folder, name));
@@ -91,7 +94,12 @@ fn remove_if_abandoned(folders: &Directory, name: &str) -> Result<(), StoreError
         let file = file?;
         if folder.file(&file)?.is_some() {
             folder.remove(&file)?;
+            point(folders, "staging: file out")?;
         }
     }
     folders.remove_directory(name)
+}
+
+fn point(folders: &Directory, name: &str) -> Result<(), StoreError> {
+    fault::point(name).map_err(|error| StoreError::io("change", folders.path(), error))
 }

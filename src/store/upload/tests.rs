@@ -897,3 +897,6 @@ fn reasons_are_one_line_that_can_be_shown() {
     assert_eq!(quoted("a\"\n"), r#""a\"\n""#);
     assert_eq!(quoted(&"ä".repeat(1000)).len(), QUOTED_LEN_MAX + 2);
 }
+
+// Behind the macro that it uses.
+mod faults;
