@@ -128,8 +128,7 @@ pub enum ListingTextError {
 
 /// Whether a text is a listing. What it does not know it skips, and nothing of it is kept.
 ///
-/// Names may be any bytes, as Nix writes them. A tree of the last of [`crate::limits::NAR_DEPTH_MAX`] levels is deeper than
-/// `serde_json` reads.
+/// Names may be any bytes, as Nix writes them. `serde_json` reads all levels but the last of [`crate::limits::NAR_DEPTH_MAX`].
 pub fn check(text: &[u8]) -> Result<(), ListingTextError> {
     let text: ListingText = serde_json::from_str(&String::from_utf8_lossy(text))?;
     if text.version == 1 { Ok(()) } else { Err(ListingTextError::Version(text.version)) }
@@ -229,7 +228,10 @@ impl<'de> Deserialize<'de> for Entries {
 #[cfg(test)]
 mod tests {
     use super::super::layout::Builder;
+    use super::super::naive::{self, Tree};
     use super::*;
+    use crate::limits::NAR_DEPTH_MAX;
+    use proptest::prelude::*;
     use std::sync::Arc;
 
     fn listing(build: impl FnOnce(&mut Builder) -> Result<(), super::super::layout::BuildError>) -> String {
@@ -241,6 +243,71 @@ mod tests {
         assert_eq!(from_layout(&layout), Err(ListingError::Incomplete));
         layout.complete(len_bytes);
         from_layout(&layout).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_a_listing(data in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let mut listing = Listing::new();
+            let mut decoder = Decoder::new();
+            decoder.push(&naive::nar(&Tree::draw(&data)), |event| listing.event(event)).unwrap();
+            let text = listing.finish();
+            prop_assert!(check(text.as_bytes()).is_ok(), "{}", text);
+            for len in (0..text.len()).step_by(7) {
+                prop_assert!(check(&text.as_bytes()[..len]).is_err());
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(data in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _ = check(&data);
+        }
+    }
+
+    #[test]
+    fn only_listings_are_listings() {
+        let node = |node: &str| {
+            check(format!(r#"{{"version":1,"root":{node}}}"#).as_bytes()).map_err(|error| error.to_string())
+        };
+        for right in [
+            r#"{"type":"regular","size":0}"#,
+            r#"{"type":"regular","size":5,"narOffset":96,"executable":false}"#,
+            r#"{"type":"symlink","target":"x","later versions":[1,{}]}"#,
+            r#"{"entries":{"a\u000a":{"type":"directory","entries":{}}},"type":"directory"}"#,
+        ] {
+            assert_eq!(node(right), Ok(()), "{right}");
+        }
+        for (wrong, words) in [
+            ("{}", "missing field `type`"),
+            (r#"{"type":"fifo"}"#, "fifo"),
+            (r#"{"type":"regular"}"#, "no size"),
+            (r#"{"type":"regular","size":-1}"#, "-1"),
+            (r#"{"type":"regular","size":1,"narOffset":"x"}"#, "u64"),
+            (r#"{"type":"symlink"}"#, "no target"),
+            (r#"{"type":"symlink","target":1}"#, "string"),
+            (r#"{"type":"directory"}"#, "no entries"),
+            (r#"{"type":"directory","entries":[]}"#, "entries of a directory"),
+            (r#"{"type":"directory","entries":{"a":{}}}"#, "missing field `type`"),
+        ] {
+            let error = node(wrong).unwrap_err();
+            assert!(error.contains(words), "{wrong}: {error}");
+        }
+        assert!(check(br#"{"version":2,"root":{"type":"symlink","target":"x"}}"#).is_err());
+        assert!(check(br#"{"version":1,"root":{"type":"symlink","target":"x"}} x"#).is_err());
+        // Names as Nix 2.8 writes them.
+        let raw = b"{\"version\":1,\"root\":{\"type\":\"directory\",\"entries\":{\"\xff\xfe\":{\"type\":\"symlink\",\"target\":\"\xf0\"}}}}";
+        assert!(check(raw).is_ok());
+    }
+
+    #[test]
+    fn a_listing_may_be_as_deep_as_all_but_the_deepest_trees() {
+        let nested = |levels: usize| {
+            let (head, tail) =
+                (r#"{"type":"directory","entries":{"d":"#.repeat(levels - 1), "}}".repeat(levels - 1));
+            format!(r#"{{"version":1,"root":{head}{{"type":"symlink","target":"t"}}{tail}}}"#)
+        };
+        assert!(check(nested(NAR_DEPTH_MAX - 1).as_bytes()).is_ok());
+        assert!(check(nested(10_000).as_bytes()).is_err());
     }
 
     #[test]

@@ -97,7 +97,11 @@ impl UploadFolder {
         self.check_room(wanted)?;
         loop {
             match fallocate(draft, FallocateFlags::KEEP_SIZE, from, wanted) {
-                Ok(()) => return Ok(to),
+                Ok(()) => {
+                    // Others may have asked at the same time.
+                    self.check_room(0)?;
+                    return Ok(to);
+                }
                 Err(Errno::INTR) => {}
                 Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => {
                     return Err(draft.failed("make room for", error).into());
@@ -170,6 +174,7 @@ impl UploadFolder {
             Err(VerifyError::Decompress(error)) if error.cause == DecompressCause::NoMemory => {
                 return Err(refuse_coding(error));
             }
+            Err(error @ VerifyError::TooLong { .. }) => return Err(refuse(&error)),
             Err(error) => return Err(damaged(name, &error.to_string())),
         };
         // Whoever has put it there may not have waited for the disk.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use tracing::warn;
 
 use crate::store::directory::Directory;
@@ -32,7 +32,8 @@ impl Staging {
         let folders = root.beneath_or_new(STAGING_NAME)?;
         let failed = |operation, error: Errno| StoreError::io(operation, folders.path(), error);
         // One process at a time: a folder without a lock must not be one that somebody is about to lock.
-        rustix::fs::flock(&folders, FlockOperation::LockExclusive).map_err(|error| failed("lock", error))?;
+        retry_on_intr(|| rustix::fs::flock(&folders, FlockOperation::LockExclusive))
+            .map_err(|error| failed("lock", error))?;
         let made = point(&folders, "staging: begun")
             .and_then(|()| remove_abandoned(&folders))
             .and_then(|()| make_folder(&folders));
