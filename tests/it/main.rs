@@ -19,6 +19,7 @@
 //! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
 //! | `slow.rs`      | clients that stop reading                                                         |
+//! | `upload.rs`    | what is uploaded to a cache directory, and what is refused                         |
 //! | `support/`     | the server under test, a raw HTTP client, a cutting proxy, Nix and its stores     |
 //!
 //! A test states a promise in its name and keeps to five or ten lines; what would make it longer belongs in `support`.
@@ -45,3 +46,4 @@ mod resume;
 mod slow;
 mod store;
 mod support;
+mod upload;

@@ -59,6 +59,18 @@ impl Connection {
         self.reply_to(method)
     }
 
+    /// A request with a body whose length is said. A server that refuses the body may not read it to its end.
+    pub fn upload(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Reply {
+        let len = body.len().to_string();
+        self.send(request_head(method, target, &[&[("Content-Length", len.as_str())], fields].concat()));
+        self.send_if_wanted(body);
+        self.reply_to(method)
+    }
+
+    pub fn put(&mut self, target: &str, body: impl AsRef<[u8]>) -> Reply {
+        self.upload("PUT", target, &[], body.as_ref())
+    }
+
     pub fn get(&mut self, target: &str) -> Reply {
         self.request("GET", target, &[])
     }
@@ -258,6 +270,19 @@ impl Reply {
         assert!(reply.body.len() < 1024, "Nix shows only error bodies below 1 KiB");
         reply
     }
+}
+
+/// A body in chunks of so many bytes, with all that a client may say besides.
+pub fn chunked(body: &[u8], len: usize) -> Vec<u8> {
+    let mut framed = Vec::new();
+    for (index, chunk) in body.chunks(len).enumerate() {
+        let extension = if index == 0 { "; name=\"value\"" } else { "" };
+        framed.extend_from_slice(format!("{:X}{extension}\r\n", chunk.len()).as_bytes());
+        framed.extend_from_slice(chunk);
+        framed.extend_from_slice(b"\r\n");
+    }
+    framed.extend_from_slice(b"0\r\nTrailer: yes\r\n\r\n");
+    framed
 }
 
 pub fn request_head(method: &str, target: &str, fields: &[(&str, &str)]) -> String {

@@ -6,6 +6,7 @@ pub mod nar_cache;
 pub mod nix;
 pub mod proxy;
 pub mod server;
+pub mod upload;
 
 pub use client::{Connection, Reply};
 pub use fixture::fixture;
