@@ -682,13 +682,249 @@ fn nar_target(name: &str) -> Option<Target> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::thread;
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::codec::hash::Sha256;
+    use crate::codec::http::request::{Parsed, parse};
+    use crate::codec::nar::naive::{Tree, nar};
+    use crate::codec::store_path::StoreDir;
+    use crate::ring::inbox::{Inbox, inbox};
     use crate::ring::service::ReplyBody;
+    use crate::store::upload::UploadSettings;
+
+    const LOG: &str = "/log/0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-x.drv";
 
     const OUT: &str = "0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz";
     const HASH: &str = "0r5q1kfn4s2ay6y8wk2sd1mp6hkrlgpzqdl4hqq0rqsdhn9k3zlj";
     const HEX: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
     const BUILD_ID: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    /// One worker's uploads.
+    struct Bench {
+        folder: TempDir,
+        uploads: Uploads,
+        inbox: Inbox<reactor::Message<Message>>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = UploadSettings {
+                directory: folder.path().to_path_buf(),
+                store_dir: StoreDir::parse("/nix/store").unwrap(),
+                required_keys: Vec::new(),
+                len_max: 1 << 20,
+                free_min: Some(0),
+            };
+            let shared = SharedUploads::start(UploadFolder::open(settings).unwrap(), Vec::new(), 1).unwrap();
+            let (mailbox, inbox) = inbox().unwrap();
+            Self { folder, uploads: Uploads::new(shared, mailbox), inbox }
+        }
+
+        /// The head of a PUT.
+        fn call(&mut self, id: ConnectionId, target: &str, len: usize) -> Answer {
+            let head = format!("PUT {target} HTTP/1.1\r\nHost: here\r\nContent-Length: {len}\r\n\r\n");
+            let Parsed::Complete { request, .. } = parse(head.as_bytes(), 0).unwrap() else {
+                panic!("a whole head")
+            };
+            self.uploads.call(id, &request)
+        }
+
+        /// Waits for a thread and takes what it says.
+        fn news(&mut self) -> Effects {
+            for _ in 0..100_000 {
+                if let Some(reactor::Message::Node(Message::Upload(news))) = self.inbox.next() {
+                    let mut effects = Effects::default();
+                    self.uploads.take(news, &mut effects);
+                    return effects;
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            panic!("the threads say nothing")
+        }
+
+        /// Takes all that the threads still say.
+        fn settle(&mut self) {
+            while self.uploads.shared.counts.under_way() > 0 {
+                let effects = self.news();
+                assert!(effects.answers.is_empty() && effects.looked_at.is_empty(), "to nobody");
+            }
+        }
+
+        fn count(&self, result: &str) -> u64 {
+            self.uploads.shared.counts.results().find(|(name, _)| *name == result).unwrap().1
+        }
+
+        /// Files on their way.
+        fn staged(&self) -> usize {
+            let own = fs::read_dir(self.folder.path().join(".narwire-uploads")).unwrap();
+            let folders = own.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+            folders.map(|folder| fs::read_dir(folder).unwrap().count()).sum()
+        }
+    }
+
+    fn id(slot: u32) -> ConnectionId {
+        ConnectionId { slot, generation: 1 }
+    }
+
+    fn status(answer: &Answer) -> u16 {
+        let Answer::Reply(reply) = answer else { panic!("a reply") };
+        reply.status.code()
+    }
+
+    /// A NAR, and where it is uploaded.
+    fn file() -> (Bytes, String) {
+        let nar = nar(&Tree::Regular { executable: false, contents: vec![7; 100_000] });
+        let target = format!("/nar/{}.nar", Sha256::digest(&nar).to_nix32());
+        (nar.into(), target)
+    }
+
+    #[test]
+    fn an_upload_rests_here_between_two_threads() {
+        let mut bench = Bench::new();
+        let (nar, target) = file();
+        assert!(matches!(bench.call(id(1), &target, nar.len()), Answer::Pending));
+        let answer = bench.news().answers.pop().unwrap();
+        let (1, Answer::Receive { file: Some(file) }) = (answer.0.slot, answer.1) else {
+            panic!("it is received, and written")
+        };
+        for start in (0..nar.len()).step_by(60_000) {
+            let piece = nar.slice(start..nar.len().min(start + 60_000));
+            rustix::io::pwrite(file.borrow(), &piece, start as u64).unwrap();
+            bench.uploads.body(id(1), piece);
+            assert_eq!(bench.news().looked_at, [id(1)]);
+        }
+        assert!(matches!(bench.uploads.received(id(1)), Answer::Pending));
+        assert_eq!(status(&bench.news().answers[0].1), 201);
+        assert_eq!(fs::read(bench.folder.path().join(&target[1..])).unwrap(), nar);
+        let counts = &bench.uploads.shared.counts;
+        assert_eq!((counts.under_way(), counts.received_bytes()), (0, nar.len() as u64));
+        assert_eq!((bench.count("stored"), bench.uploads.states.len()), (1, 0));
+    }
+
+    #[test]
+    fn who_goes_leaves_nothing_at_whatever_moment_that_is() {
+        let (nar, target) = file();
+        let places = Bench::new().uploads.long.free_places;
+        for moment in 0..4 {
+            let mut bench = Bench::new();
+            bench.call(id(1), &target, nar.len());
+            if moment > 0 {
+                assert!(matches!(bench.news().answers[0].1, Answer::Receive { .. }));
+                assert_eq!(bench.staged(), 1);
+            }
+            if moment > 1 {
+                bench.uploads.body(id(1), nar.slice(..1000));
+            }
+            if moment > 2 {
+                bench.news();
+            }
+            bench.uploads.gone(id(1));
+            bench.settle();
+            assert_eq!((bench.staged(), bench.count("broken_off")), (0, 1), "{moment}");
+            assert_eq!((bench.uploads.states.len(), bench.uploads.long.free_places), (0, places));
+        }
+    }
+
+    #[test]
+    fn what_is_all_there_is_kept_even_if_its_client_has_gone() {
+        let mut bench = Bench::new();
+        bench.call(id(1), LOG, 4);
+        bench.news();
+        bench.uploads.body(id(1), Bytes::from_static(b"text"));
+        bench.news();
+        bench.uploads.received(id(1));
+        bench.uploads.gone(id(1));
+        bench.settle();
+        assert_eq!(fs::read(bench.folder.path().join(&LOG[1..])).unwrap(), b"text");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused_while_it_rests_and_while_it_is_away() {
+        let (nar, target) = file();
+        for is_away in [false, true] {
+            for (errno, expected) in [(Errno::NOSPC, 507), (Errno::DQUOT, 507), (Errno::IO, 500)] {
+                let mut bench = Bench::new();
+                bench.call(id(1), &target, nar.len());
+                bench.news();
+                if is_away {
+                    bench.uploads.body(id(1), nar.slice(..1000));
+                }
+                assert_eq!(status(&bench.uploads.unwritten(id(1), errno)), expected);
+                bench.uploads.gone(id(1));
+                bench.settle();
+                assert_eq!((bench.staged(), bench.uploads.states.len()), (0, 0));
+                assert_eq!(
+                    (bench.count("no_room") + bench.count("failed"), bench.count("broken_off")),
+                    (1, 0)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn who_finds_no_place_waits_in_line_and_beyond_its_end_is_sent_away() {
+        let mut bench = Bench::new();
+        bench.uploads.short.free_places = 1;
+        let (nar, target) = file();
+        bench.call(id(0), LOG, 4);
+        assert!(matches!(bench.news().answers[0].1, Answer::Receive { .. }));
+        let end = u32::try_from(UPLOADS_WAITING_MAX).unwrap();
+        for slot in 1..=end {
+            assert!(matches!(bench.call(id(slot), LOG, 4), Answer::Pending));
+        }
+        assert_eq!(bench.uploads.shared.counts.waiting(), u64::from(end));
+        assert_eq!(status(&bench.call(id(end + 1), LOG, 4)), 503);
+        // Who leaves the line makes room in it, and others do not stand in it at all.
+        bench.uploads.gone(id(1));
+        assert!(matches!(bench.call(id(end + 1), LOG, 4), Answer::Pending));
+        bench.call(id(end + 2), &target, nar.len());
+        let answers = bench.news().answers;
+        assert!(
+            matches!(answers[..], [(ConnectionId { slot, .. }, Answer::Receive { .. })] if slot == end + 2)
+        );
+        // One after another, in their order.
+        bench.uploads.gone(id(0));
+        for slot in 2..=end + 1 {
+            let answers = loop {
+                let answers = bench.news().answers;
+                if !answers.is_empty() {
+                    break answers;
+                }
+            };
+            assert!(
+                matches!(answers[..], [(ConnectionId { slot: next, .. }, Answer::Receive { .. })] if next == slot)
+            );
+            bench.uploads.gone(id(slot));
+        }
+        bench.uploads.gone(id(end + 2));
+        bench.settle();
+        assert_eq!((bench.uploads.short.free_places, bench.uploads.shared.counts.waiting()), (1, 0));
+    }
+
+    #[test]
+    fn what_is_refused_gives_its_place_back() {
+        let mut bench = Bench::new();
+        let places = bench.uploads.long.free_places;
+        let (nar, target) = file();
+        bench.call(id(1), &target, 1 << 21);
+        assert_eq!(status(&bench.news().answers[0].1), 413);
+        bench.call(id(1), &target, nar.len());
+        bench.news();
+        bench.uploads.body(id(1), Bytes::from_static(b"no NAR, and no gzip either"));
+        assert_eq!(status(&bench.news().answers[0].1), 400);
+        bench.call(id(1), &target, 0);
+        bench.news();
+        bench.uploads.received(id(1));
+        assert!([400, 422].contains(&status(&bench.news().answers[0].1)));
+        assert_eq!((bench.uploads.states.len(), bench.uploads.long.free_places), (0, places));
+        assert_eq!((bench.staged(), bench.uploads.shared.counts.under_way()), (0, 0));
+    }
 
     fn route(target: &str) -> Route {
         let target = target.replace("OUT", OUT).replace("HASH", HASH).replace("HEX", HEX);
