@@ -206,6 +206,8 @@ fn start_log(filter: Option<OsString>) {
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // It would be said where nothing could be written, and end the process.
+        .log_internal_errors(false)
         .init();
 }
 
