@@ -96,9 +96,9 @@ fn put_for(server: &Narwire, authorization: Option<&str>, fields: &[(&str, &str)
     connection.reply_to("PUT")
 }
 
-/// Whether who may do it is the only reason to refuse.
+/// Whether it was taken: there is nothing wrong with it but who may do it.
 fn is_let_in(reply: &Reply) -> bool {
-    ![401, 403, 405, 503].contains(&reply.status)
+    [200, 201].contains(&reply.status)
 }
 
 fn get(server: &Narwire, target: &str, authorization: &str) -> Reply {
@@ -180,8 +180,14 @@ fn of_who_is_refused_nothing_is_read_and_nothing_written() {
     assert_eq!(entries(&site.cache), before);
 }
 
+/// All that is in a folder, and in its folders.
 fn entries(folder: &Path) -> Vec<PathBuf> {
-    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        entries.extend(if path.is_dir() { self::entries(&path) } else { Vec::new() });
+        entries.push(path);
+    }
     entries.sort();
     entries
 }
@@ -248,6 +254,35 @@ fn nix_reads_a_private_store_with_its_netrc() {
         assert!(!destination.real(path).exists());
     }
     server.get(&format!("/{}.narinfo", hash_part(path))).expect(401);
+}
+
+#[test]
+fn nix_uploads_to_a_private_cache_with_its_netrc() {
+    let fixture = fixture();
+    let path = fixture.path("text");
+    for (right, wrong) in Nix::all().into_iter().zip(Nix::all()) {
+        let site = Site::new();
+        let reader = site.netrc(&site.token("laptop", "read"));
+        let server = site.serve_with(&["--private"]);
+        let narinfo = site.cache.join(format!("{}.narinfo", hash_part(path)));
+        let url = server.url();
+        let upload = ["copy", "--from", fixture.store.uri(), "--to", &url, path];
+        // Neither without a token, nor with one that is for reading.
+        wrong.run_failing("nix", &upload);
+        wrong.configured(&format!("netrc-file = {}", text(&reader))).run_failing("nix", &upload);
+        assert!(!narinfo.exists());
+
+        let both = site.netrc(&site.token("ci", "read,write"));
+        server.signal(Signal::HUP);
+        server.wait_for("tokens=2");
+        let destination = Store::new(right.configured(&format!("netrc-file = {}", text(&both))));
+        destination.nix.run("nix", &upload);
+        assert!(narinfo.exists());
+        destination
+            .nix
+            .run("nix", &["copy", "--from", &url, "--to", destination.uri(), "--no-check-sigs", path]);
+        assert_eq!(destination.nar_hash(path), fixture.store.nar_hash(path));
+    }
 }
 
 #[test]
@@ -468,12 +503,13 @@ fn what_contradicts_itself_or_the_machine_is_one_line_with_the_mend() {
         (&[cache, "--upload-token-file", text(&open)], "chmod o-w"),
     ] {
         for verb in ["check", "serve"] {
-            let output = finished(command().arg(verb).args(arguments), 2);
+            let output = finished(Command::new(server::BINARY).arg(verb).args(arguments), 2);
             let said = printed(&output);
             assert!(said.contains(words) && said.lines().count() == 1, "{arguments:?}: {said}");
         }
     }
-    let report = run(command().args(["check", cache, "--private", "--upload-token-file", tokens]));
+    let report =
+        run(Command::new(server::BINARY).args(["check", cache, "--private", "--upload-token-file", tokens]));
     assert!(report.contains(&format!("uploads    into {cache}, ")), "{report}");
     assert!(report.contains("read: tokens with read; upload: tokens with write"), "{report}");
     assert!(report.contains("0 may read, 1 write"), "{report}");
@@ -493,7 +529,7 @@ fn a_directory_that_cannot_be_written_is_refused_before_a_client_comes() {
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary);
         command
     } else {
-        command()
+        Command::new(server::BINARY)
     };
     let output = finished(command.args(["check", text(&site.cache), "--allow-anonymous-upload"]), 2);
     let said = printed(&output);
