@@ -449,9 +449,10 @@ fn a_damaged_cached_file_is_put_aside_while_a_server_runs() {
     let flags =
         ["--cache-dir", text(&cache), "--cache-policy", "all", "--scrub-rate", "0"].map(str::to_owned);
     let server = Narwire::start([store.flags(), flags.to_vec()].concat());
-    let narinfo = cache.join(format!("{}.narinfo", hash_part(&path)));
-    eventually("the path is cached", || narinfo.exists());
-    let narinfo = fs::read_to_string(&narinfo).unwrap();
+    // Its narinfo is there a moment before its record, and without that no scrub looks at its file.
+    let stored = "narwire_nar_cache_fills_total{result=\"stored\"}";
+    eventually("the path is cached", || server.count(stored) == Some(1));
+    let narinfo = fs::read_to_string(cache.join(format!("{}.narinfo", hash_part(&path)))).unwrap();
     let file = cache.join(narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap());
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
