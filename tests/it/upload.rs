@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use crate::support::client::{chunked, request_head};
 use crate::support::nix::hash_part;
 use crate::support::server::{BINARY, command};
-use crate::support::upload::{Package, Packing, UploadDir};
-use crate::support::{Connection, Narwire, Random, Reply, assert_same_bytes, eventually, fixture, text};
+use crate::support::upload::{Package, Packing, UploadDir, nar_of};
+use crate::support::{
+    Connection, Narwire, Random, Reply, Store, assert_same_bytes, eventually, fixture, text,
+};
 
 /// What the limits of the server say, for one worker.
 const UPLOADS_MAX: usize = 64;
@@ -360,6 +363,8 @@ fn only_what_required_keys_have_signed_is_taken() {
     let mut connection = server.connect();
     unsigned.put_nar(&mut connection);
     connection.put(&unsigned.narinfo_target(), unsigned.narinfo()).expect_reason(403, "sign");
+    // An export has no signatures at all.
+    server.connect().upload("POST", "/import", &[], &[1; 100]).expect_reason(403, "sign");
 }
 
 #[test]
@@ -599,4 +604,102 @@ fn a_directory_that_cannot_be_written_to_ends_the_start_with_one_line() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains(".narwire-uploads") && said.lines().count() == 1, "{said}");
+}
+
+/// What `nix-store --export` writes of the closure of these paths.
+fn export(store: &Store, paths: &[&str]) -> Vec<u8> {
+    let closure = store.nix_store(&[&["--query", "--requisites"], paths].concat());
+    let mut command = store.nix.command("nix-store");
+    let mut export = command
+        .args(["--store", store.uri(), "--export"])
+        .args(closure.lines())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut bytes = Vec::new();
+    export.stdout.take().unwrap().read_to_end(&mut bytes).unwrap();
+    assert!(export.wait().unwrap().success());
+    bytes
+}
+
+#[test]
+fn an_export_is_taken_whole_and_copied_back() {
+    let (directory, fixture) = (UploadDir::new(), fixture());
+    let server = directory.serve();
+    let paths =
+        ["program-1.0", "odd", "deep", "sizes", "empty-file", "a+b?c=d_e-1.2"].map(|name| fixture.path(name));
+    let export = export(&fixture.store, &paths);
+    let mut connection = server.connect();
+    connection.send(request_head("POST", "/import", &[("Transfer-Encoding", "chunked")]));
+    connection.send(chunked(&export, 100_000));
+    let said = connection.reply_to("POST");
+    assert!([200, 201].contains(&said.status), "{} {}", said.status, said.text());
+    for path in paths {
+        assert!(said.text().lines().any(|line| line.contains(path)), "{path} is not in {}", said.text());
+    }
+    // Once more: nothing is new.
+    connection.upload("POST", "/import", &[], &export).expect(200);
+    for nix in crate::support::Nix::all() {
+        let nix = nix.configured("require-sigs = false");
+        let destination = Store::new(nix);
+        destination.nix.run(
+            "nix",
+            &[&["copy", "--no-check-sigs", "--from", &server.url(), "--to", destination.uri()], &paths[..]]
+                .concat(),
+        );
+        for path in paths {
+            assert_eq!(destination.nar_hash(path), fixture.store.nar_hash(path));
+        }
+    }
+}
+
+#[test]
+fn curl_posts_an_export_as_the_manual_says() {
+    let (directory, fixture) = (UploadDir::new(), fixture());
+    let server = directory.serve();
+    let mut curl = Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--data-binary",
+            "@-",
+            &format!("{}/import", server.url()),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let path = fixture.path("program-1.0");
+    curl.stdin.take().unwrap().write_all(&export(&fixture.store, &[path])).unwrap();
+    let output = curl.wait_with_output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains(path));
+    server.get(&format!("/{}.narinfo", hash_part(path))).expect(200);
+}
+
+#[test]
+fn what_is_no_export_is_refused_and_what_came_before_stays_whole() {
+    let (directory, fixture) = (UploadDir::new(), fixture());
+    let server = directory.serve();
+    let mut random = Random(11);
+    for garbage in [b"".to_vec(), b"text".to_vec(), random.bytes(100_000), vec![1; 8], nar_of(b"a NAR")] {
+        let reply = server.connect().upload("POST", "/import", &[], &garbage);
+        // Nothing at all is an export of nothing, if its end is said.
+        reply.expect_reason(400, "");
+    }
+    assert_untouched(&directory, &[]);
+    let export = export(&fixture.store, &[fixture.path("program-1.0")]);
+    for _ in 0..10 {
+        let len = usize::try_from(random.below(export.len() as u64 - 1)).unwrap();
+        server.connect().upload("POST", "/import", &[], &export[..len]).expect_reason(400, "");
+    }
+    for file in directory.files() {
+        if let Some(hash_part) = file.strip_suffix(".narinfo") {
+            server.nar(hash_part).expect(200);
+        }
+    }
+    assert_untouched(&directory, &directory.files());
+    // What was whole is skipped, and the rest follows.
+    let said = server.connect().upload("POST", "/import", &[], &export);
+    assert!([200, 201].contains(&said.status), "{} {}", said.status, said.text());
 }

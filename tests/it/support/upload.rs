@@ -193,7 +193,7 @@ impl Package {
 }
 
 /// The NAR of one file.
-fn nar_of(contents: &[u8]) -> Vec<u8> {
+pub fn nar_of(contents: &[u8]) -> Vec<u8> {
     let mut nar = Vec::new();
     let mut string = |bytes: &[u8]| {
         nar.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
