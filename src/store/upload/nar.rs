@@ -274,5 +274,7 @@ fn damaged(name: &str, cause: &str) -> Refusal {
 }
 
 fn too_long(len_max: u64) -> Refusal {
-    Refusal::TooLarge(format!("a file that is uploaded may have {len_max} bytes"))
+    Refusal::TooLarge(format!(
+        "a file that is uploaded may have {len_max} bytes, by the server's --upload-max-size"
+    ))
 }
