@@ -1,5 +1,6 @@
 //! The servers: started on the core they are measured on, asked what they cost, ended by their process id.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -31,6 +32,10 @@ pub enum Kind {
     Nginx,
     /// The same with `open_file_cache`: faster, and blind to changes for a minute.
     NginxCaching,
+    /// narwire that anybody may upload to.
+    NarwireUploads,
+    /// nginx that takes files: WebDAV.
+    NginxDav,
 }
 
 /// A running server.
@@ -51,6 +56,8 @@ impl Kind {
             Self::NarwireCache => "narwire-cache",
             Self::Nginx => "nginx",
             Self::NginxCaching => "nginx+ofc",
+            Self::NarwireUploads => "narwire-uploads",
+            Self::NginxDav => "nginx-dav",
         }
     }
 }
@@ -66,8 +73,9 @@ impl Server {
         // Should this bench be killed, the server is told to end as well.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "taskset", "-c", cores]);
+        let uploads = site.uploads().join(kind.name());
         match kind {
-            Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache => {
+            Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache | Kind::NarwireUploads => {
                 command.arg(env!("CARGO_BIN_EXE_narwire")).args([
                     "--listen",
                     &address.to_string(),
@@ -76,6 +84,9 @@ impl Server {
                 ]);
                 if kind == Kind::NarwireDirectory {
                     command.arg(&site.flat);
+                } else if kind == Kind::NarwireUploads {
+                    fs::create_dir_all(&uploads)?;
+                    command.arg(&uploads).args(["--allow-anonymous-upload", "--upload-min-free", "0"]);
                 } else {
                     command
                         .args(["--store-dir", "/nix/store"])
@@ -91,12 +102,26 @@ impl Server {
                     command.args(["--cache-format", "both", "--cache-min-free", "0", "--scrub-rate", "0"]);
                 }
             }
-            Kind::Nginx | Kind::NginxCaching => {
-                let folder = site.root().join(format!("{}-{port}", kind.name()));
+            Kind::Nginx | Kind::NginxCaching | Kind::NginxDav => {
+                let mut folder = site.root().join(format!("{}-{port}", kind.name()));
+                let (mut root, mut more) = (&site.flat, Cow::Borrowed(""));
+                if kind == Kind::NginxCaching {
+                    // The cache keeps its files open; half of the descriptors are left to connections.
+                    let files = descriptors() / 2;
+                    more = format!("open_file_cache max={files} inactive=600s; open_file_cache_valid 60s;")
+                        .into();
+                } else if kind == Kind::NginxDav {
+                    // Bodies are written beside where they will be, so that they are renamed and not copied.
+                    folder = site.uploads().join("nginx");
+                    root = &uploads;
+                    fs::create_dir_all(root)?;
+                    more = "dav_methods PUT; create_full_put_path on; client_max_body_size 0; \
+                        client_body_buffer_size 256k;"
+                        .into();
+                }
                 fs::create_dir_all(&folder)?;
                 let configuration = folder.join("nginx.conf");
-                let is_caching = kind == Kind::NginxCaching;
-                fs::write(&configuration, nginx_conf(port, workers, is_caching, &folder, &site.flat))?;
+                fs::write(&configuration, nginx_conf(port, workers, &more, &folder, root))?;
                 command.arg("nginx").arg("-p").arg(&folder).arg("-c").arg(configuration);
                 logs.push(folder.join("error.log"));
             }
@@ -119,8 +144,10 @@ impl Server {
                 bail!("it has ended ({status})");
             }
             let serving = match self.kind {
-                Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache => Some(self.child.id()),
-                Kind::Nginx | Kind::NginxCaching => self.children()?.first().copied(),
+                Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache | Kind::NarwireUploads => {
+                    Some(self.child.id())
+                }
+                Kind::Nginx | Kind::NginxCaching | Kind::NginxDav => self.children()?.first().copied(),
             };
             if let Some(serving) = serving
                 && connect(self.address).is_ok()
@@ -230,24 +257,23 @@ pub fn nginx_version() -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stderr).trim().replace("nginx version: ", ""))
 }
 
-fn nginx_conf(port: u16, workers: usize, is_caching: bool, folder: &Path, root: &Path) -> String {
-    let (folder, root) = (folder.display(), root.display());
+/// More than the hard limit nobody may have.
+fn descriptors() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).min(1 << 20)
+}
+
+/// `more` are directives of the block `http`.
+fn nginx_conf(port: u16, workers: usize, more: &str, folder: &Path, root: &Path) -> String {
+    let (folder, root, descriptors) = (folder.display(), root.display(), descriptors());
     // A worker that changes its user could not read a temporary folder of root's.
     let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
-    // More than the hard limit nobody may have. The cache keeps its files open; half is left to connections.
-    let descriptors = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20).min(1 << 20);
-    let cache = if is_caching {
-        format!("open_file_cache max={} inactive=600s; open_file_cache_valid 60s;", descriptors / 2)
-    } else {
-        String::new()
-    };
     format!(
         "daemon off; {user} worker_processes {workers}; worker_rlimit_nofile {descriptors}; pid {folder}/pid;
 error_log {folder}/error.log crit;
 events {{ use epoll; worker_connections 16384; multi_accept on; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; server_tokens off;
-  keepalive_timeout 300s; keepalive_requests 1000000000; {cache}
+  keepalive_timeout 300s; keepalive_requests 1000000000; {more}
   client_body_temp_path {folder}/t; proxy_temp_path {folder}/t; fastcgi_temp_path {folder}/t;
   uwsgi_temp_path {folder}/t; scgi_temp_path {folder}/t;
   types {{ text/x-nix-narinfo narinfo; application/x-nix-nar nar; }}

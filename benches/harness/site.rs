@@ -40,6 +40,10 @@ const FILLING: &str = "pragma synchronous = off; pragma foreign_keys = off; prag
 const HASHED_LEN_MAX: u64 = 4 << 30;
 /// Where sites are made: in the build directory, on a real disk, as stores are.
 const FOLDER: &str = env!("CARGO_TARGET_TMPDIR");
+/// A file system in memory.
+const SHARED_MEMORY: &str = "/dev/shm";
+/// Uploads take less. Bytes.
+const UPLOADS_LEN_MAX: u64 = 4 << 30;
 
 /// Everything on disk, removed at the end.
 pub struct Site {
@@ -49,7 +53,13 @@ pub struct Site {
     pub flat: PathBuf,
     /// Where one narwire at a time keeps NARs encoded.
     pub nar_cache: PathBuf,
-    root: TempDir,
+    root: Folder,
+    uploads: Folder,
+}
+
+/// A folder that goes away with the value, and with this process.
+struct Folder {
+    path: TempDir,
     /// Comes after the folder, which is normally gone when it ends.
     _sweeper: Sweeper,
 }
@@ -75,28 +85,34 @@ impl AsRef<Site> for Site {
 impl Site {
     /// An empty store.
     pub fn create() -> anyhow::Result<Self> {
-        let root = tempfile::Builder::new().prefix("narwire-bench-").tempdir_in(FOLDER)?;
-        let sweeper = Sweeper::start(root.path())?;
-        let store = LocalStore::beneath(root.path(), StoreDir::parse("/nix/store")?);
-        let flat = root.path().join("flat");
-        let nar_cache = root.path().join("nar-cache");
+        let folder = Folder::create(Path::new(FOLDER))?;
+        let uploads = Folder::create(uploads_parent())?;
+        let root = folder.path.path();
+        let store = LocalStore::beneath(root, StoreDir::parse("/nix/store")?);
+        let flat = root.join("flat");
+        let nar_cache = root.join("nar-cache");
         fs::create_dir_all(&store.real_store)?;
         fs::create_dir_all(flat.join("nar"))?;
         fs::write(flat.join("nix-cache-info"), "StoreDir: /nix/store\n")?;
         let database_folder = store.database.parent().context("a database lies in a folder")?;
         fs::create_dir_all(database_folder)?;
         fs::write(database_folder.join("schema"), "10")?;
-        let secret_key_file = root.path().join("secret-key");
+        let secret_key_file = root.join("secret-key");
         let key = SecretKey::from_seed(KeyName::parse("bench-1")?, &[1; 32]);
         fs::write(&secret_key_file, key.to_text().as_bytes())?;
         fs::set_permissions(&secret_key_file, fs::Permissions::from_mode(0o600))?;
         Connection::open(&store.database)?.execute_batch(SCHEMA)?;
-        Ok(Self { store, secret_key_file, flat, nar_cache, root, _sweeper: sweeper })
+        Ok(Self { store, secret_key_file, flat, nar_cache, root: folder, uploads })
     }
 
     /// The folder of everything.
     pub fn root(&self) -> &Path {
-        self.root.path()
+        self.root.path.path()
+    }
+
+    /// What is uploaded comes to folders in this one: in memory where there is enough, so that no disk is measured.
+    pub fn uploads(&self) -> &Path {
+        self.uploads.path.path()
     }
 
     /// Where the tree of a NAR is.
@@ -211,6 +227,20 @@ pub fn narinfo_requests(paths: &[StorePath]) -> Vec<Vec<u8>> {
 pub fn store_path(name: &str) -> StorePath {
     let hash_part = nix_base32::to_nix_base32(&Sha256::digest(name.as_bytes()).0[..20]);
     StorePath::parse_base_name(&format!("{hash_part}-{name}")).expect("a valid name")
+}
+
+impl Folder {
+    fn create(parent: &Path) -> anyhow::Result<Self> {
+        let path = tempfile::Builder::new().prefix("narwire-bench-").tempdir_in(parent)?;
+        let sweeper = Sweeper::start(path.path())?;
+        Ok(Self { path, _sweeper: sweeper })
+    }
+}
+
+fn uploads_parent() -> &'static Path {
+    let memory = Path::new(SHARED_MEMORY);
+    let free = rustix::fs::statvfs(memory).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+    if free < UPLOADS_LEN_MAX { Path::new(FOLDER) } else { memory }
 }
 
 impl Sweeper {

@@ -9,6 +9,7 @@ cargo bench --bench peers -- [FLAGS]
   --quick            a minute or so: smaller, shorter, fewer rounds, nginx in one way only
   --record           write the report to benches/record/<date>-<commit>.txt as well
   --only WORD        only rows whose name contains WORD (also: cold, memory); the goals that need others are left out
+  --upload-paths N   small NARs that are uploaded in one round [2000]
   --paths N          paths in the database [100000]
   --large-mib N      size of the large file [1024]
   --toolchain-part N one in N of the files of the Rust toolchain [1]
@@ -20,6 +21,7 @@ pub struct Flags {
     pub is_quick: bool,
     pub is_recorded: bool,
     only: Option<String>,
+    pub upload_paths: usize,
     pub paths: usize,
     pub large_mib: usize,
     pub toolchain_part: usize,
@@ -37,6 +39,7 @@ impl Flags {
             is_quick: false,
             is_recorded: false,
             only: None,
+            upload_paths: 2000,
             paths: 100_000,
             large_mib: 1024,
             toolchain_part: 1,
@@ -54,11 +57,13 @@ impl Flags {
                 "--quick" => {
                     flags.is_quick = true;
                     (flags.paths, flags.large_mib, flags.toolchain_part) = (10_000, 128, 10);
+                    flags.upload_paths = 400;
                     (flags.rounds, flags.measured) = (2, Duration::from_millis(300));
                     (flags.idle_connections, flags.slow_readers) = (2000, 100);
                 }
                 "--record" => flags.is_recorded = true,
                 "--only" => flags.only = Some(value()?),
+                "--upload-paths" => flags.upload_paths = value()?.parse()?,
                 "--paths" => flags.paths = value()?.parse()?,
                 "--large-mib" => flags.large_mib = value()?.parse()?,
                 "--toolchain-part" => flags.toolchain_part = value()?.parse()?,
@@ -68,6 +73,7 @@ impl Flags {
             }
         }
         if flags.paths == 0
+            || flags.upload_paths == 0
             || flags.large_mib == 0
             || flags.toolchain_part == 0
             || !(1..=20).contains(&flags.rounds)

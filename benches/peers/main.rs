@@ -16,6 +16,7 @@ mod goals;
 mod harness;
 mod memory;
 mod row;
+mod upload;
 mod works;
 
 use std::fmt::Write as _;
@@ -77,6 +78,7 @@ fn measure(works: &Works, flags: &Flags, heading: String) -> anyhow::Result<Stri
     )?;
     works::measure(works, &mut bench)?;
     cached::measure(works, &mut bench)?;
+    upload::measure(works, &mut bench)?;
     let Bench { servers, mut results, mut report, .. } = bench;
     drop(servers);
     if flags.wants("cold") {

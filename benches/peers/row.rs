@@ -75,6 +75,11 @@ impl Results {
         self.0.entry((row, server)).or_default()
     }
 
+    /// Keeps what one round brought.
+    pub fn add_round(&mut self, row: &'static str, server: &'static str, figure: Figure, outcome: &Outcome) {
+        self.measured(row, server).add(figure, outcome);
+    }
+
     /// Keeps the figures of the rounds.
     pub fn add(&mut self, row: &'static str, server: &'static str, figures: Vec<f64>) {
         self.measured(row, server).figures = figures;
@@ -166,13 +171,13 @@ impl Bench<'_> {
                     ask(server, row, &next, Until::Requests(1, ROUND_TIMEOUT))?
                 }
             };
-            self.results.measured(row.name, server.kind.name()).add(row.figure, &outcome);
+            self.results.add_round(row.name, server.kind.name(), row.figure, &outcome);
         }
         match &row.floor {
             None => {}
             Some(floor @ Floor::Sendfile(bare)) => {
                 let outcome = load::run(bare.address, &row.groups, timed, &|| bare.time())?;
-                self.results.measured(row.name, floor.name()).add(row.figure, &outcome);
+                self.results.add_round(row.name, floor.name(), row.figure, &outcome);
             }
             Some(floor @ Floor::Read(files, nar_len_bytes)) => {
                 let figure = files.read()?.cpu.as_secs_f64() / (*nar_len_bytes as f64 / 1e9);
@@ -182,19 +187,31 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// A line for each server; ratios are medians over the rounds of narwire's figure by the server's in the same round.
+    /// A line for each server of a row.
     fn write(&mut self, row: &Row<'_>) -> anyhow::Result<()> {
-        let unit = match row.figure {
+        self.write_lines(row.name, row.figure, row.servers, row.floor.as_ref().map(Floor::name))
+    }
+
+    /// A line for each server, the first of which is the narwire that the others are compared with; ratios are medians over the
+    /// rounds of narwire's figure by the server's in the same round.
+    pub fn write_lines(
+        &mut self,
+        row: &'static str,
+        figure: Figure,
+        servers: &[Kind],
+        floor: Option<&'static str>,
+    ) -> anyhow::Result<()> {
+        let unit = match figure {
             Figure::MicrosecondsPerRequest => "µs/req",
             Figure::SecondsPerGb => "s/GB",
             Figure::Wait50 => "ms p50",
             Figure::Wait99 => "µs p99",
         };
-        let own = row.servers[0];
-        let mut name = row.name;
-        for kind in row.servers {
-            let Some(measured) = self.results.0.get(&(row.name, kind.name())) else { continue };
-            let ratio = match self.results.ratio(row.name, own.name(), kind.name()) {
+        let own = servers[0];
+        let mut name = row;
+        for kind in servers {
+            let Some(measured) = self.results.0.get(&(row, kind.name())) else { continue };
+            let ratio = match self.results.ratio(row, own.name(), kind.name()) {
                 Some(ratio) if *kind != own => format!("{ratio:.2}"),
                 _ => String::new(),
             };
@@ -212,10 +229,9 @@ impl Bench<'_> {
             )?;
             name = "";
         }
-        if let Some(bare) = &row.floor {
-            let name = bare.name();
-            let figure = self.results.figure(row.name, name).unwrap_or(f64::NAN);
-            let ratio = self.results.ratio(row.name, own.name(), name).unwrap_or(f64::NAN);
+        if let Some(name) = floor {
+            let figure = self.results.figure(row, name).unwrap_or(f64::NAN);
+            let ratio = self.results.ratio(row, own.name(), name).unwrap_or(f64::NAN);
             writeln!(self.report, "{:<46} {name:<16} {figure:>8.3} {unit:>6} {ratio:>7.2}", "")?;
         }
         Ok(())
