@@ -21,6 +21,7 @@
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
 //! | `slow.rs`      | clients that stop reading                                                         |
 //! | `upload.rs`    | what is uploaded to a cache directory, and what is refused                         |
+//! | `upload_clients.rs` | uploads by real Nix clients                                              |
 //! | `support/`     | the server under test, a raw HTTP client, a cutting proxy, Nix and its stores     |
 //!
 //! A test states a promise in its name and keeps to five or ten lines; what would make it longer belongs in `support`.
@@ -49,3 +50,4 @@ mod slow;
 mod store;
 mod support;
 mod upload;
+mod upload_clients;

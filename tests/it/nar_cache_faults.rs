@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::nar_cache::{CacheDir, Nar};
-use crate::support::server::BINARY;
+use crate::support::server::{BINARY, fault_points};
 use crate::support::{Narwire, Nix, Random, Store, eventually, fixture};
 
 /// Paths that are asked for while the server is killed, and what fits of them: so there is as much to evict as to fill. Bytes.
@@ -111,28 +110,15 @@ fn copies_by_itself(store: &Store, cache: &CacheDir, nars: &[Nar], point: u64) {
     }
 }
 
-/// The names of all fault points, as the source has them.
-fn fault_points() -> BTreeSet<String> {
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-    let mut points = BTreeSet::new();
-    while let Some(folder) = folders.pop() {
-        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-            } else if !path.ends_with("fault.rs") {
-                let source = fs::read_to_string(path).unwrap();
-                let names = source.split("point(\"").skip(1).filter_map(|rest| rest.split_once('"'));
-                points.extend(names.map(|(name, _)| name.to_owned()));
-            }
-        }
-    }
-    points
+/// Those that a server with a NAR cache passes.
+fn cache_fault_points() -> BTreeSet<String> {
+    fault_points(|file| !file.contains("upload"))
 }
 
 #[test]
 fn wherever_the_disk_fails_every_request_is_answered_right() {
     let (store, nars) = store();
-    let points = fault_points();
+    let points = cache_fault_points();
     assert!(points.len() > 10, "{points:?}");
     for (point, error) in points.iter().zip(["ENOSPC", "EIO", "EROFS"].iter().cycle()) {
         let cache = CacheDir::new();
@@ -153,7 +139,7 @@ fn wherever_the_disk_fails_every_request_is_answered_right() {
 fn a_disk_that_is_well_again_is_used_again() {
     let (store, nars) = store();
     for (error, point) in [("ENOSPC", "publish: begun"), ("EIO", "publish: file written")] {
-        assert!(fault_points().contains(point), "{point} has another name now");
+        assert!(cache_fault_points().contains(point), "{point} has another name now");
         let cache = CacheDir::new();
         let server = serve(&store, &cache, "all", &["--fault", &format!("{error}@{point}:1")]);
         eventually("what nobody had asked for when the disk was full is asked for again", || {
@@ -166,20 +152,10 @@ fn a_disk_that_is_well_again_is_used_again() {
     }
 }
 
-/// A narwire with a NAR cache in a mount namespace of its own, in which `mount` was carried out before: a line of shell, to
-/// which the directory is `$0`.
+/// A narwire with a NAR cache in a mount namespace of its own; see [`Narwire::start_mounted`].
 fn serve_mounted(store: &Store, cache: &CacheDir, mount: &str, flags: &[String]) -> Narwire {
     fs::create_dir_all(cache.path()).unwrap();
-    let mut command = Command::new("unshare");
-    command.arg(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" });
-    command.args(["sh", "-c", &format!("{mount} && exec \"$@\"")]).arg(cache.path()).arg(BINARY);
-    command.args(store.flags()).args(flags);
-    if let Some(capabilities) = env::var_os("NARWIRE_TEST_WITHOUT") {
-        command.arg("--without").arg(capabilities);
-    }
-    let server = Narwire::spawn(command.args(["--listen", "127.0.0.1:0"]));
-    server.wait_for("listening on ");
-    server
+    Narwire::start_mounted(cache.path(), mount, &[&store.flags(), flags].concat())
 }
 
 #[test]

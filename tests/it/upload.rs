@@ -8,7 +8,7 @@ use std::thread;
 
 use crate::support::client::{chunked, request_head};
 use crate::support::nix::hash_part;
-use crate::support::server::{BINARY, command};
+use crate::support::server::command;
 use crate::support::upload::{Package, Packing, UploadDir, nar_of};
 use crate::support::{
     Connection, Narwire, Random, Reply, Store, assert_same_bytes, eventually, fixture, text,
@@ -470,14 +470,7 @@ fn nothing_is_longer_than_allowed() {
 fn a_full_disk_takes_nothing_more_and_serves_on() {
     let directory = UploadDir::new();
     let mount = "mount -t tmpfs -o size=2m tmpfs \"$0\"";
-    let mut mounted = Command::new("unshare");
-    mounted.arg(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" });
-    mounted.args(["sh", "-c", &format!("{mount} && exec \"$@\"")]).arg(directory.path()).arg(BINARY);
-    if let Some(capabilities) = std::env::var_os("NARWIRE_TEST_WITHOUT") {
-        mounted.arg("--without").arg(capabilities);
-    }
-    let server = Narwire::spawn(mounted.args(directory.flags()).args(["--listen", "127.0.0.1:0"]));
-    server.wait_for("listening on ");
+    let server = Narwire::start_mounted(directory.path(), mount, &directory.flags());
     let small = Package::new('1', &Random(1).bytes(500_000), Packing::None);
     small.put(&mut server.connect());
     let large = Package::new('2', &Random(2).bytes(4_000_000), Packing::None);

@@ -59,23 +59,38 @@ impl Connection {
         self.reply_to(method)
     }
 
+    pub fn get(&mut self, target: &str) -> Reply {
+        self.request("GET", target, &[])
+    }
+
     /// A request with a body whose length is said. A server that refuses the body may not read it to its end.
     pub fn upload(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Reply {
+        self.try_upload(method, target, fields, body).expect("the connection ended instead of an answer")
+    }
+
+    /// The same where the server may also end the connection instead of an answer.
+    pub fn try_upload(
+        &mut self,
+        method: &str,
+        target: &str,
+        fields: &[(&str, &str)],
+        body: &[u8],
+    ) -> Option<Reply> {
         let len = body.len().to_string();
-        self.send(request_head(method, target, &[&[("Content-Length", len.as_str())], fields].concat()));
+        self.send_if_wanted(request_head(
+            method,
+            target,
+            &[&[("Content-Length", len.as_str())], fields].concat(),
+        ));
         self.send_if_wanted(body);
-        self.reply_to(method)
+        self.try_reply_to(method)
     }
 
     pub fn put(&mut self, target: &str, body: impl AsRef<[u8]>) -> Reply {
         self.upload("PUT", target, &[], body.as_ref())
     }
 
-    pub fn get(&mut self, target: &str) -> Reply {
-        self.request("GET", target, &[])
-    }
-
-    /// The same where the server may also end the connection instead of an answer.
+    /// A request without a body, where the server may also end the connection instead of an answer.
     pub fn try_request(&mut self, method: &str, target: &str, fields: &[(&str, &str)]) -> Option<Reply> {
         self.send_if_wanted(request_head(method, target, fields));
         self.try_reply_to(method)

@@ -3,7 +3,9 @@
 pub mod client;
 pub mod fixture;
 pub mod nar_cache;
+pub mod nginx;
 pub mod nix;
+pub mod nix_upload;
 pub mod proxy;
 pub mod server;
 pub mod upload;

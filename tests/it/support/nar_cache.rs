@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -88,35 +89,59 @@ impl CacheDir {
 
     /// Of all narinfos.
     pub fn hash_parts(&self) -> Vec<String> {
-        let names = names(&self.path).into_iter();
-        names.filter_map(|name| name.strip_suffix(".narinfo").map(str::to_owned)).collect()
+        hash_parts(&self.path)
     }
 
-    /// Whatever somebody finds here who is told nothing else is right: every narinfo names a file that is there and is the
-    /// NAR that the narinfo promises.
+    /// Whatever somebody finds here who is told nothing else is right.
     #[track_caller]
     pub fn assert_sound(&self) {
-        for hash_part in self.hash_parts() {
-            let narinfo =
-                NarInfo(fs::read_to_string(self.path.join(format!("{hash_part}.narinfo"))).unwrap());
-            let file = fs::read(self.path.join(narinfo.field("URL")));
-            narinfo.decode(&file.unwrap_or_else(|error| panic!("{error}: of {narinfo:?}")));
-        }
+        assert_sound(&self.path);
     }
 }
 
+/// In this cache directory every narinfo names a file that is there and is the NAR that the narinfo promises.
+#[track_caller]
+pub fn assert_sound(cache: &Path) {
+    for hash_part in hash_parts(cache) {
+        NarInfo::read(cache, &hash_part).nar(cache);
+    }
+}
+
+/// Of all narinfos in a cache directory.
+pub fn hash_parts(cache: &Path) -> Vec<String> {
+    let names = names(cache).into_iter();
+    names.filter_map(|name| name.strip_suffix(".narinfo").map(str::to_owned)).collect()
+}
+
 /// The names in a folder, sorted; none where no folder is.
-fn names(folder: &Path) -> Vec<String> {
+pub fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let names: BTreeSet<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.into_iter().collect()
 }
 
 impl NarInfo {
+    pub fn read(cache: &Path, hash_part: &str) -> Self {
+        Self(fs::read_to_string(cache.join(format!("{hash_part}.narinfo"))).unwrap())
+    }
+
+    /// The NAR in this cache directory, after everything that the narinfo says was found true.
+    #[track_caller]
+    pub fn nar(&self, cache: &Path) -> Vec<u8> {
+        let file = fs::read(cache.join(self.field("URL")));
+        self.decode(&file.unwrap_or_else(|error| panic!("{error}: of {self:?}")))
+    }
+
     #[track_caller]
     pub fn field(&self, name: &str) -> &str {
         let found = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         found.unwrap_or_else(|| panic!("no {name} in\n{}", self.0))
+    }
+
+    /// All values of a field that there may be several of.
+    pub fn fields(&self, name: &str) -> Vec<&str> {
+        let values = self.0.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        values.collect()
     }
 
     pub fn is_compressed(&self) -> bool {
@@ -130,10 +155,25 @@ impl NarInfo {
             (self.field("FileSize"), self.field("FileHash")),
             (&*file.len().to_string(), &*sha256(file))
         );
-        let nar = if self.is_compressed() { unpack(file) } else { file.to_vec() };
+        let nar = match self.field("Compression") {
+            "none" => file.to_vec(),
+            "zstd" => unpack(file),
+            "xz" => read_whole(liblzma::read::XzDecoder::new(file)),
+            "bzip2" => read_whole(bzip2::read::BzDecoder::new(file)),
+            "gzip" => read_whole(flate2::read::GzDecoder::new(file)),
+            "br" => read_whole(brotli_decompressor::Decompressor::new(file, 1 << 16)),
+            other => panic!("{other}"),
+        };
         assert_eq!((self.field("NarSize"), self.field("NarHash")), (&*nar.len().to_string(), &*sha256(&nar)));
         nar
     }
+}
+
+#[track_caller]
+fn read_whole(mut decoder: impl Read) -> Vec<u8> {
+    let mut nar = Vec::new();
+    decoder.read_to_end(&mut nar).unwrap();
+    nar
 }
 
 /// A hash as narinfos write it.
@@ -146,8 +186,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 pub fn unpack(file: &[u8]) -> Vec<u8> {
     let mut rest = file;
     let mut decoder = zstd::stream::Decoder::with_buffer(&mut rest).unwrap().single_frame();
-    let mut nar = Vec::new();
-    std::io::Read::read_to_end(&mut decoder, &mut nar).unwrap();
+    let nar = read_whole(&mut decoder);
     drop(decoder);
     assert_eq!(rest.len(), 0, "nothing behind the frame");
     nar

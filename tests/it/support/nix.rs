@@ -60,6 +60,16 @@ impl Nix {
         self
     }
 
+    /// The same version with a home that nobody else has used.
+    pub fn again(&self) -> Self {
+        Self::with_tree(self.tree.clone())
+    }
+
+    /// What it tells servers of itself.
+    pub fn write_netrc(&self, text: &str) {
+        fs::write(self.home.path().join("netrc"), text).unwrap();
+    }
+
     fn with_tree(tree: Option<PathBuf>) -> Self {
         let home = tempfile::Builder::new().prefix("nix-home-").tempdir().unwrap();
         fs::write(home.path().join("nix.conf"), CONFIGURATION).unwrap();

@@ -1,8 +1,10 @@
 //! The server under test: the real binary in its own process, on a port of its own.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::nix_upload::contents_beneath;
 use super::{Connection, PATIENCE, Reply, eventually};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_narwire");
@@ -38,6 +41,25 @@ impl Narwire {
             server.output().contains(LISTENING) || server.has_exited()
         });
         server
+    }
+
+    /// The same in a mount namespace of its own, in which `mount` was carried out before: a line of shell, to which
+    /// `directory` is `$0`.
+    pub fn start_mounted(directory: &Path, mount: &str, flags: &[String]) -> Self {
+        let server = Self::spawn_mounted(directory, mount, flags);
+        server.wait_for(LISTENING);
+        server
+    }
+
+    /// The same; the caller waits for what it needs.
+    pub fn spawn_mounted(directory: &Path, mount: &str, flags: &[String]) -> Self {
+        let mut command = Command::new("unshare");
+        command.arg(if rustix::process::geteuid().is_root() { "-m" } else { "-rm" });
+        command.args(["sh", "-c", &format!("{mount} && exec \"$@\"")]).arg(directory).arg(BINARY).args(flags);
+        if let Some(capabilities) = std::env::var_os("NARWIRE_TEST_WITHOUT") {
+            command.arg("--without").arg(capabilities);
+        }
+        Self::spawn(command.args(["--listen", "127.0.0.1:0"]))
     }
 
     /// Any command that becomes a server; the caller waits for what it needs.
@@ -177,6 +199,20 @@ pub fn command_of(program: impl AsRef<OsStr>) -> Command {
         command.arg("--without").arg(capabilities);
     }
     command
+}
+
+/// The names of the fault points in those files of the source whose names beneath it are `wanted`.
+pub fn fault_points(wanted: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut points = BTreeSet::new();
+    for (name, text) in contents_beneath(&source) {
+        if wanted(&name) && !name.ends_with("fault.rs") {
+            let text = String::from_utf8(text).unwrap();
+            let names = text.split("point(\"").skip(1).filter_map(|rest| rest.split_once('"'));
+            points.extend(names.map(|(name, _)| name.to_owned()));
+        }
+    }
+    points
 }
 
 fn collect(stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) {

@@ -52,7 +52,7 @@ impl UploadDir {
     }
 }
 
-fn files_beneath(folder: &Path) -> Vec<String> {
+pub fn files_beneath(folder: &Path) -> Vec<String> {
     let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(next) = folders.pop() {
         // What is staged may go while it is looked at.
