@@ -22,6 +22,7 @@
 //! | `slow.rs`      | clients that stop reading                                                         |
 //! | `upload.rs`    | what is uploaded to a cache directory, and what is refused                         |
 //! | `upload_clients.rs` | uploads by real Nix clients                                              |
+//! | `upload_faults.rs` | the same when it is killed, and when disks are full or broken              |
 //! | `support/`     | the server under test, a raw HTTP client, a cutting proxy, Nix and its stores     |
 //!
 //! A test states a promise in its name and keeps to five or ten lines; what would make it longer belongs in `support`.
@@ -51,3 +52,4 @@ mod store;
 mod support;
 mod upload;
 mod upload_clients;
+mod upload_faults;
