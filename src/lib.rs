@@ -3,7 +3,7 @@
 //! Layers, arrows only downward (`tests/tidy.rs` checks them, ARCHITECTURE.md explains them):
 //!
 //! ```text
-//!            main → cli → server → { background → store, ring } → codec
+//!            main → cli → { server → { background → store, ring }, push → store } → codec
 //! ```
 //!
 //! - [`codec`] is pure: bytes and values in, bytes and values out. No file, socket, clock, ring or log.
@@ -11,6 +11,7 @@
 //! - [`ring`] is the kernel: operations, buffers, connections, sending. It knows HTTP framing and no Nix.
 //! - [`background`] makes and keeps the NAR cache, behind everything else.
 //! - [`server`] is policy: workers, routes, handlers, configuration.
+//! - [`push`] uploads what a store has to a cache elsewhere.
 //! - [`cli`] is what a person types.
 //! - [`limits`] names every bound; all layers may read it.
 //! - [`residency`] is one question to the kernel, asked by more than one layer.
@@ -19,6 +20,7 @@ pub mod background;
 pub mod cli;
 pub mod codec;
 pub mod limits;
+pub mod push;
 pub mod residency;
 pub mod ring;
 pub mod server;

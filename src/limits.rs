@@ -390,6 +390,58 @@ pub const WAITED_FOR_LEN_MAX: u64 = 64 * 1024;
 /// A file of at most this length is read through the page cache where nobody can tell whether it is there. Bytes.
 pub const UNKNOWN_RESIDENCY_LEN_MAX: u64 = 64 * 1024;
 
+// Pushing.
+
+/// Store paths that are uploaded at once, at least, unless it is said otherwise: while some are compressed others wait for the network.
+pub const PUSH_JOBS_DEFAULT_MIN: usize = 4;
+/// Most that may be asked for. Each takes a thread, a connection and the state of a compressor: 4 MiB at level 3, 90 at level 19.
+pub const PUSH_JOBS_MAX: usize = 64;
+/// Connections over which is asked what the cache lacks: fewer than the 25 of a Nix client, and enough to hide a distance.
+pub const PUSH_QUERIES_MAX: usize = 16;
+/// A NAR that is no longer than this once it is compressed waits in memory for its upload, a longer one in a temporary file. Per job.
+/// Bytes.
+pub const PUSH_MEMORY_LEN_MAX: usize = 1024 * 1024;
+/// How often one request is tried.
+pub const PUSH_TRIES_MAX: u32 = 6;
+/// Wait before the second try; doubled each time, and shortened at random by up to a half. All of them together are 15 seconds at most: a
+/// server that is started again is back by then.
+pub const PUSH_BACKOFF_MIN: Duration = Duration::from_millis(500);
+/// Longest such wait, and longest between two rounds of a watch.
+pub const PUSH_BACKOFF_MAX: Duration = Duration::from_mins(5);
+/// A server that wants to be left alone for longer than this is asked again after this.
+pub const PUSH_RETRY_AFTER_MAX: Duration = Duration::from_mins(2);
+/// So many requests in a row that failed however often they were tried, and the rest is not tried any more.
+pub const PUSH_FAILURES_IN_A_ROW_MAX: u32 = 16;
+/// How long is waited for a connection.
+pub const PUSH_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// A server that takes nothing and says nothing for this long is gone. It may look at a large upload for a while before it answers.
+pub const PUSH_STALL_TIMEOUT: Duration = Duration::from_mins(5);
+/// How long a server has to say that it wants the body before it is sent anyway: as long as curl waits.
+pub const PUSH_EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// For a body from this length on the server is asked whether it wants it: one that refuses would not read it, and its answer could be lost
+/// with the connection. A shorter one fits into the buffers of a socket. Bytes.
+pub const PUSH_EXPECT_LEN_MIN: u64 = 64 * 1024;
+/// What a server says for a refusal is looked at no further than this. Bytes.
+pub const PUSH_ANSWER_LEN_MAX: u64 = 4 * 1024;
+/// How often is looked whether a signal has come, and what there is to show.
+pub const PUSH_TICK: Duration = Duration::from_millis(100);
+/// Links that are followed from the name of a store path; as many as the kernel follows.
+pub const PUSH_LINKS_MAX: usize = 40;
+/// Names of store paths that were uploaded, or could not be, that are listed at the end. Of each; all are counted.
+pub const PUSH_NAMES_MAX: usize = 64 * 1024;
+/// A file with a token, or one of netrc, is no longer than this. Bytes.
+pub const CREDENTIALS_FILE_LEN_MAX: u64 = 1024 * 1024;
+/// Store paths that are taken from the database at once.
+pub const PUSH_BATCH: u32 = 1024;
+/// How often a watch looks whether the database has changed.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// First wait of a watch after something could not be uploaded; doubled each time, up to [`PUSH_BACKOFF_MAX`].
+pub const WATCH_BACKOFF_MIN: Duration = Duration::from_secs(5);
+/// Store paths that could not be uploaded and that a watch tries again; of more the rest is left to `--all`.
+pub const WATCH_PENDING_MAX: usize = 4096;
+/// Store paths that a watch remembers to be in the cache, so that not every new path asks for its whole closure again. 8 MiB.
+pub const WATCH_KNOWN_MAX: usize = 128 * 1024;
+
 // Configuration.
 
 /// Where nix-serve listens, and so every client's configuration expects it.

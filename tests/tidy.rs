@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer of `src` with the layers it may name. Everybody may name itself and `limits`.
-const LAYERS: [(&str, &[&str]); 9] = [
+const LAYERS: [(&str, &[&str]); 10] = [
     ("limits", &[]),
     ("residency", &[]),
     ("codec", &[]),
@@ -14,8 +14,9 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("ring", &["codec", "residency"]),
     ("background", &["codec", "store", "residency"]),
     ("server", &["codec", "store", "ring", "background"]),
-    ("cli", &["codec", "store", "ring", "background", "server"]),
-    ("main", &["codec", "store", "ring", "background", "server", "cli"]),
+    ("push", &["codec", "store"]),
+    ("cli", &["codec", "store", "ring", "background", "server", "push"]),
+    ("main", &["codec", "store", "ring", "background", "server", "push", "cli"]),
 ];
 
 /// What a layer has no business with, although it may name the rest of the same: the ring knows HTTP framing and no Nix, the

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
 use super::file::parsed;
+use super::push::PushArguments;
 use super::size::Size;
 use crate::background::settings::{Format, Policy};
 use crate::codec::signature::PublicKey;
@@ -27,6 +28,7 @@ Examples:
                                             take what `nix copy --to http://…` sends, from who has a token
   narwire ~/cache --upload-token-file tokens --private
                                             the same, and who has no token may not even read
+  narwire push --to https://cache ./result  upload a path and all that it refers to (narwire push --help)
   narwire scrub                             is all still what it was? (exit status 0, 1 or 2)
   narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
   narwire key generate cache.example.org-1 --output cache.key
@@ -67,6 +69,8 @@ pub enum Command {
     Check(ServeArguments),
     /// Read the store and the NAR cache again and look for damage: exit status 0 if all is sound, 1 if not
     Scrub(ScrubArguments),
+    /// Upload store paths, with all that they refer to, to a binary cache that takes PUT
+    Push(PushArguments),
     /// Work with signing keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -163,21 +167,12 @@ Exit status: 0 all is sound, 1 damage was found, 2 it could not be looked for.";
 #[derive(Debug, Args)]
 #[command(after_help = SCRUB_HELP)]
 pub struct ScrubArguments {
-    /// Store directory in the names of store paths [default: /nix/store]
-    #[arg(long, value_name = "DIR")]
-    pub store_dir: Option<StoreDir>,
-    /// Where the files of the store are, if not in the store directory
-    #[arg(long, value_name = "DIR")]
-    pub real_store: Option<PathBuf>,
-    /// Database of the store [default: var/nix/db/db.sqlite beside the real store]
-    #[arg(long, value_name = "FILE")]
-    pub db: Option<PathBuf>,
+    /// The store.
+    #[command(flatten)]
+    pub places: StorePlaces,
     /// The NAR cache; it may be in use by a server
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Take these places from this TOML file, the one of the server
-    #[arg(short, long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
     /// Print the result as one JSON object, and nothing else
     #[arg(long)]
     pub json: bool,
@@ -189,13 +184,35 @@ pub struct ScrubArguments {
 impl ScrubArguments {
     /// The same places as a layer of settings.
     pub fn places(self) -> ServeArguments {
+        ServeArguments { cache_dir: self.cache_dir, fault: self.fault, ..self.places.layer() }
+    }
+}
+
+/// Where the live store is, for commands that need nothing else of the settings.
+#[derive(Debug, Default, PartialEq, Args)]
+pub struct StorePlaces {
+    /// Store directory in the names of store paths [default: /nix/store]
+    #[arg(long, value_name = "DIR")]
+    pub store_dir: Option<StoreDir>,
+    /// Where the files of the store are, if not in the store directory
+    #[arg(long, value_name = "DIR")]
+    pub real_store: Option<PathBuf>,
+    /// Database of the store [default: var/nix/db/db.sqlite beside the real store]
+    #[arg(long, value_name = "FILE")]
+    pub db: Option<PathBuf>,
+    /// Take these places from this TOML file, the one of the server
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl StorePlaces {
+    /// The same places as a layer of settings.
+    pub fn layer(self) -> ServeArguments {
         ServeArguments {
             store_dir: self.store_dir,
             real_store: self.real_store,
             db: self.db,
-            cache_dir: self.cache_dir,
             config: self.config,
-            fault: self.fault,
             ..ServeArguments::default()
         }
     }

@@ -9,6 +9,7 @@ pub mod file;
 pub mod key;
 pub mod load;
 pub mod nix_serve;
+pub mod push;
 pub mod scrub;
 pub mod settings;
 pub mod size;
@@ -71,6 +72,9 @@ pub enum Failure {
     /// All was looked at, and some of it is damaged; the list was printed.
     #[error("{0}")]
     Damage(scrub::Damage),
+    /// Nothing, or not all, could be uploaded.
+    #[error(transparent)]
+    Push(#[from] push::PushFailure),
     /// The server did not start, or broke.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -84,6 +88,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Run(RunError::Serve(_)) | Self::Output(_) | Self::Damage(_) => 1,
+            Self::Push(failure) => failure.exit_code(),
             _ => 2,
         }
     }
@@ -109,6 +114,7 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
             let is_json = arguments.json;
             scrub::run(settings(arguments.places(), variable)?, is_json)
         }
+        Command::Push(arguments) => push::run(arguments, variable),
         Command::Key(KeyCommand::Generate(arguments)) => print(&key::generate(&arguments)?),
         Command::Token(command) => {
             let Printed { explanation, result } = token::run(&command)?;

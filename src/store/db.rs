@@ -149,6 +149,12 @@ impl Database {
         })
     }
 
+    /// Row identifier of the path that was registered last; the default when there is none.
+    pub fn last_row(&mut self) -> Result<RowId, StoreError> {
+        let last = "select max(id) from ValidPaths";
+        self.ask(|opened, _| opened.one::<Option<i64>>(last)).map(|last| last.map_or(RowId::default(), RowId))
+    }
+
     /// Number of valid paths.
     pub fn count(&mut self) -> Result<u64, StoreError> {
         self.ask(|opened, _| opened.one("select count(*) from ValidPaths"))
@@ -163,7 +169,7 @@ impl Database {
 
     /// Asks the database something cheap that it cannot answer from memory alone; the health check.
     pub fn probe(&mut self) -> Result<(), StoreError> {
-        self.ask(|opened, _| opened.one::<Option<i64>>("select max(id) from ValidPaths").map(|_| ()))
+        self.last_row().map(drop)
     }
 
     /// Asks once, and again when an immutable database changed meanwhile.

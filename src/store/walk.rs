@@ -218,37 +218,72 @@ pub fn open_file(root: &Root, path: &CStr) -> Result<OwnedFd, StoreError> {
 
 /// Hash and length in bytes of the NAR of the tree at `root`.
 pub fn hash(root: &Root) -> Result<(Sha256Digest, u64), StoreError> {
-    let layout = layout(root, Kept::Tiny)?;
-    let len_bytes = layout.known_len_bytes();
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; HASH_BUFFER_LEN];
-    for piece in layout.pieces(0..len_bytes) {
-        match piece {
-            Piece::Bytes(bytes) => hasher.update(bytes),
-            Piece::File(range) => {
-                let file = open_file(root, range.path)?;
-                hash_file(&file, range.file_size, &mut buffer, &mut hasher)
-                    .map_err(|error| StoreError::io("read", root.path.join(display(range.path)), error))?;
-            }
-        }
-    }
+    let len_bytes = read::<StoreError>(root, &mut |bytes| {
+        hasher.update(bytes);
+        Ok(())
+    })?;
     Ok((hasher.finish(), len_bytes))
 }
 
-const HASH_BUFFER_LEN: usize = 256 * 1024;
+/// Hands the NAR of the tree at `root` to `sink`, from the first byte to the last and a piece at a time. Gives its length in bytes,
+/// or the first error: of the tree, or of the sink. Holds no more of the layout than a part.
+pub fn read<E: From<StoreError>>(
+    root: &Root,
+    sink: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<u64, E> {
+    let mut buffer = vec![0; READ_BUFFER_LEN];
+    let mut read = Ok(());
+    let walked = walk(root, Kept::Tiny, &mut |part| {
+        read = read_part(root, &part, &mut buffer, sink);
+        if read.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    read?;
+    // Only a failed read stops the walk, so what is left here is complete.
+    let Walked::Complete { last_part, len_bytes } = walked else { return Ok(0) };
+    if let Some(part) = last_part {
+        read_part(root, &part, &mut buffer, sink)?;
+    }
+    Ok(len_bytes)
+}
 
-fn hash_file(file: &OwnedFd, size: u64, buffer: &mut [u8], hasher: &mut Sha256) -> io::Result<()> {
+const READ_BUFFER_LEN: usize = 256 * 1024;
+
+fn read_part<E: From<StoreError>>(
+    root: &Root,
+    part: &Part,
+    buffer: &mut [u8],
+    sink: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    part.pieces().try_for_each(|piece| match piece {
+        Piece::Bytes(bytes) => sink(bytes),
+        Piece::File(range) => {
+            let file = open_file(root, range.path)?;
+            read_file(root, &file, range.path, range.file_size, buffer, sink)
+        }
+    })
+}
+
+fn read_file<E: From<StoreError>>(
+    root: &Root,
+    file: &OwnedFd,
+    path: &CStr,
+    size: u64,
+    buffer: &mut [u8],
+    sink: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |error: io::Error| StoreError::io("read", root.path.join(display(path)), error);
     let mut offset = 0;
     while offset < size {
         let wanted = usize::try_from(size - offset).map_or(buffer.len(), |left| left.min(buffer.len()));
         match rustix::io::pread(file, &mut buffer[..wanted], offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into()).into()),
             Ok(len) => {
-                hasher.update(&buffer[..len]);
+                sink(&buffer[..len])?;
                 offset += len as u64;
             }
             Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(failed(error.into()).into()),
         }
     }
     Ok(())

@@ -318,7 +318,8 @@ fn decode_segment(segment: &[u8]) -> Option<Cow<'_, str>> {
     is_safe_component(&decoded).then_some(decoded)
 }
 
-fn decode_escapes(mut text: &[u8]) -> Option<String> {
+/// Text with its escapes of the form `%2F` decoded; `None` when one is invalid, or there is no UTF-8.
+pub fn decode_escapes(mut text: &[u8]) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(escape) = memchr(b'%', text) {
         decoded.extend_from_slice(&text[..escape]);
