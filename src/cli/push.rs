@@ -24,7 +24,7 @@ use crate::push::credentials::{self, CredentialsError};
 use crate::push::nar::Encoding;
 use crate::push::resolve::ResolveError;
 use crate::push::{self, Doing, Event, Lane, Outcome, Progress, PushError, Pusher};
-use crate::server::config::SourceConfig;
+use crate::server::config::{AccessConfig, SourceConfig};
 
 /// The variable that names the cache.
 const TO: &str = "NARWIRE_PUSH_TO";
@@ -42,7 +42,7 @@ Environment:
   NIX_SECRET_KEY_FILE, SIGN_KEY_PATHS  as --secret-key-file
   NIX_SSL_CERT_FILE                    trust the certificates in this file, and no others
   TMPDIR                               where long NARs wait for their upload [default: /var/tmp]
-  http_proxy, https_proxy, no_proxy    as elsewhere
+  https_proxy, http_proxy, no_proxy    a proxy for all requests, and hosts to reach without it
 
 Exit status: 0 all is there, 1 something is not (it is listed), 2 something has to be changed first.";
 
@@ -213,7 +213,8 @@ fn settings(
         return Err(PushFailure::NoStore.into());
     }
     // What is served beside the store is of no concern here.
-    let settings = Settings { directories: Vec::new(), nar_cache: None, ..settings };
+    let access = AccessConfig::default();
+    let settings = Settings { directories: Vec::new(), nar_cache: None, uploads: None, access, ..settings };
     let config = load::load(settings, cores)?;
     let store = config.sources.into_iter().find_map(|source| match source {
         SourceConfig::Store(store) => Some(store),

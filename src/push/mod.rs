@@ -450,8 +450,9 @@ impl Questions {
                 let interrupted = &*questions.settings.interrupted;
                 let wait = |delay, _: &ClientError| sleep(delay, &[interrupted]);
                 let wait: &Wait<'_> = &wait;
+                let next = || questions.list.get(questions.next.fetch_add(1, Ordering::Relaxed));
                 while let Some((position, hash_part)) =
-                    questions.list.get(questions.next.fetch_add(1, Ordering::Relaxed))
+                    next().filter(|_| !interrupted.load(Ordering::Relaxed))
                 {
                     let found = questions.settings.cache.has(&narinfo_name(*hash_part), wait);
                     // Nobody listens any more.
@@ -470,8 +471,11 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), PushErr
     thread::Builder::new().name(name.to_owned()).spawn(work).map(drop).map_err(PushError::Thread)
 }
 
-/// The next message, or none after a while.
+/// The next message, or none after a while. What came before an interruption still counts.
 fn receive<T>(messages: &Receiver<T>, interrupted: &AtomicBool) -> Result<Option<T>, PushError> {
+    if let Ok(message) = messages.try_recv() {
+        return Ok(Some(message));
+    }
     if interrupted.load(Ordering::Relaxed) {
         return Err(PushError::Interrupted);
     }

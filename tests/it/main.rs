@@ -19,6 +19,7 @@
 //! | `changes.rs`   | a database that is written, locked or replaced while paths are asked for          |
 //! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
+//! | `push.rs`      | uploading with `narwire push`                                                    |
 //! | `slow.rs`      | clients that stop reading                                                         |
 //! | `upload.rs`    | what is uploaded to a cache directory, and what is refused                         |
 //! | `upload_clients.rs` | uploads by real Nix clients                                              |
@@ -45,6 +46,7 @@ mod nar_cache;
 mod nar_cache_faults;
 mod nix_serve;
 mod page_cache;
+mod push;
 mod range;
 mod resume;
 mod slow;

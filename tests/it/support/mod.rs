@@ -1,4 +1,4 @@
-//! What makes a test short: the server under test, a raw HTTP client, a cutting proxy, Nix and its stores.
+//! What makes a test short: the server under test, a raw HTTP client, a cutting proxy, a plain cache to push to, Nix and its stores.
 
 pub mod client;
 pub mod fixture;
@@ -6,6 +6,7 @@ pub mod nar_cache;
 pub mod nginx;
 pub mod nix;
 pub mod nix_upload;
+pub mod plain_cache;
 pub mod proxy;
 pub mod server;
 pub mod upload;
@@ -13,6 +14,7 @@ pub mod upload;
 pub use client::{Connection, Reply};
 pub use fixture::fixture;
 pub use nix::{Nix, Store};
+pub use plain_cache::PlainCache;
 pub use proxy::CuttingProxy;
 pub use server::Narwire;
 
