@@ -230,6 +230,8 @@ impl Connection {
             }
             Answer::Reply(reply) => {
                 self.exchange = Exchange::Head;
+                // The peer's time begins now, however long the service took.
+                self.progress_s = context.now_s;
                 self.reply(reply, asked, context);
             }
         }

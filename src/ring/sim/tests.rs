@@ -423,6 +423,27 @@ fn who_waits_for_us_has_time() {
     }
 }
 
+/// An upload can wait in line, or be brought to the disk, for longer than any peer has to take an answer.
+#[test]
+fn who_has_waited_long_for_an_answer_has_time_to_take_it() {
+    let mut world = calm();
+    world.is_silent = true;
+    let waits = (0..100).find(|&target| World::answers_later(0, target)).unwrap();
+    let index = world.connect(silent(gets([waits])));
+    for _ in 0..500 {
+        world.turn();
+    }
+    world.pass(PROGRESS_TIMEOUT_S + 1);
+    assert!(world.message(), "it waits");
+    // In the same turn, before the kernel has seen what is to be sent.
+    world.pass(0);
+    world.is_silent = false;
+    world.settle();
+    assert!(world.sim.socket(index).sent().starts_with(b"HTTP/1.1 "));
+    assert_eq!(world.sim.socket(index).end(), None);
+    world.end();
+}
+
 #[test]
 fn a_body_that_comes_during_the_end_is_taken() {
     for half_len in [0, 100, INTAKE_PIECE_LEN_BYTES] {
