@@ -103,6 +103,11 @@ impl Drop for Draft {
         if !self.name.is_empty() {
             // Whatever stays is removed with the directory, or when it is opened again.
             let _ = self.directory.remove(&self.name);
+            // What it takes of the disk is given back here, where that may wait, and not by who still has it open and closes it last:
+            // that may be a worker. A name that is left may be the one it was to get.
+            if rustix::fs::fstat(&self.file).is_ok_and(|status| status.st_nlink == 0) {
+                let _ = rustix::fs::ftruncate(&self.file, 0);
+            }
         }
     }
 }
@@ -117,5 +122,42 @@ impl io::Write for Appender<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd as _;
+
+    use rustix::fs::{FallocateFlags, fallocate, fstat};
+
+    use super::*;
+
+    #[test]
+    fn what_is_dropped_takes_nothing_of_the_disk_even_if_somebody_has_it_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let drafts = Drafts::new(Directory::open(folder.path()).unwrap());
+        let draft = drafts.begin().unwrap();
+        draft.append(&vec![7; 100_000]).unwrap();
+        // A file system that cannot promise room has not taken any.
+        let _ = fallocate(&draft, FallocateFlags::KEEP_SIZE, 0, 1 << 20);
+        let open = draft.as_fd().try_clone_to_owned().unwrap();
+        assert!(fstat(&open).unwrap().st_blocks > 0);
+        drop(draft);
+        let status = fstat(&open).unwrap();
+        assert_eq!((status.st_nlink, status.st_size, status.st_blocks), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_has_another_name_by_now_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let drafts = Drafts::new(Directory::open(folder.path()).unwrap());
+        let draft = drafts.begin().unwrap();
+        draft.append(b"text").unwrap();
+        // As if the disk had said that this failed, and done it.
+        fs::rename(folder.path().join(&draft.name), folder.path().join("name")).unwrap();
+        drop(draft);
+        assert_eq!(fs::read(folder.path().join("name")).unwrap(), b"text");
     }
 }
