@@ -48,8 +48,8 @@ pub struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// The address of the peer, asked of the kernel; `None` on a unix socket, or when the peer has gone.
-    pub fn address(&self) -> Option<IpAddr> {
+    /// The address of the peer, asked of the kernel: `None` on a unix socket, an error when the peer has gone.
+    pub fn address(&self) -> Result<Option<IpAddr>, Errno> {
         sys::peer_address(self.socket.borrow())
     }
 }

@@ -44,11 +44,12 @@ pub fn no_delay(socket: BorrowedFd<'_>) {
     let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
 }
 
-/// The address of a socket's peer. `None` on a unix socket, and when the connection has gone. An IPv4 peer of an IPv6 socket has
-/// its IPv4 address.
-pub fn peer_address(socket: BorrowedFd<'_>) -> Option<IpAddr> {
-    let address = SocketAddr::try_from(rustix::net::getpeername(socket).ok()??).ok()?;
-    Some(address.ip().to_canonical())
+/// The address of a socket's peer: `None` on a unix socket, an error when the connection has gone. An IPv4 peer of an IPv6 socket
+/// has its IPv4 address.
+pub fn peer_address(socket: BorrowedFd<'_>) -> Result<Option<IpAddr>, Errno> {
+    let address = rustix::net::getpeername(socket)?;
+    let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+    Ok(address.map(|address| address.ip().to_canonical()))
 }
 
 #[cfg(test)]
@@ -63,5 +64,22 @@ mod tests {
         assert_eq!(status(file.as_fd()).unwrap().kind, FileKind::Regular);
         let directory = std::fs::File::open("/").unwrap();
         assert_eq!(status(directory.as_fd()).unwrap().kind, FileKind::Directory);
+    }
+
+    #[test]
+    fn who_has_gone_is_not_taken_for_a_peer_on_this_machine() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut socket, _) = listener.accept().unwrap();
+        assert_eq!(peer_address(socket.as_fd()), Ok(Some("127.0.0.1".parse().unwrap())));
+        reset_on_close(peer.as_fd()).unwrap();
+        drop(peer);
+        // Returns when the reset has come.
+        std::io::Read::read(&mut socket, &mut [0]).unwrap_err();
+        assert_eq!(peer_address(socket.as_fd()), Err(Errno::NOTCONN));
+
+        let (local, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        drop(other);
+        assert_eq!(peer_address(local.as_fd()), Ok(None));
     }
 }

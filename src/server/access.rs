@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use tracing::warn;
 
 use super::config::AccessConfig;
@@ -88,7 +89,7 @@ impl Access {
         let is_wrong = matches!(refused, Refused::WrongToken(_));
         let wait = if is_wrong { self.failures.count_wrong(client, now) } else { None };
         if self.failures.is_worth_a_line(wait.is_some(), now) {
-            let who = client.map_or("a local client".to_owned(), |address| address.to_string());
+            let who = client.map_or("somebody".to_owned(), |address| address.to_string());
             let why = match refused {
                 Refused::NoToken => "no token".to_owned(),
                 Refused::WrongToken(None) => "an unknown token".to_owned(),
@@ -137,7 +138,9 @@ fn unauthorized(text: String) -> Reply {
 
 /// Who really asks. A proxy on this machine is believed what it says of its peer, which it writes last; from elsewhere anybody could
 /// write that. `None` when nobody knows.
-fn client_address(peer: Option<IpAddr>, forwarded_for: Option<&[u8]>) -> Option<IpAddr> {
+fn client_address(peer: Result<Option<IpAddr>, Errno>, forwarded_for: Option<&[u8]>) -> Option<IpAddr> {
+    // Who has gone may have come from anywhere.
+    let peer = peer.ok()?;
     match peer {
         Some(address) if !address.is_loopback() => peer,
         _ => forwarded_for.and_then(last_address).or(peer),
@@ -369,12 +372,17 @@ mod tests {
             ("127.0.0.1", Some("192.0.2.7, unknown"), "127.0.0.1"),
             ("127.0.0.1", Some(""), "127.0.0.1"),
         ] {
-            let found = client_address(address(peer), forwarded.map(str::as_bytes));
+            let found = client_address(Ok(address(peer)), forwarded.map(str::as_bytes));
             assert_eq!(found, address(expected), "{peer} {forwarded:?}");
         }
-        assert_eq!(client_address(None, Some(b"192.0.2.7")), client, "behind a unix socket");
-        assert_eq!(client_address(None, None), None);
-        assert_eq!(client_address(None, Some(b"\xff")), None);
+        assert_eq!(client_address(Ok(None), Some(b"192.0.2.7")), client, "behind a unix socket");
+        assert_eq!(client_address(Ok(None), None), None);
+        assert_eq!(client_address(Ok(None), Some(b"\xff")), None);
+        assert_eq!(
+            client_address(Err(Errno::NOTCONN), Some(b"192.0.2.7")),
+            None,
+            "it may come from elsewhere"
+        );
     }
 
     #[test]

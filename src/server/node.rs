@@ -98,12 +98,14 @@ impl CacheNode {
 
     /// Answers a request that would change something.
     fn change(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
-        let Some(uploads) = &mut self.uploads else {
-            return Answer::Reply(not_allowed("GET, HEAD", "this cache is read-only\n"));
-        };
-        match self.access.check(caller, request, Scope::Write) {
-            Ok(()) => uploads.call(caller.id, request),
-            Err(reply) => Answer::Reply(reply),
+        // Who may not read is not told either that nothing can be written.
+        let scope = if self.uploads.is_some() { Scope::Write } else { Scope::Read };
+        if let Err(reply) = self.access.check(caller, request, scope) {
+            return Answer::Reply(reply);
+        }
+        match &mut self.uploads {
+            Some(uploads) => uploads.call(caller.id, request),
+            None => Answer::Reply(not_allowed("GET, HEAD", "this cache is read-only\n")),
         }
     }
 

@@ -215,7 +215,9 @@ fn a_private_cache_shows_nothing_but_its_health_without_a_token() {
         expect_challenge(server.get(target));
         expect_challenge(get(&server, target, &bearer("a.b")));
         get(&server, target, &bearer(&writer)).expect(403);
-        assert_eq!(server.request("HEAD", target, &[]).status, 401);
+        for method in ["HEAD", "PUT", "POST", "DELETE", "OPTIONS"] {
+            assert_eq!(server.request(method, target, &[]).status, 401, "{method} {target}");
+        }
     }
     for authorization in [basic("any", &reader), bearer(&reader)] {
         for target in targets {
@@ -253,7 +255,11 @@ fn nix_reads_a_private_store_with_its_netrc() {
         destination.copy_from_failing(&server.url(), &fixture.key, &[path]);
         assert!(!destination.real(path).exists());
     }
-    server.get(&format!("/{}.narinfo", hash_part(path))).expect(401);
+    let target = format!("/{}.narinfo", hash_part(path));
+    server.get(&target).expect(401);
+    // That nothing can be written is for those who may read.
+    expect_challenge(server.request("PUT", &target, &[]));
+    server.request("PUT", &target, &[("Authorization", &bearer(&token))]).expect(405);
 }
 
 #[test]
