@@ -216,7 +216,7 @@ pub const UPLOADED_JSON_LEN_MAX: usize = 1024 * 1024;
 /// Signatures of one path; each may have to be verified, and whoever uploads can add some. Three is many.
 pub const SIGNATURES_MAX: usize = 256;
 /// Texts that are being uploaded (narinfos, listings, logs and the like) are kept in memory until they are whole, all together; those
-/// beyond are answered 503. Bytes.
+/// beyond are answered 503, or 413 when some of them was read already. Bytes.
 pub const UPLOADED_TEXTS_LEN_MAX: usize = 256 * 1024 * 1024;
 /// Files in `nar/` whose hashes are remembered, so that a narinfo that names one does not have to wait until it was read again. About
 /// 300 bytes each.

@@ -36,7 +36,7 @@ pub trait Service {
     /// the connection ends then.
     fn unwritten(&mut self, id: ConnectionId, errno: Errno) -> Answer;
 
-    /// The connection has gone before it was answered.
+    /// The connection has gone before it was answered, or the body that it was to bring is malformed or did not come in time.
     fn gone(&mut self, id: ConnectionId);
 }
 

@@ -243,9 +243,9 @@ impl Reason {
             Refusal::Conflict(_) => Class::Conflict,
             Refusal::Unsigned(_) => Class::Unsigned,
             Refusal::UnknownCoding(_) => Class::UnknownCoding,
-            Refusal::TooLarge(_) => Class::TooLarge,
+            // Too large for now: whoever is told so does not come again by itself.
+            Refusal::TooLarge(_) | Refusal::Busy(_) => Class::TooLarge,
             Refusal::NoRoom(_) => Class::NoRoom,
-            Refusal::Busy(_) => Class::Overloaded,
             Refusal::Failed(error) => {
                 Failure::log(error);
                 return Self::failed();
@@ -257,6 +257,7 @@ impl Reason {
     /// The same before anything was read. Later nobody is asked to come again: clients before Nix 2.33 cannot send a body twice.
     fn at_first(refusal: &Refusal) -> Self {
         match refusal {
+            Refusal::Busy(_) => Self::overloaded(),
             Refusal::Failed(error) => match Failure::log(error) {
                 Failure::Busy => Self::overloaded(),
                 Failure::Damaged | Failure::Broken => Self::failed(),
@@ -989,6 +990,16 @@ mod tests {
             assert_eq!(target_of(&route(target)), None, "{target}");
         }
         assert_eq!(Uploads::methods(&Route::Import), "POST");
+    }
+
+    #[test]
+    fn nobody_is_asked_to_send_again_what_was_read_already() {
+        let full = Refusal::Busy("there is no memory for it at the moment".to_owned());
+        assert_eq!(Reason::at_first(&full).reply().status, Status::ServiceUnavailable);
+        let later = Reason::of(&full).reply();
+        assert_eq!(later.status, Status::ContentTooLarge);
+        let ReplyBody::Bytes(text) = later.body else { panic!("a text") };
+        assert!(text.starts_with(b"there is no memory"));
     }
 
     #[test]
