@@ -49,6 +49,11 @@ impl Access {
         self.config.tokens = tokens;
     }
 
+    /// Whether who has no token may not even read.
+    pub fn is_private(&self) -> bool {
+        self.config.is_private
+    }
+
     /// Called about once a second.
     pub fn tick(&mut self) {
         self.failures.tick();

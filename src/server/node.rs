@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use memchr::memmem;
 use rustix::io::Errno;
 
 use super::access::{Access, Scope};
@@ -29,7 +30,7 @@ use crate::codec::store_path::HashPart;
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, OpenedFile};
 use crate::ring::reactor;
-use crate::ring::service::{Answer, Caller, Effects, Node, Reply, Service};
+use crate::ring::service::{Answer, Caller, Effects, Node, Reply, ReplyBody, Service};
 use crate::store::catalog::NarKey;
 
 /// One worker's answers.
@@ -226,10 +227,9 @@ impl CacheNode {
             Err(_) => Answer::Reply(overloaded()),
         }
     }
-}
 
-impl Service for CacheNode {
-    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+    /// Answers any request.
+    fn respond(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
         let id = caller.id;
         match request.method {
             Method::Get | Method::Head => {}
@@ -265,6 +265,23 @@ impl Service for CacheNode {
         }
     }
 
+    /// Keeps proxies from giving an answer of a private cache to everybody.
+    fn seal(&self, answer: &mut Answer) {
+        if let Answer::Reply(reply) = answer
+            && self.access.is_private()
+        {
+            keep_private(reply);
+        }
+    }
+}
+
+impl Service for CacheNode {
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+        let mut answer = self.respond(caller, request);
+        self.seal(&mut answer);
+        answer
+    }
+
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {
         let Some(Pending { wish, source, stage }) = self.pending.remove(&id) else {
             return Answer::Reply(not_found());
@@ -274,7 +291,9 @@ impl Service for CacheNode {
             (Source::Directory(directory), Stage::File) => directory.opened(&wish, result),
             _ => Step::Absent,
         };
-        self.settle(id, wish, source, step)
+        let mut answer = self.settle(id, wish, source, step);
+        self.seal(&mut answer);
+        answer
     }
 
     fn body(&mut self, id: ConnectionId, piece: Bytes) {
@@ -336,6 +355,9 @@ impl Node for CacheNode {
             }
             Message::Tokens(tokens) => self.access.take_tokens(tokens),
         }
+        for (_, answer) in &mut effects.answers {
+            self.seal(answer);
+        }
     }
 
     fn tick(&mut self) {
@@ -363,6 +385,20 @@ fn plain(content_type: &'static str, text: impl Into<Bytes>, wish: &Wish) -> Rep
         content: Content::Bytes(text),
     }
     .reply(&wish.conditions)
+}
+
+/// Says of what may be kept that only its client may keep it. Some proxies give what has a `max-age` to everybody, also what was
+/// asked for with a token.
+fn keep_private(reply: &mut Reply) {
+    if let ReplyBody::Rendered { text, fields_len } = &reply.body {
+        let (fields, body) = (**text).as_ref().split_at(*fields_len);
+        reply.fields = [&reply.fields, fields].concat().into();
+        reply.body = ReplyBody::Bytes(Bytes::copy_from_slice(body));
+    }
+    if let Some(at) = memmem::find(&reply.fields, b"max-age=") {
+        let (before, after) = reply.fields.split_at(at);
+        reply.fields = [before, b"private, ", after].concat().into();
+    }
 }
 
 /// What a failure of one source means: damage is as good as absence, and another source may have it.

@@ -237,6 +237,12 @@ fn a_private_cache_shows_nothing_but_its_health_without_a_token() {
     }
 }
 
+/// Where the NAR is.
+fn narinfo_url(narinfo: &Reply) -> String {
+    let url = narinfo.text().lines().find_map(|line| line.strip_prefix("URL: "));
+    format!("/{}", url.unwrap())
+}
+
 #[test]
 fn nix_reads_a_private_store_with_its_netrc() {
     let fixture = fixture();
@@ -257,6 +263,18 @@ fn nix_reads_a_private_store_with_its_netrc() {
     }
     let target = format!("/{}.narinfo", hash_part(path));
     server.get(&target).expect(401);
+    // A proxy that keeps it does not have to be asked for a token, so none may keep it.
+    let narinfo = get(&server, &target, &bearer(&token)).expect(200);
+    assert_eq!(narinfo.field("cache-control"), Some("private, max-age=86400"));
+    assert!(narinfo.text().starts_with("StorePath: "), "{}", narinfo.text());
+    let head = server.request("HEAD", &target, &[("Authorization", &bearer(&token))]).expect(200);
+    for name in ["cache-control", "content-type", "content-length"] {
+        assert_eq!(head.field(name), narinfo.field(name));
+    }
+    for target in [narinfo_url(&narinfo), format!("/{}.ls", hash_part(path))] {
+        let reply = get(&server, &target, &bearer(&token)).expect(200);
+        assert!(reply.field("cache-control").unwrap().starts_with("private, max-age="), "{target}");
+    }
     // That nothing can be written is for those who may read.
     expect_challenge(server.request("PUT", &target, &[]));
     server.request("PUT", &target, &[("Authorization", &bearer(&token))]).expect(405);
