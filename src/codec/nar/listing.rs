@@ -130,7 +130,7 @@ pub enum ListingTextError {
 ///
 /// Names may be any bytes, as Nix writes them. `serde_json` reads all levels but the last of [`crate::limits::NAR_DEPTH_MAX`].
 pub fn check(text: &[u8]) -> Result<(), ListingTextError> {
-    let text: ListingText = serde_json::from_str(&String::from_utf8_lossy(text))?;
+    let text: ListingText = serde_json::from_slice(text)?;
     if text.version == 1 { Ok(()) } else { Err(ListingTextError::Version(text.version)) }
 }
 
@@ -195,11 +195,12 @@ impl<'de> Deserialize<'de> for Skipped {
                 formatter.write_str("a string")
             }
 
-            fn visit_str<E>(self, _: &str) -> Result<Skipped, E> {
+            fn visit_bytes<E>(self, _: &[u8]) -> Result<Skipped, E> {
                 Ok(Skipped)
             }
         }
-        deserializer.deserialize_str(AnyText)
+        // For one of text, it would have to be UTF-8.
+        deserializer.deserialize_bytes(AnyText)
     }
 }
 
