@@ -124,6 +124,13 @@ impl UploadFolder {
                     older.out_path, realisation.out_path
                 )));
             }
+            // They are signed as well.
+            if older.dependent_realisations != realisation.dependent_realisations {
+                return Err(Refusal::Conflict(format!(
+                    "the output is in the cache as {} with other dependent realisations, and is not replaced",
+                    older.out_path
+                )));
+            }
             unite_signatures(&mut realisation.signatures, older.signatures)?;
         }
         let text = write(&realisation);
