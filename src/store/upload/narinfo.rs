@@ -132,7 +132,9 @@ impl UploadFolder {
     /// Whether all that the path needs can be had here.
     pub(super) fn check_references(&self, info: &PathInfo, is_known: IsKnown<'_>) -> Result<(), Refusal> {
         for reference in info.references.iter().filter(|reference| **reference != info.path) {
-            if self.root.file(&narinfo_name(reference.hash_part()))?.is_none() && !is_known(reference)? {
+            let found = self.narinfo(reference.hash_part())?;
+            let is_here = found.is_some_and(|narinfo| narinfo.info.path == *reference);
+            if !is_here && !is_known(reference)? {
                 return Err(Refusal::Conflict(format!(
                     "{} refers to {reference}, which is not in the cache: upload that first",
                     info.path

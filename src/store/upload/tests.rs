@@ -430,6 +430,13 @@ fn what_a_path_refers_to_is_here_or_served_from_elsewhere() {
         Ok(true)
     });
     assert_eq!((accepted.unwrap().is_new, asked), (true, vec![dependency.to_owned()]));
+    // Another path of that hash part is not the one that is needed, and what nobody can read is none.
+    let beside = fixture.path().join(format!("{}.narinfo", &dependency[..32]));
+    fs::write(&beside, text_of(&file.narinfo(&format!("{}-beside", &dependency[..32]), &[]))).unwrap();
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, dependency);
+    fs::write(&beside, "").unwrap();
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, dependency);
+    fs::remove_file(beside).unwrap();
     // From here on it is there itself.
     fixture.put_narinfo(&NarFile::narinfo(&file, dependency, &[])).unwrap();
     assert!(!fixture.put_narinfo(&narinfo).unwrap());
@@ -704,6 +711,12 @@ fn a_realisation_is_not_replaced_by_another_and_signatures_are_united() {
         Conflict,
         other
     );
+    // Nobody has signed the one with what the other depends on.
+    let mut dependent = realisation(OUT, 3);
+    dependent.dependent_realisations.insert(id.clone(), StorePath::parse_base_name(other).unwrap());
+    let dependent = dependent.to_keyed_json(&id);
+    assert_refused!(fixture.put(target(), dependent.as_bytes()), Conflict, "dependent realisations");
+    assert_eq!(fixture.read(&format!("realisations/{id}.doi")), united.to_keyed_json(&id));
     let elsewhere = DrvOutput::parse(&format!("sha256:{hex}!dev")).unwrap();
     assert_refused!(fixture.put(Target::Realisation(elsewhere), text.as_bytes()), Mismatch, "dev");
     assert_refused!(fixture.put(target(), b"{\"\n\": 1}"), Malformed, "not a realisation");
