@@ -301,6 +301,19 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_is_looked_at_where_it_is() {
+        let name = [0xff; 100_000];
+        let text = [
+            br#"{"version":1,"root":{"type":"directory","entries":{""#,
+            &name[..],
+            br#"":{"type":"symlink","target":"x"}}}}"#,
+        ]
+        .concat();
+        let allocated = allocation_counter::measure(|| check(&text).unwrap());
+        assert!(allocated.bytes_max < 10_000, "{}", allocated.bytes_max);
+    }
+
+    #[test]
     fn a_listing_may_be_as_deep_as_all_but_the_deepest_trees() {
         let nested = |levels: usize| {
             let (head, tail) =
