@@ -13,7 +13,8 @@
 //! narinfo names a NAR that is there, was looked into and is what the narinfo says, and the narinfos of all that it refers to
 //! are there or served from elsewhere. What a crash leaves is in the folder of the process, which the next one removes.
 //!
-//! Nothing else is ever removed, and nothing that is there is changed but as [`Refusal::Conflict`] allows: the same under the same name.
+//! Nothing else is ever removed. What takes the place of a narinfo or a realisation says the same of the path, with more signatures;
+//! `nix-cache-info` stays as it is; of listings, logs and debug links the last one counts.
 
 mod import;
 mod nar;

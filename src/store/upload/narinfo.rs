@@ -58,9 +58,7 @@ impl UploadFolder {
             );
             return Err(Refusal::TooLarge(text));
         }
-        if found.as_ref() != Some(&text) {
-            self.staging.drafts.write(text.as_bytes(), &self.root, &name)?;
-        }
+        self.keep_text(&text, found.as_deref(), &self.root, &name)?;
         Ok(found.is_none())
     }
 

@@ -11,6 +11,7 @@ use crate::codec::nar::listing;
 use crate::codec::realisation::{DrvOutput, OutputName, Realisation};
 use crate::codec::store_path::{HashPart, StorePath};
 use crate::limits::UPLOADED_JSON_LEN_MAX;
+use crate::store::StoreError;
 use crate::store::directory::Directory;
 use crate::store::nar_cache::CACHE_INFO_NAME;
 
@@ -30,6 +31,7 @@ impl UploadFolder {
         }
         let _lock = self.lock(CACHE_INFO_NAME);
         if self.root.file(CACHE_INFO_NAME)?.is_some() {
+            self.root.sync()?;
             return Ok(false);
         }
         self.staging.drafts.write(text, &self.root, CACHE_INFO_NAME)?;
@@ -139,10 +141,23 @@ impl UploadFolder {
                 format!("with the signatures that are there it has more than {UPLOADED_JSON_LEN_MAX} bytes");
             return Err(Refusal::TooLarge(text));
         }
-        if found.as_ref() != Some(&text) {
-            self.staging.drafts.write(text.as_bytes(), directory, name)?;
-        }
+        self.keep_text(&text, found.as_deref(), directory, name)?;
         Ok(found.is_none())
+    }
+
+    /// Writes a text unless it is what was found there.
+    pub(super) fn keep_text(
+        &self,
+        text: &str,
+        found: Option<&str>,
+        directory: &Directory,
+        name: &str,
+    ) -> Result<(), StoreError> {
+        if found == Some(text) {
+            // The process that wrote it may have ended before its name was on the disk.
+            return directory.sync();
+        }
+        self.staging.drafts.write(text.as_bytes(), directory, name)
     }
 
     /// Puts a text in the place of what has its name.
