@@ -74,9 +74,7 @@ impl Sha256Digest {
 
     /// The 64 lower-case hexadecimal digits, without prefix.
     pub fn to_hex(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
-        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0x0f)]).collect()
+        encode_hex(&self.0)
     }
 }
 
@@ -122,6 +120,13 @@ impl Sha256 {
 fn decode_base64(text: &str) -> Result<Sha256Digest, HashError> {
     let bytes = BASE64.decode(text).map_err(|_| HashError::WrongDigit)?;
     bytes.try_into().map(Sha256Digest).map_err(|_| HashError::WrongLength)
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn encode_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0x0f)]).collect()
 }
 
 /// Nix takes upper and lower case.

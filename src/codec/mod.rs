@@ -3,6 +3,7 @@
 pub mod base32;
 pub mod build_id;
 pub mod cache_info;
+pub mod content_address;
 pub mod decompress;
 pub mod export;
 pub mod hash;

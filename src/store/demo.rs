@@ -11,7 +11,8 @@ use rusqlite::Connection;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use tempfile::TempDir;
 
-use crate::codec::hash::{Sha256, Sha256Digest};
+use crate::codec::content_address::path_of_tree;
+use crate::codec::hash::Sha256Digest;
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{NAR_DEPTH_MAX, STORE_NAME_LEN_MAX};
 use crate::store::db::SCHEMA_VERSION;
@@ -128,7 +129,8 @@ impl DemoStore {
                 return Err(error);
             }
         };
-        let path = source_path(&self.store.store_dir, name, nar_hash)?;
+        let path = path_of_tree(&self.store.store_dir, name, nar_hash)
+            .map_err(|error| StoreError::damaged(name, error))?;
         let real = self.store.real_store.join(path.base_name());
         if fs::symlink_metadata(&real).is_ok() {
             // Two names of the folder can become one name of the store.
@@ -196,21 +198,6 @@ create table DerivationOutputs (
 );
 create index IndexDerivationOutputs on DerivationOutputs(path);
 ";
-
-/// The store path of a source tree without references that is addressed by the SHA-256 of its NAR.
-///
-/// Nix's manual, "Complete Store Path Calculation": the text `source:sha256:<hash in hex>:<store directory>:<name>`
-/// is hashed and folded to 20 bytes.
-fn source_path(store_dir: &StoreDir, name: &str, nar_hash: Sha256Digest) -> Result<StorePath, StoreError> {
-    let fingerprint = format!("source:sha256:{}:{}:{name}", nar_hash.to_hex(), store_dir.as_str());
-    let digest = Sha256::digest(fingerprint.as_bytes());
-    let mut folded = [0; 20];
-    for (index, byte) in digest.0.iter().enumerate() {
-        folded[index % 20] ^= byte;
-    }
-    let base_name = format!("{}-{name}", nix_base32::to_nix_base32(&folded));
-    StorePath::parse_base_name(&base_name).map_err(|error| StoreError::damaged(base_name, error))
-}
 
 /// A name that every version of Nix takes: other characters become `-`, and a leading dot, which old ones refuse,
 /// becomes `_`.

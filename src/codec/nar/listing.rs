@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_listing_is_looked_at_where_it_is() {
-        let name = [0xff; 100_000];
+        let name = vec![0xff; 100_000];
         let text = [
             br#"{"version":1,"root":{"type":"directory","entries":{""#,
             &name[..],

@@ -2,6 +2,7 @@
 
 use super::nar::parse_url;
 use super::{Refusal, UploadFolder, quoted, reason};
+use crate::codec::content_address;
 use crate::codec::nar::verify::NarFacts;
 use crate::codec::narinfo::{NarInfo, PathInfo};
 use crate::codec::signature::Signature;
@@ -35,6 +36,9 @@ impl UploadFolder {
     /// Gives a narinfo its name if all of it is true, and says whether there was none of that path.
     pub(super) fn keep_narinfo(&self, mut narinfo: NarInfo, is_known: IsKnown<'_>) -> Result<bool, Refusal> {
         check_count(&narinfo.info.signatures)?;
+        content_address::check(&self.settings.store_dir, &narinfo.info).map_err(|error| {
+            Refusal::Mismatch(reason(format_args!("the narinfo of {}: {error}", narinfo.info.path)))
+        })?;
         self.check_signed(&narinfo.info)?;
         let facts = self.check_nar(&narinfo)?;
         self.check_references(&narinfo.info, is_known)?;
@@ -166,7 +170,8 @@ fn unite(info: &mut PathInfo, older: PathInfo) -> Result<(), Refusal> {
     let PathInfo { signatures, deriver, ca, .. } = older;
     unite_signatures(&mut info.signatures, signatures)?;
     info.deriver = deriver.or(info.deriver.take());
-    info.ca = ca.or(info.ca.take());
+    // That of the newer one was looked at.
+    info.ca = info.ca.take().or(ca);
     Ok(())
 }
 

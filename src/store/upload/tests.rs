@@ -477,6 +477,31 @@ fn signatures_are_united_and_nothing_else_is_replaced() {
 }
 
 #[test]
+fn a_content_address_is_that_of_the_path() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Zstd);
+    fixture.put_nar(&file).unwrap();
+    let nar_hash = Sha256::digest(&file.nar);
+    let store_dir = &fixture.folder.settings.store_dir;
+    let path = crate::codec::content_address::path_of_tree(store_dir, "x", nar_hash).unwrap();
+    let plain = file.narinfo(path.base_name(), &[]);
+    fixture.put_narinfo(&plain).unwrap();
+    for wrong in ["x".to_owned(), format!("fixed:sha256:{}", nar_hash.to_nix32())] {
+        let mut narinfo = plain.clone();
+        narinfo.info.ca = Some(wrong);
+        assert_refused!(fixture.put_narinfo(&narinfo), Mismatch, "the CA is");
+    }
+    assert_eq!(fixture.narinfo(path.base_name()), plain);
+    // Whoever has not known it takes nothing away.
+    let mut right = plain.clone();
+    right.info.ca = Some(format!("fixed:r:{nar_hash}"));
+    for narinfo in [&right, &plain] {
+        fixture.put_narinfo(narinfo).unwrap();
+        assert_eq!(fixture.narinfo(path.base_name()), right);
+    }
+}
+
+#[test]
 fn a_narinfo_never_grows_until_it_cannot_be_read() {
     let fixture = Fixture::new();
     let file = NarFile::new("a", Compression::Zstd);
