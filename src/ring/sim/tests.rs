@@ -445,6 +445,28 @@ fn who_has_waited_long_for_an_answer_has_time_to_take_it() {
 }
 
 #[test]
+fn the_time_of_a_peer_begins_when_something_is_wanted_of_it() {
+    let mut world = calm();
+    world.is_silent = true;
+    let body = body(3 * INTAKE_PIECE_LEN_BYTES);
+    let (said, rest) = body.split_at(2 * INTAKE_PIECE_LEN_BYTES);
+    let index = world.connect(silent([put_head("", body.len()), said.to_vec()].concat()));
+    for _ in 0..500 {
+        world.turn();
+    }
+    world.pass(10 * RECEIVE_TIMEOUT_S);
+    world.is_silent = false;
+    world.settle();
+    world.pass(RECEIVE_TIMEOUT_S);
+    world.settle();
+    assert!(world.sim.socket(index).sent().is_empty());
+    world.say(index, rest);
+    world.settle();
+    assert!(world.sim.socket(index).sent().starts_with(b"HTTP/1.1 201 "));
+    world.end();
+}
+
+#[test]
 fn a_body_that_comes_during_the_end_is_taken() {
     for half_len in [0, 100, INTAKE_PIECE_LEN_BYTES] {
         let mut world = calm();
