@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -23,27 +24,13 @@ impl Nginx {
     /// while their bodies come, over HTTP/1.1.
     pub fn start(server: SocketAddr) -> Self {
         let folder = tempfile::Builder::new().prefix("nginx-").tempdir().unwrap();
-        let (root, [plain, tls]) = (text(folder.path()), free_addresses());
+        let root = text(folder.path());
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [plain, tls] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         // One certificate that is its own authority.
-        run(Command::new("openssl").current_dir(folder.path()).args([
-            "req",
-            "-x509",
-            "-nodes",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "certificate.pem",
-        ]));
+        let certify = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -subj /CN=localhost \
+            -addext subjectAltName=DNS:localhost -keyout key.pem -out certificate.pem";
+        run(Command::new("openssl").current_dir(folder.path()).args(certify.split_whitespace()));
         // A worker that changes its user could not write to a temporary folder of root's.
         let user = if rustix::process::geteuid().is_root() { "user root root;" } else { "" };
         let configuration = format!(
@@ -66,9 +53,9 @@ http {{
 "
         );
         fs::write(folder.path().join("nginx.conf"), configuration).unwrap();
-        let mut nginx = Self { child: spawn(folder.path()), folder, plain, tls };
+        let mut nginx = Self { child: spawn(folder.path(), listeners), folder, plain, tls };
         let pid = nginx.folder.path().join("pid");
-        // It is written when both addresses are nginx's own.
+        // It is written when nginx has taken both addresses over.
         eventually("nginx listens", || {
             assert!(nginx.child.try_wait().unwrap().is_none(), "nginx has ended:\n{}", nginx.log());
             pid.exists()
@@ -106,17 +93,14 @@ impl Drop for Nginx {
     }
 }
 
-fn spawn(folder: &Path) -> Child {
+/// nginx takes over sockets as from an older nginx that it replaces, so nobody else can come to have their addresses. What a new
+/// process has open are its standard streams.
+fn spawn(folder: &Path, [first, second]: [TcpListener; 2]) -> Child {
     // Debian keeps it where only root looks for programs.
     let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
     let log = File::create(folder.join("output.log")).unwrap();
     let mut command = Command::new("nginx");
     command.env("PATH", path).arg("-p").arg(folder).arg("-c").arg(folder.join("nginx.conf"));
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.env("NGINX", "0;1;").stdin(OwnedFd::from(first)).stdout(OwnedFd::from(second)).stderr(log);
     command.spawn().expect("nginx: tests/run installs it")
-}
-
-/// Two addresses that nobody had a moment ago.
-fn free_addresses() -> [SocketAddr; 2] {
-    [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap()).map(|listener| listener.local_addr().unwrap())
 }
