@@ -277,8 +277,9 @@ pub const SMALL_FILES_MEAN_LEN: u64 = SENDFILE_LEN_MIN;
 /// How long to wait before opening a NAR cache is tried again.
 pub const CACHE_OPEN_INTERVAL: Duration = Duration::from_secs(5);
 /// NARs and exports that are uploaded at once, divided among the workers. Each takes a piece or two of its body, a descriptor or two,
-/// and what it needs to be decoded: 9 MiB for xz as Nix makes it, 8 MiB for zstd, 128 MiB if somebody wants to cost memory.
-pub const UPLOADS_MAX: usize = 64;
+/// and what it needs to be decoded: 9 MiB for xz as Nix makes it, 8 MiB for zstd, 128 MiB if somebody wants to cost memory, so 4 GiB
+/// in the worst case. One Nix sends 25 at once.
+pub const UPLOADS_MAX: usize = 32;
 /// A worker has at least so many of these places, however many workers there are.
 pub const UPLOADS_PER_WORKER_MIN: usize = 2;
 /// Everything else that is uploaded at once, divided among the workers: short texts, which never wait for a NAR.

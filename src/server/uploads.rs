@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use super::lookup::SharedStore;
 use super::plane::{Plane, Toolbox};
@@ -247,8 +247,13 @@ impl Reason {
             Refusal::TooLarge(_) | Refusal::Busy(_) => Class::TooLarge,
             Refusal::NoRoom(_) => Class::NoRoom,
             Refusal::Failed(error) => {
-                Failure::log(error);
-                return Self::failed();
+                return match Failure::log(error) {
+                    Failure::Busy => Self::new(
+                        Class::Conflict,
+                        "what the cache has cannot be looked at now: upload it again",
+                    ),
+                    Failure::Damaged | Failure::Broken => Self::failed(),
+                };
             }
         };
         Self::new(class, refusal.to_string())
@@ -414,7 +419,6 @@ impl Uploads {
             self.shared.counts.waiting.fetch_add(1, Ordering::Relaxed);
             self.states.insert(id, State::Waiting(order));
         } else {
-            warn!("too many uploads wait; one is refused");
             return self.refuse(Reason::overloaded());
         }
         Answer::Pending
@@ -1000,6 +1004,14 @@ mod tests {
         assert_eq!(later.status, Status::ContentTooLarge);
         let ReplyBody::Bytes(text) = later.body else { panic!("a text") };
         assert!(text.starts_with(b"there is no memory"));
+
+        let busy = || StoreError::Database {
+            path: "db.sqlite".into(),
+            fault: DatabaseFault::Busy,
+            source: rusqlite::Error::InvalidQuery,
+        };
+        assert_eq!(Reason::at_first(&busy().into()).reply().status, Status::ServiceUnavailable);
+        assert_eq!(Reason::of(&busy().into()).reply().status, Status::Conflict);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// What the limits of the server say, for one worker.
-const UPLOADS_MAX: usize = 64;
+const UPLOADS_MAX: usize = 32;
 const UPLOADS_WAITING_MAX: usize = 128;
 
 const DERIVATION: &str = "3p0h0g3y1yrcxrkfhc5d5w3hm8lfxcpr-thing-1.0.drv";
