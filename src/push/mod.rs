@@ -240,7 +240,7 @@ impl Pusher {
         let missing = |position: &usize| !is_there[*position] && closure.entries[*position].problem.is_none();
         for entry in (0..closure.entries.len()).filter(missing).map(|position| &closure.entries[position]) {
             self.outcome.missing.add(entry.path.full(&self.settings.store.store_dir));
-            self.outcome.missing_bytes += entry.nar_size;
+            add(&mut self.outcome.missing_bytes, entry.nar_size);
         }
         if self.settings.is_rehearsal {
             for entry in &closure.entries {
@@ -317,12 +317,11 @@ impl Pusher {
             .iter()
             .zip(is_there)
             .filter(|(_, is_there)| !**is_there)
-            .map(|(entry, _)| entry.nar_size)
-            .sum();
+            .fold(0_u64, |total, (entry, _)| total.saturating_add(entry.nar_size));
         let total = is_there.iter().filter(|is_there| !**is_there).count();
         let upload = Upload::new(Arc::clone(&self.settings), closure, is_there);
         let results = upload.begin(total)?;
-        let (mut done, mut done_bytes) = (0, 0);
+        let (mut done, mut done_bytes) = (0, 0_u64);
         let mut last_shown = Instant::now();
         while done < total {
             let result = receive(&results, &self.settings.interrupted);
@@ -332,18 +331,18 @@ impl Pusher {
             match result? {
                 Some(Done::Uploaded { position, file_size }) => {
                     let entry = upload.entry(position);
-                    (done, done_bytes) = (done + 1, done_bytes + entry.nar_size);
+                    (done, done_bytes) = (done + 1, done_bytes.saturating_add(entry.nar_size));
                     let path = entry.path.full(&self.settings.store.store_dir);
                     self.outcome.failed.remove(&path);
                     report(Event::Uploaded { path: &path, nar_size: entry.nar_size, file_size });
                     self.outcome.uploaded.add(path);
-                    self.outcome.nar_bytes += entry.nar_size;
+                    add(&mut self.outcome.nar_bytes, entry.nar_size);
                     self.remember(entry.path.hash_part());
                 }
                 Some(Done::Sent { file_size }) => self.outcome.sent_bytes += file_size,
                 Some(Done::Failed { position, reason }) => {
                     let entry = upload.entry(position);
-                    (done, done_bytes) = (done + 1, done_bytes + entry.nar_size);
+                    (done, done_bytes) = (done + 1, done_bytes.saturating_add(entry.nar_size));
                     // What somebody relied on may be gone: it is asked for again.
                     self.known.clear();
                     let info = self.database.path_info(entry.path.hash_part());
@@ -361,8 +360,8 @@ impl Pusher {
             }
             if last_shown.elapsed() >= PUSH_TICK || done == total {
                 let lanes = upload.lanes();
-                let begun: u64 = lanes.iter().flatten().map(Lane::sent_of_nar).sum();
-                let done_bytes = done_bytes + begun;
+                let begun = lanes.iter().flatten().map(Lane::sent_of_nar);
+                let done_bytes = begun.fold(done_bytes, u64::saturating_add);
                 report(Event::Progress(&Progress { done, total, done_bytes, total_bytes, lanes: &lanes }));
                 last_shown = Instant::now();
             }
@@ -377,6 +376,11 @@ impl Pusher {
         }
         self.known.insert(hash_part);
     }
+}
+
+/// A database that is damaged may claim more than can be counted.
+fn add(total_bytes: &mut u64, len_bytes: u64) {
+    *total_bytes = total_bytes.saturating_add(len_bytes);
 }
 
 impl Outcome {

@@ -285,6 +285,20 @@ fn a_damaged_path_never_leaves_the_machine_and_the_others_do() {
 }
 
 #[test]
+fn sizes_that_cannot_be_counted_fail_their_paths_alone() {
+    let (store, _) = store_of(3);
+    let alone = store.add_bytes("alone", b"the only one whose size is true");
+    let database = rusqlite::Connection::open(store.database()).unwrap();
+    database.execute("update ValidPaths set narSize = ?1 where path <> ?2", (i64::MAX, &alone)).unwrap();
+    let cache = PlainCache::start();
+    let pushed = Push::new(&store, &cache.url()).args(["--all", "--dry-run"]).run().expect(0);
+    assert!(pushed.lines.last().unwrap().starts_with("4 of 4 store paths are missing"), "{:?}", pushed.lines);
+    let pushed = Push::new(&store, &cache.url()).args(["--all"]).run().expect(1);
+    assert_eq!(pushed.uploaded(), BTreeSet::from([&alone[1..]]));
+    assert_eq!(pushed.lines.iter().filter(|line| line.contains("is shorter than")).count(), 3);
+}
+
+#[test]
 fn files_that_are_gone_are_a_failure_of_their_path_alone() {
     let (store, [needing, needed, alone]) = store_of_three();
     fs::remove_file(store.real(&needing)).unwrap();
