@@ -347,6 +347,25 @@ fn credentials_are_sent_and_without_them_there_is_one_clear_line() {
 }
 
 #[test]
+fn nobody_is_followed_to_another_place_with_what_is_secret() {
+    let (store, [_, _, alone]) = store_of_three();
+    for status in [301, 302, 303, 307, 308] {
+        for method in ["GET", "HEAD", "PUT"] {
+            let (cache, elsewhere) = (PlainCache::start(), PlainCache::start());
+            let url = elsewhere.url();
+            cache.fail(move |request| {
+                (request.method == method).then(|| Fault::Moved(status, format!("{url}/{}", request.name)))
+            });
+            let with_login = cache.url().replace("http://", "http://user:hunter2@");
+            let pushed = Push::new(&store, &with_login).args([&*alone]).run().expect(2);
+            assert!(pushed.said.contains(&elsewhere.url()), "{method} {status}: {}", pushed.said);
+            assert!(!pushed.said.contains("hunter2"), "{}", pushed.said);
+            assert_eq!(elsewhere.requests().len(), 0, "{method} {status}");
+        }
+    }
+}
+
+#[test]
 fn a_cache_that_may_only_be_read_is_asked_to_take_one_thing() {
     let (store, paths) = store_of(30);
     let cache = PlainCache::start();
@@ -555,6 +574,27 @@ fn the_hook_uploads_what_nix_has_built() {
 }
 
 #[test]
+fn whatever_is_wrong_with_the_hook_it_fails_no_build() {
+    let folder = tempfile::tempdir().unwrap();
+    let conf = folder.path().join("push.conf");
+    let hook = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/post-build-hook");
+    // Nothing is found: neither narwire nor Nix.
+    let run = |settings: &str, out_paths: &str| {
+        fs::write(&conf, format!("PATH=/nowhere\n{settings}\n")).unwrap();
+        let variables =
+            [("NARWIRE_PUSH_CONF", text(&conf)), ("OUT_PATHS", out_paths), ("DRV_PATH", "/x.drv")];
+        let output = Command::new("/bin/sh").arg(&hook).env_clear().envs(variables).output().unwrap();
+        assert!(output.status.success(), "{settings}: {}", printed(&output));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for settings in ["", "NARWIRE_PUSH_TO='unclosed", "NARWIRE_PUSH_TO=$UNSET", "false; exit 100"] {
+        let said = run(settings, "/nix/store/a /nix/store/b");
+        assert!(said.contains("not all of /nix/store/a /nix/store/b was uploaded"), "{settings}: {said}");
+    }
+    assert!(run("", "").contains("not all of /x.drv was uploaded"));
+}
+
+#[test]
 fn signatures_of_the_database_go_along() {
     let fixture = fixture();
     let (store, [needing, needed, _]) = store_of_three();
@@ -701,7 +741,7 @@ fn pushing_goes_on_when_either_side_was_killed() {
     assert!(before < paths.len(), "the test was too slow to kill it");
 
     let mut running = push().start();
-    eventually("more of it is there", || narinfos() > before + 50);
+    eventually("more of it is there", || narinfos() > before);
     server.signal(Signal::KILL);
     server.exit();
     let _server = serve(&address);

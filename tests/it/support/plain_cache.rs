@@ -27,6 +27,8 @@ pub struct Request {
 pub enum Fault {
     /// This status, with this `Retry-After` if any, before the body is read.
     Status(u16, Option<&'static str>),
+    /// This status, and that it is somewhere else, at this URL.
+    Moved(u16, String),
     /// Half of the body is read, then the connection is reset.
     Reset,
     /// Nothing is said any more.
@@ -164,20 +166,11 @@ impl Shared {
     ) -> Option<()> {
         match fault {
             Some(Fault::Status(status, retry_after)) => {
-                let retry_after =
-                    retry_after.map(|value| format!("Retry-After: {value}\r\n")).unwrap_or_default();
-                let said = format!("the test wants {status}\n");
-                let head = format!(
-                    "HTTP/1.1 {status} No\r\n{retry_after}Content-Length: {}\r\nConnection: close\r\n\r\n",
-                    said.len()
-                );
-                stream
-                    .write_all((head + if request.method == "HEAD" { "" } else { &said }).as_bytes())
-                    .ok()?;
-                // What still comes is read, or the answer would be lost with it.
-                stream.shutdown(std::net::Shutdown::Write).ok()?;
-                let _ = std::io::copy(reader, &mut std::io::sink());
-                return None;
+                let field = retry_after.map(|value| format!("Retry-After: {value}\r\n")).unwrap_or_default();
+                return refuse(request, *status, &field, reader, stream);
+            }
+            Some(Fault::Moved(status, url)) => {
+                return refuse(request, *status, &format!("Location: {url}\r\n"), reader, stream);
             }
             Some(Fault::Reset) => {
                 let _ = reader.read_exact(&mut vec![0; request.len / 2]);
@@ -233,6 +226,24 @@ impl Shared {
             self.broken_promises.lock().unwrap().push(format!("{name} came before {missing}"));
         }
     }
+}
+
+/// Says this status with this field, and ends the connection.
+fn refuse(
+    request: &Request,
+    status: u16,
+    field: &str,
+    reader: &mut impl Read,
+    mut stream: &TcpStream,
+) -> Option<()> {
+    let said = format!("the test wants {status}\n");
+    let head =
+        format!("HTTP/1.1 {status} No\r\n{field}Content-Length: {}\r\nConnection: close\r\n\r\n", said.len());
+    stream.write_all((head + if request.method == "HEAD" { "" } else { &said }).as_bytes()).ok()?;
+    // What still comes is read, or the answer would be lost with it.
+    stream.shutdown(std::net::Shutdown::Write).ok()?;
+    let _ = std::io::copy(reader, &mut std::io::sink());
+    None
 }
 
 impl Request {
