@@ -115,14 +115,18 @@ impl Upload {
         for lane in 0..self.lanes.len().min(missing) {
             let (upload, results) = (Arc::clone(self), results.clone());
             let work = move || Worker { upload: &upload, lane, results, database: None }.run();
-            spawn("upload", work)?;
+            // Those that were started would go on beside whatever is done next.
+            spawn("upload", work).inspect_err(|_| self.end())?;
         }
         Ok(received)
     }
 
     /// Begins nothing more, and ends what is easily ended.
     pub fn end(&self) {
+        // With the lock, so that nobody is between looking and waiting, and would not be woken.
+        let progress = lock(&self.progress);
         self.is_ended.store(true, Ordering::Relaxed);
+        drop(progress);
         self.changed.notify_all();
     }
 
