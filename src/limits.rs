@@ -417,6 +417,8 @@ pub const PUSH_FAILURES_IN_A_ROW_MAX: u32 = 16;
 pub const PUSH_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A server that takes nothing and says nothing for this long is gone. It may look at a large upload for a while before it answers.
 pub const PUSH_STALL_TIMEOUT: Duration = Duration::from_mins(5);
+/// A server that is only asked what it has, and says nothing for this long, is gone.
+pub const PUSH_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a server has to say that it wants the body before it is sent anyway: as long as curl waits.
 pub const PUSH_EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// For a body from this length on the server is asked whether it wants it: one that refuses would not read it, and its answer could be lost

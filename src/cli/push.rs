@@ -42,7 +42,8 @@ Environment:
   NIX_SECRET_KEY_FILE, SIGN_KEY_PATHS  as --secret-key-file
   NIX_SSL_CERT_FILE                    trust the certificates in this file, and no others
   TMPDIR                               where long NARs wait for their upload [default: /var/tmp]
-  https_proxy, http_proxy, no_proxy    a proxy for all requests, and hosts to reach without it
+  all_proxy, https_proxy, http_proxy   a proxy for all requests: the first of them that is set
+  no_proxy                             hosts to reach without it
 
 Exit status: 0 all is there, 1 something is not (it is listed), 2 something has to be changed first.";
 

@@ -20,8 +20,8 @@ use super::retry::{self, Verdict};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
 use crate::limits::{
-    CACHE_INFO_LEN_MAX, PUSH_ANSWER_LEN_MAX, PUSH_CONNECT_TIMEOUT, PUSH_EXPECT_LEN_MIN, PUSH_EXPECT_TIMEOUT,
-    PUSH_FAILURES_IN_A_ROW_MAX, PUSH_JOBS_MAX, PUSH_QUERIES_MAX, PUSH_STALL_TIMEOUT,
+    CACHE_INFO_LEN_MAX, PUSH_ANSWER_LEN_MAX, PUSH_ANSWER_TIMEOUT, PUSH_CONNECT_TIMEOUT, PUSH_EXPECT_LEN_MIN,
+    PUSH_EXPECT_TIMEOUT, PUSH_FAILURES_IN_A_ROW_MAX, PUSH_JOBS_MAX, PUSH_QUERIES_MAX, PUSH_STALL_TIMEOUT,
 };
 use crate::store::now_s;
 
@@ -32,6 +32,8 @@ pub struct Cache {
     authorization: Option<HeaderValue>,
     /// Requests that failed however often they were tried, since the last one that was answered.
     failures_in_a_row: AtomicU32,
+    /// How long is waited for the answer to a question.
+    answer_timeout: Duration,
 }
 
 /// A kind of file of a cache.
@@ -185,7 +187,13 @@ impl Cache {
             value.set_sensitive(true);
             Some(value)
         });
-        Ok(Self { agent: config.new_agent(), address, authorization, failures_in_a_row: AtomicU32::new(0) })
+        Ok(Self {
+            agent: config.new_agent(),
+            address,
+            authorization,
+            failures_in_a_row: AtomicU32::new(0),
+            answer_timeout: PUSH_ANSWER_TIMEOUT,
+        })
     }
 
     /// Where it is.
@@ -310,8 +318,15 @@ impl Cache {
                 known.insert(AUTHORIZATION, authorization.clone());
             }
         }
-        let answer =
-            request.body(body).map_err(ureq::Error::from).and_then(|request| self.agent.run(request));
+        let run = |request| {
+            if method == Method::PUT {
+                return self.agent.run(request);
+            }
+            // It has nothing to look at first.
+            let configured = self.agent.configure_request(request);
+            self.agent.run(configured.timeout_per_read(Some(self.answer_timeout)).build())
+        };
+        let answer = request.body(body).map_err(ureq::Error::from).and_then(run);
         answer.map_err(|error| self.failure(method, name, &error))
     }
 
@@ -348,6 +363,8 @@ impl Cache {
         let (is_transient, is_unreachable) = match error {
             ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
+            // It may be the proxy that cannot reach the cache.
+            | ureq::Error::ConnectProxyFailed(_)
             | ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => (true, true),
             ureq::Error::Io(cause) => match cause.kind() {
                 ConnectionRefused | HostUnreachable | NetworkUnreachable | AddrNotAvailable => (true, true),
@@ -359,7 +376,11 @@ impl Cache {
             // TLS, a proxy that is none, and what cannot happen.
             _ => (false, true),
         };
-        let cause = in_words(error);
+        let cause = match error {
+            ureq::Error::Timeout(Timeout::PerRead) => "there is no answer".to_owned(),
+            ureq::Error::Timeout(Timeout::PerWrite) => "nothing more is taken".to_owned(),
+            error => in_words(error),
+        };
         if is_unreachable {
             ClientError::Unreachable { address: self.address.to_string(), cause, is_transient }
         } else {
@@ -581,6 +602,7 @@ mod tests {
         for (error, is_transient, is_general) in [
             (ureq::Error::HostNotFound, true, true),
             (ureq::Error::Timeout(Timeout::Connect), true, true),
+            (ureq::Error::ConnectProxyFailed("proxy server responded 503/503".to_owned()), true, true),
             (io(io::ErrorKind::ConnectionRefused), true, true),
             (io(io::ErrorKind::ConnectionReset), true, false),
             (io(io::ErrorKind::BrokenPipe), true, false),
@@ -591,6 +613,18 @@ mod tests {
         ] {
             let error = cache().failure(Method::PUT, "nar/x", &error);
             assert_eq!((error.is_transient(), error.is_general()), (is_transient, is_general), "{error}");
+        }
+    }
+
+    #[test]
+    fn who_is_asked_and_says_nothing_is_not_waited_for_as_after_an_upload() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let cache =
+            Cache { answer_timeout: Duration::from_millis(20), ..Cache::new(address, None, None).unwrap() };
+        for method in [Method::GET, Method::HEAD] {
+            let error = cache.ask(method, "x", HeaderMap::new(), SendBody::none()).unwrap_err();
+            assert!(error.is_transient() && error.to_string().ends_with("there is no answer"), "{error}");
         }
     }
 
