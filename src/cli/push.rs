@@ -223,6 +223,9 @@ fn settings(
     });
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
+        // The second one ends it whatever it does, such as writing to a pipe that nobody reads.
+        flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))
+            .map_err(PushFailure::Signals)?;
         flag::register(signal, Arc::clone(&interrupted)).map_err(PushFailure::Signals)?;
     }
     Ok(push::Settings {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::support::nix::Key;
@@ -480,6 +481,25 @@ fn an_interruption_ends_it_at_once_whatever_the_cache_does() {
         Push::new(&store, &cache.url()).args(["--all"]).run().expect(0);
         assert_eq!(cache.narinfos().len(), paths.len());
     }
+}
+
+#[test]
+fn who_interrupts_twice_does_not_wait_for_who_reads() {
+    let (store, [_, _, alone]) = store_of_three();
+    let cache = PlainCache::start();
+    let (_reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while (&writer).write(&[0; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let Push { mut command, spool: _spool } = Push::new(&store, &cache.url()).args([&*alone]);
+    let mut push = command.stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+    eventually("it has something to say", || !cache.narinfos().is_empty());
+    eventually("it ends", || {
+        // Two that come at once may count as one.
+        let _ = rustix::process::kill_process(Pid::from_child(&push), Signal::INT);
+        push.try_wait().unwrap().is_some()
+    });
+    assert_eq!(push.wait().unwrap().code(), Some(1));
 }
 
 #[test]
