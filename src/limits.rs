@@ -173,7 +173,7 @@ pub const CATALOG_RECORDS: usize = 1 << 20;
 pub const CATALOG_BUCKET_RECORDS: usize = 16;
 /// A narinfo of the NAR cache longer than this is none of ours. Bytes; 10,000 references take 600 KiB.
 pub const CACHED_NARINFO_LEN_MAX: usize = 4 * 1024 * 1024;
-/// Damaged files of the NAR cache that are kept for somebody to look at; what is found beyond is deleted.
+/// Damaged files of the NAR cache, or of a directory of uploads, that are kept for somebody to look at; what is found beyond is deleted.
 pub const QUARANTINED_FILES_MAX: usize = 16;
 /// Paths read from the database at a time while looking for debug symbols.
 pub const DEBUG_INFO_BATCH: u32 = 1024;

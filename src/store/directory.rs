@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::limits::QUARANTINED_FILES_MAX;
 use crate::store::StoreError;
 
 /// An open directory, and its path for messages.
@@ -148,6 +149,19 @@ impl Directory {
             .map_err(|error| target.failed("create", target_name, error))
     }
 
+    /// Moves a damaged file away, for somebody to look at; it may be gone already. When there are [`QUARANTINED_FILES_MAX`] of them it is
+    /// deleted. Who has it open goes on.
+    pub fn move_aside(&self, name: &str, quarantine: &Self) -> Result<(), StoreError> {
+        let kept = quarantine.names()?.take(QUARANTINED_FILES_MAX).count();
+        if kept == QUARANTINED_FILES_MAX {
+            return self.remove(name);
+        }
+        match self.rename(name, quarantine, name) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(()),
+            moved => moved,
+        }
+    }
+
     /// Waits until the names are on the disk.
     pub fn sync(&self) -> Result<(), StoreError> {
         rustix::fs::fsync(&self.descriptor).map_err(|error| StoreError::io("write", &self.path, error))
@@ -186,6 +200,13 @@ impl Directory {
     /// That something could not be done to a file in it.
     pub fn failed(&self, operation: &'static str, name: &str, error: impl Into<io::Error>) -> StoreError {
         StoreError::io(operation, self.path.join(name), error)
+    }
+}
+
+impl FileFacts {
+    /// Those of an open file.
+    pub fn of(file: impl AsFd) -> io::Result<Self> {
+        Ok(Self::from(&rustix::fs::fstat(file)?))
     }
 }
 

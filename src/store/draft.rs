@@ -69,8 +69,7 @@ impl Draft {
 
     /// What is known of it. Another name changes none of that.
     pub fn facts(&self) -> Result<FileFacts, StoreError> {
-        let status = rustix::fs::fstat(&self.file);
-        status.map(|status| FileFacts::from(&status)).map_err(|error| self.failed("examine", error))
+        FileFacts::of(&self.file).map_err(|error| self.failed("examine", error))
     }
 
     /// That something could not be done to it.

@@ -37,7 +37,7 @@ use crate::codec::cache_info::CacheInfo;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
 use crate::codec::store_path::{HashPart, StoreDir};
-use crate::limits::{CACHE_INFO_LEN_MAX, CACHED_NARINFO_LEN_MAX, QUARANTINED_FILES_MAX};
+use crate::limits::{CACHE_INFO_LEN_MAX, CACHED_NARINFO_LEN_MAX};
 use crate::store::StoreError;
 
 /// How a NAR is encoded in its file.
@@ -133,7 +133,7 @@ pub(super) const NAR_NAME: &str = "nar";
 pub(super) const OWN_NAME: &str = ".narwire";
 const LOCK_NAME: &str = "lock";
 const TEMPORARY_NAME: &str = "tmp";
-const QUARANTINE_NAME: &str = "quarantine";
+pub(super) const QUARANTINE_NAME: &str = "quarantine";
 
 impl Coding {
     /// What a narinfo calls it.
@@ -365,13 +365,13 @@ impl CacheFolder {
         }
     }
 
-    /// Takes a NAR out of the cache whose file is damaged, whoever reads it, and keeps the file aside. After [`QUARANTINED_FILES_MAX`] of
-    /// them it is deleted.
+    /// Takes a NAR out of the cache whose file is damaged, whoever reads it, and keeps the file aside. After
+    /// [`QUARANTINED_FILES_MAX`](crate::limits::QUARANTINED_FILES_MAX) of them it is deleted.
     pub fn quarantine(&self, record: &Record) -> Result<(), StoreError> {
         let Entry::Stored(stored) = record.entry else { return Ok(()) };
         let name = base_name(&record.nar, stored.coding);
         if matches!(self.role, Role::Beside) {
-            return self.move_aside(&name);
+            return self.nar.move_aside(&name, &self.quarantine);
         }
         let _changing = self.begin_change("quarantine in")?;
         self.point("quarantine: begun")?;
@@ -427,7 +427,7 @@ impl CacheFolder {
         }
         match place {
             Place::Nowhere => self.nar.remove(&name)?,
-            Place::Quarantine => self.move_aside(&name)?,
+            Place::Quarantine => self.nar.move_aside(&name, &self.quarantine)?,
         }
         self.point("evict: file out")
     }
@@ -470,18 +470,6 @@ impl CacheFolder {
 
     fn write_narinfo(&self, hash_part: HashPart, text: &str) -> Result<(), StoreError> {
         self.drafts.write(text.as_bytes(), &self.root, &narinfo_name(hash_part))
-    }
-
-    /// Moves a damaged file away. It may be gone already.
-    fn move_aside(&self, name: &str) -> Result<(), StoreError> {
-        let kept = self.quarantine.names()?.take(QUARANTINED_FILES_MAX).count();
-        if kept == QUARANTINED_FILES_MAX {
-            return self.nar.remove(name);
-        }
-        match self.nar.rename(name, &self.quarantine, name) {
-            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(()),
-            moved => moved,
-        }
     }
 
     fn keep_cache_info(&self, priority: u32) -> Result<(), CacheFolderError> {

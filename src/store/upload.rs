@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! nix-cache-info, <hash part>.narinfo, <hash part>.ls, nar/, log/, realisations/, build-trace-v2/, debuginfo/
-//! .narwire-uploads/<a folder of each process>/<drafts>
+//! .narwire-uploads/<a folder of each process>/<drafts>, .narwire-uploads/quarantine/
 //! ```
 //!
 //! **Whenever the process ends**, every file that has its name here is the one before or the one after. A NAR comes into being as: file
@@ -13,8 +13,10 @@
 //! narinfo names a NAR that is there, was looked into and is what the narinfo says, and the narinfos of all that it refers to
 //! are there or served from elsewhere. What a crash leaves is in the folder of the process, which the next one removes.
 //!
-//! Nothing else is ever removed. What takes the place of a narinfo or a realisation says the same of the path, with more signatures;
-//! `nix-cache-info` stays as it is; of listings, logs and debug links the last one counts.
+//! A file in `nar/` whose name is a hash, and not its own, is moved to the quarantine when that is found: while it is there, whoever
+//! could send it again is told that it need not. Nothing else is ever removed. What takes the place of a narinfo or a realisation
+//! says the same of the path, with more signatures; `nix-cache-info` stays as it is; of listings, logs and debug links the last one
+//! counts.
 
 mod import;
 mod nar;

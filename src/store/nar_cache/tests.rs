@@ -10,6 +10,7 @@ use super::*;
 use crate::codec::hash::Sha256;
 use crate::codec::narinfo::PathInfo;
 use crate::codec::store_path::StorePath;
+use crate::limits::QUARANTINED_FILES_MAX;
 use crate::store::catalog::RootMark;
 use crate::store::fault::children;
 

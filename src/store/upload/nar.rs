@@ -1,21 +1,25 @@
 //! NARs that are uploaded: hashed, decoded and checked while they are written, named when they are right. And what is known of those
 //! that are there.
 
+use std::convert::Infallible;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _};
+use std::ops::ControlFlow;
 
 use bytes::{Buf as _, Bytes};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+use tracing::warn;
 
 use super::text::{parse_coding, refuse_coding};
 use super::{Refusal, UploadFolder, quoted, reason};
 use crate::codec::decompress::DecompressCause;
-use crate::codec::hash::Sha256Digest;
+use crate::codec::hash::{Sha256, Sha256Digest};
 use crate::codec::nar::verify::{Announced, NarFacts, Verifier, VerifyError};
 use crate::codec::narinfo::Compression;
 use crate::limits::{DECODED_BUFFER_LEN_BYTES, UPLOAD_ROOM_LEN_BYTES};
 use crate::store::StoreError;
+use crate::store::directory::{Directory, FileFacts};
 use crate::store::draft::Draft;
 use crate::store::nar_cache::NAR_NAME;
 
@@ -145,7 +149,11 @@ impl UploadFolder {
         let found = draft.facts()?;
         let directory = self.root.beneath_or_new(NAR_NAME)?;
         let is_new = directory.file(name)?.is_none();
-        draft.give_name(&directory, name)?;
+        {
+            // Nobody moves it away for what was there before.
+            let _lock = self.lock(name);
+            draft.give_name(&directory, name)?;
+        }
         self.point("nar: file renamed")?;
         directory.sync()?;
         self.point("nar: name written")?;
@@ -157,7 +165,9 @@ impl UploadFolder {
     /// it there. It is compressed as its name says, and if that says nothing, as `otherwise`. `None` when there is none.
     pub(super) fn nar_facts(&self, name: &str, otherwise: Compression) -> Result<Option<NarFacts>, Refusal> {
         let Some(directory) = self.root.beneath_if_there(NAR_NAME)? else { return Ok(None) };
-        let Some(found) = directory.file(name)? else { return Ok(None) };
+        let Some(file) = directory.open_to_read(name)? else { return Ok(None) };
+        let failed = |error| directory.failed("read", name, error);
+        let found = FileFacts::of(&file).map_err(failed)?;
         if let Some((known, facts)) = self.known_nars.get(name)
             && known == found
         {
@@ -166,22 +176,49 @@ impl UploadFolder {
         let by_name = name.split_once(".nar").and_then(|(_, suffix)| Compression::of_suffix(suffix));
         let compression = by_name.unwrap_or(otherwise);
         let announced = announced(compression).ok_or_else(|| unknown(compression))?;
-        let Some(file) = directory.open_to_read(name)? else { return Ok(None) };
-        let failed = |error| directory.failed("read", name, error);
-        let facts = match verify(&file, announced, self.settings.len_max).map_err(failed)? {
-            Ok(facts) if hash_in_name(name).is_none_or(|hash| hash == facts.file_hash) => facts,
-            Ok(_) => return Err(damaged(name, "its SHA-256 is not that of its name")),
-            Err(VerifyError::Decompress(error)) if error.cause == DecompressCause::NoMemory => {
-                return Err(refuse_coding(error));
+        let verified = verify(&file, announced, self.settings.len_max).map_err(failed)?;
+        if let Err(VerifyError::Decompress(error)) = verified
+            && error.cause == DecompressCause::NoMemory
+        {
+            return Err(refuse_coding(error));
+        }
+        if let Some(hash) = hash_in_name(name) {
+            let found_hash = match verified {
+                Ok(facts) => facts.file_hash,
+                Err(_) => hash_of(&file).map_err(failed)?,
+            };
+            if found_hash != hash {
+                let is_moved = by_name.is_some() && self.put_aside(&directory, name, found)?;
+                return Err(misnamed(name, is_moved));
             }
-            Err(error @ VerifyError::TooLong { .. }) => return Err(refuse(&error)),
-            Err(error) => return Err(damaged(name, &error.to_string())),
-        };
+        }
+        let facts = verified.map_err(|error| match error {
+            VerifyError::TooLong { .. } => refuse(&error),
+            VerifyError::Decompress(_) | VerifyError::Decode(_) => damaged(name, &error.to_string()),
+        })?;
         // Whoever has put it there may not have waited for the disk.
         file.sync_all().map_err(failed)?;
         directory.sync()?;
         self.known_nars.insert(name.into(), (found, facts));
         Ok(Some(facts))
+    }
+
+    /// Moves a file away that is not what its name says, and says whether it is still the one that was looked into: what has taken its
+    /// place was sent since. A process beside this one can put that there in the meantime: then it is missed by its narinfo, and sent
+    /// again.
+    fn put_aside(&self, directory: &Directory, name: &str, found: FileFacts) -> Result<bool, StoreError> {
+        let quarantine = self.staging.quarantine()?;
+        let _lock = self.lock(name);
+        if directory.file(name)? != Some(found) {
+            return Ok(false);
+        }
+        directory.move_aside(name, &quarantine)?;
+        warn!(
+            "the file {} is damaged, and no longer there: see {}",
+            directory.path().join(name).display(),
+            quarantine.path().display()
+        );
+        Ok(true)
     }
 }
 
@@ -225,28 +262,52 @@ fn announced(compression: Compression) -> Option<Announced> {
 }
 
 /// Reads a whole file. The outer error is the disk's.
-fn verify(
-    mut file: &File,
-    announced: Announced,
-    len_max: u64,
-) -> std::io::Result<Result<NarFacts, VerifyError>> {
+fn verify(file: &File, announced: Announced, len_max: u64) -> std::io::Result<Result<NarFacts, VerifyError>> {
     let mut verifier = match Verifier::new(announced, len_max) {
         Ok(verifier) => verifier,
         Err(error) => return Ok(Err(error)),
     };
-    let mut buffer = vec![0; DECODED_BUFFER_LEN_BYTES];
-    loop {
-        let len = match file.read(&mut buffer) {
-            Ok(0) => return Ok(verifier.finish()),
-            Ok(len) => len,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let mut rest = &buffer[..len];
+    let read = each_piece(file, |mut rest| {
         while !rest.is_empty() {
             if let Err(error) = verifier.push(&mut rest) {
-                return Ok(Err(error));
+                return ControlFlow::Break(error);
             }
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(match read {
+        ControlFlow::Break(error) => Err(error),
+        ControlFlow::Continue(()) => verifier.finish(),
+    })
+}
+
+/// The SHA-256 of a whole file, whatever of it was read already.
+fn hash_of(mut file: &File) -> std::io::Result<Sha256Digest> {
+    file.rewind()?;
+    let mut hash = Sha256::new();
+    let ControlFlow::<Infallible>::Continue(()) = each_piece(file, |piece| {
+        hash.update(piece);
+        ControlFlow::Continue(())
+    })?;
+    Ok(hash.finish())
+}
+
+/// Reads a file from where it is, until its end or until `take` has seen enough.
+fn each_piece<T>(
+    mut file: &File,
+    mut take: impl FnMut(&[u8]) -> ControlFlow<T>,
+) -> std::io::Result<ControlFlow<T>> {
+    let mut buffer = vec![0; DECODED_BUFFER_LEN_BYTES];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(ControlFlow::Continue(())),
+            Ok(len) => {
+                if let taken @ ControlFlow::Break(_) = take(&buffer[..len]) {
+                    return Ok(taken);
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }
@@ -269,6 +330,17 @@ fn unknown(compression: Compression) -> Refusal {
 fn damaged(name: &str, cause: &str) -> Refusal {
     Refusal::Conflict(reason(format_args!(
         "the file {} in the cache is damaged: {cause}; upload it again",
+        quoted(&format!("{NAR_NAME}/{name}"))
+    )))
+}
+
+/// That a file is another one than its name says.
+fn misnamed(name: &str, is_moved: bool) -> Refusal {
+    if !is_moved {
+        return damaged(name, "its SHA-256 is not that of its name");
+    }
+    Refusal::Conflict(reason(format_args!(
+        "the file {} in the cache was damaged (its SHA-256 is not that of its name), and is put aside: the same upload will succeed now",
         quoted(&format!("{NAR_NAME}/{name}"))
     )))
 }

@@ -13,6 +13,7 @@ use tracing::warn;
 
 use crate::store::directory::Directory;
 use crate::store::draft::Drafts;
+use crate::store::nar_cache::QUARANTINE_NAME;
 use crate::store::{StoreError, fault};
 
 /// Begins with a dot, so that nobody can ask for it.
@@ -41,6 +42,11 @@ impl Staging {
         unlocked.map_err(|error| failed("unlock", error))?;
         let (folder, name) = made?;
         Ok(Self { drafts: Drafts::new(folder), folders, name })
+    }
+
+    /// Where damaged files go. All processes share it, and none of them removes what is in it.
+    pub(super) fn quarantine(&self) -> Result<Directory, StoreError> {
+        self.folders.beneath_or_new(QUARANTINE_NAME)
     }
 }
 
@@ -81,6 +87,9 @@ fn remove_abandoned(folders: &Directory) -> Result<(), StoreError> {
 }
 
 fn remove_if_abandoned(folders: &Directory, name: &str) -> Result<(), StoreError> {
+    if name == QUARANTINE_NAME {
+        return Ok(());
+    }
     let folder = match folders.beneath(name) {
         Ok(folder) => folder,
         Err(error) if error.io_kind() == Some(io::ErrorKind::NotADirectory) => return Ok(()),

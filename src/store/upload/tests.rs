@@ -9,7 +9,7 @@ use crate::codec::hash::Sha256;
 use crate::codec::nar::naive::{self, Tree};
 use crate::codec::narinfo::{NarInfo, PathInfo};
 use crate::codec::signature::{KeyName, SecretKey, Signature};
-use crate::limits::{IMPORT_REPORT_LEN_MAX, SIGNATURES_MAX};
+use crate::limits::{IMPORT_REPORT_LEN_MAX, QUARANTINED_FILES_MAX, SIGNATURES_MAX};
 
 const OUT: &str = "0000000000000000000000000000000a-out";
 
@@ -597,13 +597,74 @@ fn a_file_that_changed_since_it_was_verified_is_read_again_and_an_upload_heals_i
     let written = File::options().write(true).open(&path).unwrap();
     written.write_all_at(b"damage", 30).unwrap();
     written.set_modified(std::time::UNIX_EPOCH).unwrap();
-    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "damaged");
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "put aside");
+    assert!(!path.exists(), "it would have to be sent again");
     // Another whole NAR under this name.
     fs::write(&path, &NarFile::new("b", Compression::Zstd).bytes).unwrap();
-    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "not that of its name");
     assert!(!fixture.put_nar(&file).unwrap());
     assert!(fixture.put_narinfo(&narinfo).unwrap());
     assert_eq!(fs::read(path).unwrap(), file.bytes);
+}
+
+#[test]
+fn a_damaged_file_is_put_aside_so_that_it_is_sent_again() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Zstd);
+    let narinfo = file.narinfo(OUT, &[]);
+    let (name, path) = (file.url()["nar/".len()..].to_owned(), fixture.path().join(file.url()));
+    let quarantine = fixture.path().join(".narwire-uploads/quarantine");
+    let other = NarFile::new("b", Compression::Zstd).bytes;
+    let mut flipped = file.bytes.clone();
+    flipped[30] ^= 1;
+    let longer = [&file.bytes[..], b"x"].concat();
+    for damaged in [&other[..], &flipped, &file.bytes[..20], &longer, b""] {
+        fixture.put_nar(&file).unwrap();
+        fs::write(&path, damaged).unwrap();
+        let reader = File::open(&path).unwrap();
+        assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "and is put aside: the same upload will");
+        assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "upload it first");
+        assert_eq!(fs::read(quarantine.join(&name)).unwrap(), damaged);
+        let mut read = vec![0; damaged.len()];
+        reader.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(read, damaged, "who has it open goes on");
+    }
+    // Neither goes it with the next start, nor is there ever more than so many.
+    for number in 1..QUARANTINED_FILES_MAX {
+        fs::write(quarantine.join(format!("{number}")), "").unwrap();
+    }
+    drop(UploadFolder::open(settings(fixture.path())).unwrap());
+    assert_eq!(fs::read(quarantine.join(&name)).unwrap(), b"");
+    assert_eq!(names(&quarantine).len(), QUARANTINED_FILES_MAX);
+    fs::rename(quarantine.join(&name), quarantine.join("0")).unwrap();
+    fixture.put_nar(&file).unwrap();
+    fs::write(&path, &other).unwrap();
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "put aside");
+    assert!(!path.exists() && !quarantine.join(&name).exists());
+    assert!(fixture.put_nar(&file).unwrap());
+    assert!(fixture.put_narinfo(&narinfo).unwrap());
+}
+
+#[test]
+fn what_is_not_named_by_its_hash_is_left_where_it_is() {
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.path().join("nar")).unwrap();
+    let file = NarFile::new("a", Compression::Zstd);
+    let damaged = &file.bytes[..file.bytes.len() - 9];
+    // What has the hash that its name says cannot be sent otherwise.
+    let no_nar = NarFile::of(b"no NAR".to_vec(), Compression::Zstd);
+    let cases = [
+        ("nar/mine.nar.zst".to_owned(), damaged),
+        ("nar/mine".to_owned(), damaged),
+        (file.url().replace(".zst", ".part"), damaged),
+        (no_nar.url(), &no_nar.bytes),
+    ];
+    for (url, bytes) in cases {
+        fs::write(fixture.path().join(&url), bytes).unwrap();
+        let narinfo = NarInfo { url: url.clone(), ..file.narinfo(OUT, &[]) };
+        assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "is damaged");
+        assert_eq!(fs::read(fixture.path().join(&url)).unwrap(), bytes);
+    }
+    assert!(!fixture.path().join(".narwire-uploads/quarantine").exists());
 }
 
 #[test]
