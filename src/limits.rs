@@ -218,8 +218,8 @@ pub const SIGNATURES_MAX: usize = 256;
 /// Texts that are being uploaded (narinfos, listings, logs and the like) are kept in memory until they are whole, all together; those
 /// beyond are answered 503, or 413 when some of them was read already. Bytes.
 pub const UPLOADED_TEXTS_LEN_MAX: usize = 256 * 1024 * 1024;
-/// Files in `nar/` whose hashes are remembered, so that a narinfo that names one does not have to wait until it was read again. About
-/// 300 bytes each.
+/// Files in `nar/` whose hashes are remembered, or what is wrong with them, so that a narinfo that names one does not have to wait until
+/// it was read again. About 300 bytes each.
 pub const NAR_FACTS_MAX: usize = 64 * 1024;
 /// Names among which the locks are divided that are held while one is compared with what is there and replaced.
 pub const UPLOAD_LOCKS: usize = 64;

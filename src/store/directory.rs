@@ -22,7 +22,7 @@ pub struct Directory {
 }
 
 /// A regular file, as its directory tells of it. One that was replaced or written to since has others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileFacts {
     /// The file system that it is on.
     pub device: u64,

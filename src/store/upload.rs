@@ -36,15 +36,15 @@ use quick_cache::sync::Cache;
 use rustix::fs::{Access, AtFlags, CWD};
 
 use self::import::Import;
-use self::nar::NarUpload;
+use self::nar::{KnownNar, NarUpload};
 use self::staging::Staging;
 use self::text::{Memory, Text, parse_coding};
-use super::directory::{Directory, FileFacts};
+use super::directory::Directory;
 use super::fault;
 use super::nar_cache::{OWN_NAME, read_cache_info};
 use crate::codec::build_id::BuildId;
 use crate::codec::hash::Sha256Digest;
-use crate::codec::nar::verify::NarFacts;
+use crate::codec::nar::verify::{NarFacts, VerifyError};
 use crate::codec::narinfo::Compression;
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::PublicKey;
@@ -177,8 +177,8 @@ pub struct UploadFolder {
     staging: Staging,
     free_min: u64,
     memory: Arc<Memory>,
-    /// What is known of files in `nar/`, for as long as they are as they were then.
-    known_nars: Cache<Box<str>, (FileFacts, NarFacts)>,
+    /// What is known of files in `nar/`, or what is wrong with them, for as long as they are as they were then.
+    known_nars: Cache<KnownNar, Result<NarFacts, VerifyError>>,
     locks: Box<[Mutex<()>]>,
 }
 

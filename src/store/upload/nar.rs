@@ -157,60 +157,81 @@ impl UploadFolder {
         self.point("nar: file renamed")?;
         directory.sync()?;
         self.point("nar: name written")?;
-        self.known_nars.insert(name.into(), (found, *facts));
+        let compression = compression_in(name).unwrap_or(facts.compression);
+        let key = KnownNar { name: name.into(), facts: found, compression };
+        self.known_nars.insert(key, Ok(*facts));
         Ok(is_new)
     }
 
     /// What is true of a file in `nar/`. It is read if that is not known: it was there before this process, or somebody else has put
     /// it there. It is compressed as its name says, and if that says nothing, as `otherwise`. `None` when there is none.
+    ///
+    /// A file is read by one thread at a time. Others that want to know the same wait for what that finds.
     pub(super) fn nar_facts(&self, name: &str, otherwise: Compression) -> Result<Option<NarFacts>, Refusal> {
-        let Some(directory) = self.root.beneath_if_there(NAR_NAME)? else { return Ok(None) };
-        let Some(file) = directory.open_to_read(name)? else { return Ok(None) };
-        let failed = |error| directory.failed("read", name, error);
-        let found = FileFacts::of(&file).map_err(failed)?;
-        if let Some((known, facts)) = self.known_nars.get(name)
-            && known == found
-        {
-            return Ok(Some(facts));
+        loop {
+            let Some(directory) = self.root.beneath_if_there(NAR_NAME)? else { return Ok(None) };
+            let Some(file) = directory.open_to_read(name)? else { return Ok(None) };
+            let facts = FileFacts::of(&file).map_err(|error| directory.failed("examine", name, error))?;
+            let compression = compression_in(name).unwrap_or(otherwise);
+            let key = KnownNar { name: name.into(), facts, compression };
+            match self.known_nars.get_or_insert_with(&key, || self.look_into(&directory, &key, &file)) {
+                Ok(Ok(facts)) => return Ok(Some(facts)),
+                Ok(Err(error @ VerifyError::TooLong { .. })) => return Err(refuse(&error)),
+                Ok(Err(error)) => return Err(damaged(name, &error.to_string())),
+                Err(Unsettled::Refused(refusal)) => return Err(refusal),
+                Err(Unsettled::Changed) => {}
+            }
         }
-        let by_name = name.split_once(".nar").and_then(|(_, suffix)| Compression::of_suffix(suffix));
-        let compression = by_name.unwrap_or(otherwise);
-        let announced = announced(compression).ok_or_else(|| unknown(compression))?;
-        let verified = verify(&file, announced, self.settings.len_max).map_err(failed)?;
+    }
+
+    /// Reads a file. What comes of it is true of the file for as long as it is the same; an [`Unsettled`] is not remembered.
+    fn look_into(
+        &self,
+        directory: &Directory,
+        key: &KnownNar,
+        file: &File,
+    ) -> Result<Result<NarFacts, VerifyError>, Unsettled> {
+        let KnownNar { name, facts, compression } = key;
+        if directory.file(name)? != Some(*facts) {
+            return Err(Unsettled::Changed);
+        }
+        let failed = |error| directory.failed("read", name, error);
+        let announced = announced(*compression).ok_or_else(|| unknown(*compression))?;
+        let verified = verify(file, announced, self.settings.len_max).map_err(failed)?;
         if let Err(VerifyError::Decompress(error)) = verified
             && error.cause == DecompressCause::NoMemory
         {
-            return Err(refuse_coding(error));
+            return Err(refuse_coding(error).into());
         }
         if let Some(hash) = hash_in_name(name) {
-            let found_hash = match verified {
+            let found = match verified {
                 Ok(facts) => facts.file_hash,
-                Err(_) => hash_of(&file).map_err(failed)?,
+                Err(_) => hash_of(file).map_err(failed)?,
             };
-            if found_hash != hash {
-                let is_moved = by_name.is_some() && self.put_aside(&directory, name, found)?;
-                return Err(misnamed(name, is_moved));
+            if found != hash {
+                return Err(self.put_aside(directory, name, *facts)?);
             }
         }
-        let facts = verified.map_err(|error| match error {
-            VerifyError::TooLong { .. } => refuse(&error),
-            VerifyError::Decompress(_) | VerifyError::Decode(_) => damaged(name, &error.to_string()),
-        })?;
-        // Whoever has put it there may not have waited for the disk.
-        file.sync_all().map_err(failed)?;
-        directory.sync()?;
-        self.known_nars.insert(name.into(), (found, facts));
-        Ok(Some(facts))
+        if verified.is_ok() {
+            // Whoever has put it there may not have waited for the disk.
+            file.sync_all().map_err(failed)?;
+            directory.sync()?;
+        }
+        Ok(verified)
     }
 
-    /// Moves a file away that is not what its name says, and says whether it is still the one that was looked into: what has taken its
-    /// place was sent since. A process beside this one can put that there in the meantime: then it is missed by its narinfo, and sent
-    /// again.
-    fn put_aside(&self, directory: &Directory, name: &str, found: FileFacts) -> Result<bool, StoreError> {
+    /// Moves a file away that is not what its name says, unless another one has taken its place. A process beside this one can put that
+    /// there in the very moment: then it is missed by its narinfo, and sent again.
+    fn put_aside(
+        &self,
+        directory: &Directory,
+        name: &str,
+        facts: FileFacts,
+    ) -> Result<Unsettled, StoreError> {
         let quarantine = self.staging.quarantine()?;
         let _lock = self.lock(name);
-        if directory.file(name)? != Some(found) {
-            return Ok(false);
+        if directory.file(name)? != Some(facts) {
+            return Ok(Unsettled::Changed);
         }
         directory.move_aside(name, &quarantine)?;
         warn!(
@@ -218,7 +239,38 @@ impl UploadFolder {
             directory.path().join(name).display(),
             quarantine.path().display()
         );
-        Ok(true)
+        Ok(Unsettled::Refused(Refusal::Conflict(reason(format_args!(
+            "the file {} in the cache was damaged (its SHA-256 is not that of its name), and is put aside: the same upload will succeed now",
+            quoted(&format!("{NAR_NAME}/{name}"))
+        )))))
+    }
+}
+
+/// A file in `nar/` as it was when it was looked into, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct KnownNar {
+    pub(super) name: Box<str>,
+    pub(super) facts: FileFacts,
+    pub(super) compression: Compression,
+}
+
+/// Why nothing is known of a file.
+enum Unsettled {
+    /// It is another one by now.
+    Changed,
+    /// What may be otherwise the next time.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Unsettled {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<StoreError> for Unsettled {
+    fn from(error: StoreError) -> Self {
+        Self::Refused(error.into())
     }
 }
 
@@ -240,8 +292,14 @@ pub(super) fn parse_url(url: &str) -> Option<&str> {
 /// Longest name of a file on Linux. Bytes.
 const NAME_LEN_MAX: usize = 255;
 
+/// The hash in a name as uploads have it. Nobody can be asked to upload another one.
 fn hash_in_name(name: &str) -> Option<Sha256Digest> {
-    Sha256Digest::from_nix32(name.split_once(".nar")?.0.as_bytes())
+    compression_in(name).and_then(|_| Sha256Digest::from_nix32(name.split_once(".nar")?.0.as_bytes()))
+}
+
+/// What the suffix of a name says. Gzip has none, either.
+fn compression_in(name: &str) -> Option<Compression> {
+    name.split_once(".nar").and_then(|(_, suffix)| Compression::of_suffix(suffix))
 }
 
 /// How a file of that compression is looked into. Nix has no suffix for gzip, so what has none may be gzip.
@@ -330,17 +388,6 @@ fn unknown(compression: Compression) -> Refusal {
 fn damaged(name: &str, cause: &str) -> Refusal {
     Refusal::Conflict(reason(format_args!(
         "the file {} in the cache is damaged: {cause}; upload it again",
-        quoted(&format!("{NAR_NAME}/{name}"))
-    )))
-}
-
-/// That a file is another one than its name says.
-fn misnamed(name: &str, is_moved: bool) -> Refusal {
-    if !is_moved {
-        return damaged(name, "its SHA-256 is not that of its name");
-    }
-    Refusal::Conflict(reason(format_args!(
-        "the file {} in the cache was damaged (its SHA-256 is not that of its name), and is put aside: the same upload will succeed now",
         quoted(&format!("{NAR_NAME}/{name}"))
     )))
 }

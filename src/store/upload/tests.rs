@@ -10,6 +10,7 @@ use crate::codec::nar::naive::{self, Tree};
 use crate::codec::narinfo::{NarInfo, PathInfo};
 use crate::codec::signature::{KeyName, SecretKey, Signature};
 use crate::limits::{IMPORT_REPORT_LEN_MAX, QUARANTINED_FILES_MAX, SIGNATURES_MAX};
+use crate::store::directory::FileFacts;
 
 const OUT: &str = "0000000000000000000000000000000a-out";
 
@@ -71,6 +72,12 @@ impl Fixture {
     fn narinfo(&self, path: &str) -> NarInfo {
         let text = self.read(&format!("{}.narinfo", &path[..32]));
         NarInfo::parse(&text, &self.folder.settings.store_dir).unwrap()
+    }
+
+    /// What is remembered of a file is remembered by this.
+    fn key(&self, url: &str, compression: Compression) -> KnownNar {
+        let facts = FileFacts::of(File::open(self.path().join(url)).unwrap()).unwrap();
+        KnownNar { name: url["nar/".len()..].into(), facts, compression }
     }
 
     /// Nothing but what has its name is there.
@@ -591,8 +598,8 @@ fn a_file_that_changed_since_it_was_verified_is_read_again_and_an_upload_heals_i
     let file = NarFile::new("a", Compression::Zstd);
     let narinfo = file.narinfo(OUT, &[]);
     fixture.put_nar(&file).unwrap();
-    assert!(fixture.folder.known_nars.get(&file.url()["nar/".len()..]).is_some());
     let path = fixture.path().join(file.url());
+    assert!(fixture.folder.known_nars.contains_key(&fixture.key(&file.url(), Compression::Zstd)));
     // Its length stays, and its time differs.
     let written = File::options().write(true).open(&path).unwrap();
     written.write_all_at(b"damage", 30).unwrap();
@@ -641,6 +648,50 @@ fn a_damaged_file_is_put_aside_so_that_it_is_sent_again() {
     assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "put aside");
     assert!(!path.exists() && !quarantine.join(&name).exists());
     assert!(fixture.put_nar(&file).unwrap());
+    assert!(fixture.put_narinfo(&narinfo).unwrap());
+}
+
+#[test]
+fn whoever_wants_to_know_of_a_file_that_is_being_read_waits_for_what_is_found() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Gzip);
+    fixture.put_nar(&file).unwrap();
+    let key = fixture.key(&file.url(), Compression::None);
+    assert!(fixture.folder.known_nars.remove(&key).is_some());
+    let quick_cache::sync::GuardResult::Guard(guard) =
+        fixture.folder.known_nars.get_value_or_guard(&key, None)
+    else {
+        panic!("it is forgotten")
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| fixture.put_narinfo(&file.narinfo(OUT, &[])))).collect();
+        // It would not be found by anybody who reads the file.
+        guard.insert(Err(VerifyError::TooLong { len_max: 7 })).unwrap();
+        for other in others {
+            assert_refused!(other.join().unwrap(), TooLarge, "longer than 7 bytes");
+        }
+    });
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_remembered_until_it_changes() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Xz);
+    let path = fixture.path().join("nar/mine");
+    fs::create_dir(fixture.path().join("nar")).unwrap();
+    fs::write(&path, vec![0; file.bytes.len()]).unwrap();
+    let narinfo = NarInfo { url: "nar/mine".to_owned(), ..file.narinfo(OUT, &[]) };
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "the file \"nar/mine\" in the cache is damaged");
+    let time = fs::metadata(&path).unwrap().modified().unwrap();
+    fs::write(&path, &file.bytes).unwrap();
+    let written = File::options().write(true).open(&path).unwrap();
+    written.set_modified(time).unwrap();
+    assert_refused!(fixture.put_narinfo(&narinfo), Conflict, "is damaged");
+    written.set_modified(std::time::UNIX_EPOCH).unwrap();
+    // Who says that it is something else learns that of that.
+    let wrong = NarInfo { compression: Compression::Zstd, ..narinfo.clone() };
+    assert_refused!(fixture.put_narinfo(&wrong), Conflict, "is damaged");
     assert!(fixture.put_narinfo(&narinfo).unwrap());
 }
 
