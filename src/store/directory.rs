@@ -61,12 +61,12 @@ impl Directory {
         }
     }
 
-    /// Opens a directory in this one, and makes it if it is not there.
+    /// Opens a directory in this one, and makes it if it is not there. Its name is on the disk then.
     pub fn beneath_or_new(&self, name: &str) -> Result<Self, StoreError> {
         match rustix::fs::mkdirat(&self.descriptor, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) => self.sync()?,
-            // Making comes first in that order: on a read-only file system, what is there is said to be there.
-            Err(Errno::EXIST) => {}
+            // Who made what is there may not have come to that: another thread is about to, and a process may have been killed. (Making
+            // comes first in that order: on a read-only file system, what is there is said to be there.)
+            Ok(()) | Err(Errno::EXIST) => self.sync()?,
             Err(error) => return Err(self.failed("create", name, error)),
         }
         self.beneath(name)

@@ -25,6 +25,7 @@ mod small;
 mod staging;
 mod text;
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -180,6 +181,8 @@ pub struct UploadFolder {
     /// What is known of files in `nar/`, or what is wrong with them, for as long as they are as they were then.
     known_nars: Cache<KnownNar, Result<NarFacts, VerifyError>>,
     locks: Box<[Mutex<()>]>,
+    /// Those in it that were opened, so that their names are brought to the disk once.
+    subdirectories: Mutex<BTreeMap<&'static str, Arc<Directory>>>,
 }
 
 /// Something on its way into the cache. When it is dropped, nothing stays of it.
@@ -246,6 +249,7 @@ impl UploadFolder {
             memory: Arc::new(Memory::new(UPLOADED_TEXTS_LEN_MAX)),
             known_nars: Cache::new(NAR_FACTS_MAX),
             locks: (0..UPLOAD_LOCKS).map(|_| Mutex::default()).collect(),
+            subdirectories: Mutex::default(),
         })
     }
 
@@ -304,6 +308,22 @@ impl UploadFolder {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(name);
         let index = usize::try_from(hash % self.locks.len() as u64).unwrap_or_default();
         self.locks[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A directory in the cache, made if it is not there. Its name is on the disk, so that what gets a name in it can be found again.
+    fn subdirectory(&self, name: &'static str) -> Result<Arc<Directory>, StoreError> {
+        let mut opened = self.subdirectories.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have removed it, or put another one in its place. The number of one that is open is given to no other.
+        if let Some(directory) = opened.get(name)
+            && directory.is_in(&self.root, name)
+        {
+            return Ok(Arc::clone(directory));
+        }
+        self.point("directory: begun")?;
+        let directory = Arc::new(self.root.beneath_or_new(name)?);
+        self.point("directory: name written")?;
+        opened.insert(name, Arc::clone(&directory));
+        Ok(directory)
     }
 
     /// What is left on the file system for this process's user. Bytes.

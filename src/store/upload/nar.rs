@@ -147,7 +147,7 @@ impl UploadFolder {
         draft.sync()?;
         self.point("nar: file written")?;
         let found = draft.facts()?;
-        let directory = self.root.beneath_or_new(NAR_NAME)?;
+        let directory = self.subdirectory(NAR_NAME)?;
         let is_new = directory.file(name)?.is_none();
         {
             // Nobody moves it away for what was there before.
@@ -169,7 +169,10 @@ impl UploadFolder {
     /// A file is read by one thread at a time. Others that want to know the same wait for what that finds.
     pub(super) fn nar_facts(&self, name: &str, otherwise: Compression) -> Result<Option<NarFacts>, Refusal> {
         loop {
-            let Some(directory) = self.root.beneath_if_there(NAR_NAME)? else { return Ok(None) };
+            if !self.root.has(NAR_NAME)? {
+                return Ok(None);
+            }
+            let directory = self.subdirectory(NAR_NAME)?;
             let Some(file) = directory.open_to_read(name)? else { return Ok(None) };
             let facts = FileFacts::of(&file).map_err(|error| directory.failed("examine", name, error))?;
             let compression = compression_in(name).unwrap_or(otherwise);

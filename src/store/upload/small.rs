@@ -46,7 +46,8 @@ impl UploadFolder {
 
     /// Takes a build log, which may be anything.
     pub(super) fn take_log(&self, derivation: &StorePath, text: &[u8]) -> Result<bool, Refusal> {
-        self.replace(&self.root.beneath_or_new("log")?, derivation.base_name(), text)
+        let directory = self.subdirectory("log")?;
+        self.replace(&directory, derivation.base_name(), text)
     }
 
     /// Takes what the output of a derivation has become, as Nix wrote it up to 2.34.
@@ -58,7 +59,7 @@ impl UploadFolder {
             return Err(Refusal::Mismatch(format!("the realisation is of {found}, and its name says {id}")));
         }
         let older = |text: &str| Some(parse(text).ok()?.1);
-        let directory = self.root.beneath_or_new("realisations")?;
+        let directory = self.subdirectory("realisations")?;
         self.keep_realisation(&directory, &format!("{id}.doi"), realisation, older, |realisation| {
             realisation.to_keyed_json(id)
         })
@@ -74,7 +75,8 @@ impl UploadFolder {
         let realisation = Realisation::parse_build_trace_json(utf8("a build trace", text)?)
             .map_err(|error| malformed("a build trace", error))?;
         let older = |text: &str| Realisation::parse_build_trace_json(text).ok();
-        let directory = self.root.beneath_or_new("build-trace-v2")?.beneath_or_new(derivation.base_name())?;
+        // There are as many of these as derivations, and most of them are new: their names are brought to the disk each time.
+        let directory = self.subdirectory("build-trace-v2")?.beneath_or_new(derivation.base_name())?;
         let name = format!("{output}.doi");
         self.keep_realisation(&directory, &name, realisation, older, Realisation::to_build_trace_json)
     }
@@ -104,7 +106,8 @@ impl UploadFolder {
         }
         let suffix = if has_suffix { ".debug" } else { "" };
         let name = format!("{}{suffix}", build_id.as_str());
-        self.replace(&self.root.beneath_or_new("debuginfo")?, &name, text)
+        let directory = self.subdirectory("debuginfo")?;
+        self.replace(&directory, &name, text)
     }
 
     /// Keeps a realisation unless there is another one, together with the signatures of what is there.

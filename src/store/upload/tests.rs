@@ -831,7 +831,7 @@ fn a_realisation_is_not_replaced_by_another_and_signatures_are_united() {
     let realisation = |path: &str, number| crate::codec::realisation::Realisation {
         out_path: StorePath::parse_base_name(path).unwrap(),
         signatures: vec![signature(number)],
-        dependent_realisations: std::collections::BTreeMap::new(),
+        dependent_realisations: BTreeMap::new(),
     };
     let other = "0000000000000000000000000000000b-other";
     let text = realisation(OUT, 1).to_keyed_json(&id);
@@ -1037,6 +1037,26 @@ fn a_directory_that_is_something_else_is_refused() {
     fs::remove_file(temp.path()).unwrap();
     fs::create_dir(temp.path()).unwrap();
     UploadFolder::open(settings).unwrap();
+}
+
+#[test]
+fn a_directory_is_opened_once_unless_somebody_removes_or_replaces_it() {
+    let fixture = Fixture::new();
+    let file = NarFile::new("a", Compression::Zstd);
+    let opened = || fixture.folder.subdirectory("nar").unwrap();
+    fixture.put_nar(&file).unwrap();
+    let first = opened();
+    assert!(Arc::ptr_eq(&first, &opened()));
+    let path = fixture.path().join("nar");
+    fs::rename(&path, fixture.path().join("old")).unwrap();
+    assert_refused!(fixture.put_narinfo(&file.narinfo(OUT, &[])), Conflict, "upload it first");
+    assert!(!path.exists(), "nothing is made to look for something");
+    fs::create_dir(&path).unwrap();
+    assert!(fixture.put_nar(&file).unwrap());
+    assert!(!Arc::ptr_eq(&first, &opened()));
+    fs::remove_dir_all(&path).unwrap();
+    assert!(fixture.put_nar(&file).unwrap());
+    assert!(fixture.put_narinfo(&file.narinfo(OUT, &[])).unwrap());
 }
 
 #[test]

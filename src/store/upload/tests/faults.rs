@@ -32,7 +32,7 @@ fn realisation(number: u8) -> (Target, String) {
     let realisation = crate::codec::realisation::Realisation {
         out_path: StorePath::parse_base_name(OUT).unwrap(),
         signatures: vec![key(number).sign("x")],
-        dependent_realisations: std::collections::BTreeMap::new(),
+        dependent_realisations: BTreeMap::new(),
     };
     (Target::Realisation(id.clone()), realisation.to_keyed_json(&id))
 }
@@ -178,7 +178,9 @@ fn a_kill_at_any_step_leaves_what_was_or_what_will_be() {
 }
 
 /// Every point there is.
-const POINTS: [&str; 16] = [
+const POINTS: [&str; 18] = [
+    "directory: begun",
+    "directory: name written",
     "draft: begun",
     "import: nar kept",
     "import: path kept",
@@ -234,6 +236,32 @@ fn child_that_must_fail() {
         failures += usize::from(matches!(result, Err(Refusal::Failed(_))));
     });
     assert!(failures > 0, "nothing passes {fault}");
+}
+
+/// A child process of the test below.
+#[test]
+fn child_whose_disk_fails_once() {
+    let Some((path, Some(fault))) = children::asked() else { return };
+    let folder = open(&path);
+    fault::plan(&fault).unwrap();
+    let log = Target::Log(StorePath::parse_base_name(OUT).unwrap());
+    // It is there, and nobody knows whether it is on the disk.
+    fs::create_dir(path.join("log")).unwrap();
+    for _ in 0..2 {
+        let refused = put(&folder, log.clone(), b"text");
+        assert!(matches!(refused, Err(Refusal::Failed(_))), "{refused:?}");
+        assert_eq!(names(&path.join("log")), Vec::<String>::new());
+    }
+    for _ in 0..2 {
+        put(&folder, log.clone(), b"text").unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_kept_in_a_directory_before_that_is_on_the_disk() {
+    let temp = tempfile::tempdir().unwrap();
+    let test = "store::upload::tests::faults::child_whose_disk_fails_once";
+    assert!(children::run(test, temp.path(), "EIO@directory: name written:2"));
 }
 
 /// A disk that is really full: nothing ends the process, and what is there stays right.
