@@ -8,7 +8,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use crate::limits::QUARANTINED_FILES_MAX;
@@ -34,6 +34,20 @@ pub struct FileFacts {
     pub modified_s: u64,
     /// The same, nanoseconds within that second.
     pub modified_ns: u32,
+}
+
+/// What can be in the place of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// A link, wherever it leads.
+    #[error("it is a symbolic link")]
+    Link,
+    /// Neither a link nor a directory.
+    #[error("it is no directory")]
+    File,
+    /// A directory of another file system, or of another mount of the same.
+    #[error("it is on another file system, or a mount of its own")]
+    Mount,
 }
 
 impl Directory {
@@ -125,6 +139,31 @@ impl Directory {
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(self.failed("examine", name, error)),
         }
+    }
+
+    /// What of that name keeps files from being moved there: they can be moved into a directory that is in the same mount. `None` when
+    /// there is such a one, or nothing.
+    pub fn obstacle(&self, name: &str) -> Result<Option<Obstacle>, StoreError> {
+        let examine = |name| {
+            let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+            rustix::fs::statx(&self.descriptor, name, AtFlags::SYMLINK_NOFOLLOW, wanted)
+        };
+        let found = match examine(name) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(self.failed("examine", name, error)),
+        };
+        let own = examine(".").map_err(|error| StoreError::io("examine", &self.path, error))?;
+        let mount = |status: &Statx| {
+            // Linux before 5.8 does not know it.
+            let is_known = status.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+            (status.stx_dev_major, status.stx_dev_minor, is_known.then_some(status.stx_mnt_id))
+        };
+        Ok(match FileType::from_raw_mode(u32::from(found.stx_mode)) {
+            FileType::Directory => (mount(&found) != mount(&own)).then_some(Obstacle::Mount),
+            FileType::Symlink => Some(Obstacle::Link),
+            _ => Some(Obstacle::File),
+        })
     }
 
     /// Removes a file. It may be gone already.

@@ -38,11 +38,11 @@ use rustix::fs::{Access, AtFlags, CWD};
 
 use self::import::Import;
 use self::nar::{KnownNar, NarUpload};
-use self::staging::Staging;
+use self::staging::{STAGING_NAME, Staging};
 use self::text::{Memory, Text, parse_coding};
-use super::directory::Directory;
+use super::directory::{Directory, Obstacle};
 use super::fault;
-use super::nar_cache::{OWN_NAME, read_cache_info};
+use super::nar_cache::{NAR_NAME, OWN_NAME, read_cache_info};
 use crate::codec::build_id::BuildId;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::nar::verify::{NarFacts, VerifyError};
@@ -165,6 +165,17 @@ pub enum UploadFolderError {
         found: StoreDir,
         /// That of what would be uploaded.
         wanted: StoreDir,
+    },
+    /// Nothing that is whole could be given its name there.
+    #[error(
+        "nothing can be uploaded into {}: {obstacle}; put a directory in its place that is on the file system of the cache directory",
+        path.display()
+    )]
+    Blocked {
+        /// What should be a directory in the cache directory.
+        path: PathBuf,
+        /// What it is.
+        obstacle: Obstacle,
     },
     /// The operating system refused.
     #[error(transparent)]
@@ -393,12 +404,33 @@ impl fmt::Debug for UploadFolder {
     }
 }
 
+/// The directories that files are moved into, or from.
+const SUBDIRECTORIES: [&str; 7] = [
+    NAR_NAME,
+    LOG_NAME,
+    REALISATIONS_NAME,
+    BUILD_TRACE_NAME,
+    DEBUG_INFO_NAME,
+    STAGING_NAME,
+    staging::QUARANTINE_PATH,
+];
+const LOG_NAME: &str = "log";
+const REALISATIONS_NAME: &str = "realisations";
+const BUILD_TRACE_NAME: &str = "build-trace-v2";
+const DEBUG_INFO_NAME: &str = "debuginfo";
+
 /// Opens the directory, if it is one that may be uploaded to.
 fn open_root(settings: &UploadSettings) -> Result<Directory, UploadFolderError> {
     let path = &settings.directory;
     let root = Directory::open(path)?;
     if root.has(OWN_NAME)? {
         return Err(UploadFolderError::NarCache(path.clone()));
+    }
+    for name in SUBDIRECTORIES {
+        // Whoever uploads would learn of it when all of that has come.
+        if let Some(obstacle) = root.obstacle(name)? {
+            return Err(UploadFolderError::Blocked { path: path.join(name), obstacle });
+        }
     }
     match read_cache_info(&root, &settings.store_dir)? {
         Some(info) if info.store_dir != settings.store_dir => Err(UploadFolderError::OtherStore {

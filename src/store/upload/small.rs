@@ -4,7 +4,9 @@ use std::fmt::Display;
 
 use super::nar::parse_url;
 use super::narinfo::{check_count, unite_signatures};
-use super::{Refusal, UploadFolder, quoted, reason};
+use super::{
+    BUILD_TRACE_NAME, DEBUG_INFO_NAME, LOG_NAME, REALISATIONS_NAME, Refusal, UploadFolder, quoted, reason,
+};
 use crate::codec::build_id::BuildId;
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::nar::listing;
@@ -46,7 +48,7 @@ impl UploadFolder {
 
     /// Takes a build log, which may be anything.
     pub(super) fn take_log(&self, derivation: &StorePath, text: &[u8]) -> Result<bool, Refusal> {
-        let directory = self.subdirectory("log")?;
+        let directory = self.subdirectory(LOG_NAME)?;
         self.replace(&directory, derivation.base_name(), text)
     }
 
@@ -59,7 +61,7 @@ impl UploadFolder {
             return Err(Refusal::Mismatch(format!("the realisation is of {found}, and its name says {id}")));
         }
         let older = |text: &str| Some(parse(text).ok()?.1);
-        let directory = self.subdirectory("realisations")?;
+        let directory = self.subdirectory(REALISATIONS_NAME)?;
         self.keep_realisation(&directory, &format!("{id}.doi"), realisation, older, |realisation| {
             realisation.to_keyed_json(id)
         })
@@ -76,7 +78,7 @@ impl UploadFolder {
             .map_err(|error| malformed("a build trace", error))?;
         let older = |text: &str| Realisation::parse_build_trace_json(text).ok();
         // There are as many of these as derivations, and most of them are new: their names are brought to the disk each time.
-        let directory = self.subdirectory("build-trace-v2")?.beneath_or_new(derivation.base_name())?;
+        let directory = self.subdirectory(BUILD_TRACE_NAME)?.beneath_or_new(derivation.base_name())?;
         let name = format!("{output}.doi");
         self.keep_realisation(&directory, &name, realisation, older, Realisation::to_build_trace_json)
     }
@@ -106,7 +108,7 @@ impl UploadFolder {
         }
         let suffix = if has_suffix { ".debug" } else { "" };
         let name = format!("{}{suffix}", build_id.as_str());
-        let directory = self.subdirectory("debuginfo")?;
+        let directory = self.subdirectory(DEBUG_INFO_NAME)?;
         self.replace(&directory, &name, text)
     }
 

@@ -18,6 +18,8 @@ use crate::store::{StoreError, fault};
 
 /// Begins with a dot, so that nobody can ask for it.
 pub(super) const STAGING_NAME: &str = ".narwire-uploads";
+/// Where damaged files go.
+pub(super) const QUARANTINE_PATH: &str = ".narwire-uploads/quarantine";
 
 /// The folder of this process. Removed when it is dropped.
 #[derive(Debug)]

@@ -1030,6 +1030,20 @@ fn a_directory_that_is_something_else_is_refused() {
     fs::remove_dir(temp.path().join(".narwire")).unwrap();
     fs::write(temp.path().join("nix-cache-info"), "StoreDir: /gnu/store\n").unwrap();
     refused("is a cache of the store /gnu/store, not of /nix/store");
+    fs::remove_file(temp.path().join("nix-cache-info")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    for name in SUBDIRECTORIES {
+        let path = temp.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), &path).unwrap();
+        refused(&format!("{name}: it is a symbolic link; put a directory in its place"));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        refused(&format!("{name}: it is no directory"));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        UploadFolder::look(&settings).unwrap();
+    }
     fs::remove_dir_all(temp.path()).unwrap();
     refused("cannot open");
     fs::write(temp.path(), "a file").unwrap();

@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::ops::ControlFlow;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Barrier;
 
 use super::*;
@@ -313,6 +313,33 @@ fn child_on_a_full_disk() {
     fs::remove_file(path.join("filler")).unwrap();
     fs::remove_file(path.join(stored.pop().unwrap().url())).unwrap();
     put(&folder, target, narinfo.as_bytes()).unwrap();
+}
+
+/// What is mounted there is another file system, or a mount of the same.
+#[test]
+fn child_with_a_mount() {
+    let Some((path, None)) = children::asked() else { return };
+    let mount = Directory::open(path.parent().unwrap()).unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert_eq!(mount.obstacle(name).unwrap(), Some(Obstacle::Mount));
+    fs::create_dir_all(path.join("cache/nar")).unwrap();
+    fs::create_dir(path.join("cache/other")).unwrap();
+    let bound = |from: &str, to: &str| {
+        let mut bind = Command::new("mount");
+        bind.arg("--bind").arg(path.join(from)).arg(path.join(to)).status().unwrap().success()
+    };
+    UploadFolder::look(&settings(&path.join("cache"))).unwrap();
+    assert!(bound("cache/other", "cache/nar"));
+    let refused = UploadFolder::look(&settings(&path.join("cache"))).unwrap_err().to_string();
+    assert!(refused.contains("cache/nar: it is on another file system, or a mount"), "{refused}");
+}
+
+#[test]
+fn a_mount_in_the_cache_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    if !children::run_on_small_disk("store::upload::tests::faults::child_with_a_mount", temp.path()) {
+        eprintln!("SKIPPED: no file system can be mounted here");
+    }
 }
 
 #[test]
