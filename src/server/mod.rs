@@ -61,7 +61,7 @@ use crate::ring::reactor::{self, Peers, Reactor};
 use crate::ring::sys;
 use crate::ring::uring::Uring;
 use crate::store::tokens;
-use crate::store::upload::UploadFolder;
+use crate::store::upload::{Neighbour, UploadFolder};
 
 /// Why the server is not running any more, by what the caller has to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -382,11 +382,14 @@ fn start_uploads(config: &Config, origins: &[Origin]) -> anyhow::Result<Option<A
     let Some(settings) = config.uploads.clone() else { return Ok(None) };
     let is_own = |source: &SourceConfig| matches!(source, SourceConfig::Directory(path) if *path == settings.directory);
     let others = config.sources.iter().zip(origins).filter(|(source, _)| !is_own(source));
-    let others = others.map(|(_, origin)| match origin {
-        Origin::Store { store, .. } => OtherSource::Store(Arc::clone(store)),
-        Origin::Directory(directory) => OtherSource::Directory(Arc::clone(directory)),
+    let others = others.filter_map(|(source, origin)| match (source, origin) {
+        (_, Origin::Store { store, .. }) => Some(Ok(OtherSource::Store(Arc::clone(store)))),
+        (SourceConfig::Directory(path), _) => {
+            Some(Neighbour::open(path, &config.store_dir).map(OtherSource::Directory))
+        }
+        (SourceConfig::Store(_), Origin::Directory(_)) => None,
     });
-    let others = others.collect();
+    let others = others.collect::<Result<_, _>>()?;
     let folder = UploadFolder::open(settings)?;
     SharedUploads::start(folder, others, config.workers).map(Some).context("cannot start threads")
 }

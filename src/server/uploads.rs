@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 use tracing::{debug, error};
 
@@ -36,7 +35,7 @@ use crate::ring::inbox::Mailbox;
 use crate::ring::op::ConnectionId;
 use crate::ring::reactor;
 use crate::ring::service::{Answer, Effects, Reply};
-use crate::store::upload::{Accepted, Refusal, Target, Upload, UploadFolder};
+use crate::store::upload::{Accepted, Neighbour, Refusal, Target, Upload, UploadFolder};
 use crate::store::{DatabaseFault, StoreError, is_no_room};
 
 /// What all workers share of uploads.
@@ -53,7 +52,7 @@ pub enum OtherSource {
     /// A live store.
     Store(Arc<SharedStore>),
     /// Another directory.
-    Directory(Arc<OwnedFd>),
+    Directory(Neighbour),
 }
 
 /// What has become of uploads since the process began.
@@ -339,16 +338,7 @@ impl OtherSource {
     fn has(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
         match self {
             Self::Store(store) => store.has(toolbox, path),
-            Self::Directory(directory) => {
-                let name = format!("{}.narinfo", path.hash_part());
-                match rustix::fs::statat(&**directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(status) => Ok(FileType::from_raw_mode(status.st_mode).is_file()),
-                    Err(Errno::NOENT) => Ok(false),
-                    Err(errno) => {
-                        Err(StoreError::Io { path: name.into(), operation: "examine", source: errno.into() })
-                    }
-                }
-            }
+            Self::Directory(directory) => directory.has(path),
         }
     }
 }

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use crate::codec::narinfo::NarInfo;
+use crate::codec::store_path::{HashPart, StoreDir};
+use crate::limits::CACHED_NARINFO_LEN_MAX;
 use crate::limits::QUARANTINED_FILES_MAX;
 use crate::store::StoreError;
 
@@ -120,6 +123,12 @@ impl Directory {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(self.failed("open", name, error)),
         }
+    }
+
+    /// The narinfo of a path in a cache directory, if there is one that can be read.
+    pub fn narinfo(&self, hash_part: HashPart, store_dir: &StoreDir) -> Result<Option<NarInfo>, StoreError> {
+        let text = self.read_text(&narinfo_name(hash_part), CACHED_NARINFO_LEN_MAX)?;
+        Ok(text.and_then(|text| NarInfo::parse(&text, store_dir).ok()))
     }
 
     /// A regular file. `None` when there is none of that name.
@@ -266,3 +275,11 @@ impl AsFd for Directory {
         self.descriptor.as_fd()
     }
 }
+
+/// The name of the narinfo of a path in a cache directory.
+pub(super) fn narinfo_name(hash_part: HashPart) -> String {
+    format!("{hash_part}{NARINFO_SUFFIX}")
+}
+
+/// How it ends.
+pub(super) const NARINFO_SUFFIX: &str = ".narinfo";

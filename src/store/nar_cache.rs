@@ -30,14 +30,14 @@ use rustix::io::Errno;
 pub use self::reconcile::Reconciled;
 use self::reconcile::Repair;
 use super::catalog::{Catalog, Entry, Kind, NarKey, Record, Soundness, Stored, Taken};
-use super::directory::Directory;
+use super::directory::{Directory, NARINFO_SUFFIX, narinfo_name};
 use super::draft::{Draft, Drafts};
 use super::fault;
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
 use crate::codec::store_path::{HashPart, StoreDir};
-use crate::limits::{CACHE_INFO_LEN_MAX, CACHED_NARINFO_LEN_MAX};
+use crate::limits::CACHE_INFO_LEN_MAX;
 use crate::store::StoreError;
 
 /// How a NAR is encoded in its file.
@@ -464,8 +464,7 @@ impl CacheFolder {
 
     /// The narinfo of a path, if there is one that can be read.
     fn read_narinfo(&self, hash_part: HashPart) -> Result<Option<NarInfo>, StoreError> {
-        let text = self.root.read_text(&narinfo_name(hash_part), CACHED_NARINFO_LEN_MAX)?;
-        Ok(text.and_then(|text| NarInfo::parse(&text, &self.store_dir).ok()))
+        self.root.narinfo(hash_part, &self.store_dir)
     }
 
     fn write_narinfo(&self, hash_part: HashPart, text: &str) -> Result<(), StoreError> {
@@ -557,12 +556,6 @@ fn parse_base_name(name: &str) -> Option<(NarKey, Coding)> {
     let nar = (HashPart::parse(hash_part.as_bytes())?, Sha256Digest::from_nix32(nar_hash.as_bytes())?);
     Some((nar, coding))
 }
-
-pub(super) fn narinfo_name(hash_part: HashPart) -> String {
-    format!("{hash_part}{NARINFO_SUFFIX}")
-}
-
-const NARINFO_SUFFIX: &str = ".narinfo";
 
 #[cfg(test)]
 mod tests;

@@ -196,6 +196,13 @@ pub struct UploadFolder {
     subdirectories: Mutex<BTreeMap<&'static str, Arc<Directory>>>,
 }
 
+/// Another cache directory, which is not written to, and asked whether it has a path.
+#[derive(Debug)]
+pub struct Neighbour {
+    root: Directory,
+    store_dir: StoreDir,
+}
+
 /// Something on its way into the cache. When it is dropped, nothing stays of it.
 #[derive(Debug)]
 pub struct Upload {
@@ -344,6 +351,19 @@ impl UploadFolder {
 
     fn point(&self, name: &str) -> Result<(), StoreError> {
         fault::point(name).map_err(|error| StoreError::io("change", self.path(), error))
+    }
+}
+
+impl Neighbour {
+    /// The cache directory at `path`, of that store directory.
+    pub fn open(path: &Path, store_dir: &StoreDir) -> Result<Self, StoreError> {
+        Ok(Self { root: Directory::open(path)?, store_dir: store_dir.clone() })
+    }
+
+    /// Whether it has the path. Another one of that hash part is not it.
+    pub fn has(&self, path: &StorePath) -> Result<bool, StoreError> {
+        let found = self.root.narinfo(path.hash_part(), &self.store_dir)?;
+        Ok(found.is_some_and(|narinfo| narinfo.info.path == *path))
     }
 }
 

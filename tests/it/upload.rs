@@ -318,7 +318,11 @@ fn references_are_to_this_path_or_to_what_is_served() {
     assert_eq!(connection.get(&second.narinfo_target()).expect(200).text(), second.narinfo());
     let third = Package::new('3', b"third", Packing::Zstd);
     third.put_nar(&mut connection);
-    for reference in [format!("{live}x"), "5".repeat(32) + "-absent"] {
+    // What nobody can read is nothing that a path could need, and a path of the same hash part is another one.
+    fs::write(further.path().join("6".repeat(32) + ".narinfo"), "").unwrap();
+    let unreadable = "6".repeat(32) + "-unreadable";
+    for reference in [format!("{live}x"), format!("{}x", served.name), "5".repeat(32) + "-absent", unreadable]
+    {
         let narinfo = third.clone().referring_to(&[&reference]).narinfo();
         let reply = server.connect().put(&third.narinfo_target(), narinfo);
         reply.expect_reason(409, &reference);

@@ -9,7 +9,7 @@ use crate::codec::signature::Signature;
 use crate::codec::store_path::{HashPart, StorePath};
 use crate::limits::{CACHED_NARINFO_LEN_MAX, SIGNATURES_MAX};
 use crate::store::StoreError;
-use crate::store::nar_cache::narinfo_name;
+use crate::store::directory::narinfo_name;
 
 /// Whether a path that is not in the directory is served all the same.
 pub(super) type IsKnown<'a> = &'a mut dyn FnMut(&StorePath) -> Result<bool, StoreError>;
@@ -68,8 +68,7 @@ impl UploadFolder {
 
     /// What the cache has of a path, if that can be read.
     pub(super) fn narinfo(&self, hash_part: HashPart) -> Result<Option<NarInfo>, StoreError> {
-        let text = self.root.read_text(&narinfo_name(hash_part), CACHED_NARINFO_LEN_MAX)?;
-        Ok(text.and_then(|text| NarInfo::parse(&text, &self.settings.store_dir).ok()))
+        self.root.narinfo(hash_part, &self.settings.store_dir)
     }
 
     /// Whether a key that is required has signed it.
