@@ -221,6 +221,8 @@ pub const UPLOADED_TEXTS_LEN_MAX: usize = 256 * 1024 * 1024;
 /// Files in `nar/` whose hashes are remembered, or what is wrong with them, so that a narinfo that names one does not have to wait until
 /// it was read again. About 300 bytes each.
 pub const NAR_FACTS_MAX: usize = 64 * 1024;
+/// How often a file is looked at that is another one by the time it is read.
+pub const NAR_TRIES_MAX: usize = 5;
 /// Names among which the locks are divided that are held while one is compared with what is there and replaced.
 pub const UPLOAD_LOCKS: usize = 64;
 

@@ -17,7 +17,7 @@ use crate::codec::decompress::DecompressCause;
 use crate::codec::hash::{Sha256, Sha256Digest};
 use crate::codec::nar::verify::{Announced, NarFacts, Verifier, VerifyError};
 use crate::codec::narinfo::Compression;
-use crate::limits::{DECODED_BUFFER_LEN_BYTES, UPLOAD_ROOM_LEN_BYTES};
+use crate::limits::{DECODED_BUFFER_LEN_BYTES, NAR_TRIES_MAX, UPLOAD_ROOM_LEN_BYTES};
 use crate::store::StoreError;
 use crate::store::directory::{Directory, FileFacts};
 use crate::store::draft::Draft;
@@ -168,7 +168,7 @@ impl UploadFolder {
     ///
     /// A file is read by one thread at a time. Others that want to know the same wait for what that finds.
     pub(super) fn nar_facts(&self, name: &str, otherwise: Compression) -> Result<Option<NarFacts>, Refusal> {
-        loop {
+        for _ in 0..NAR_TRIES_MAX {
             if !self.root.has(NAR_NAME)? {
                 return Ok(None);
             }
@@ -185,6 +185,8 @@ impl UploadFolder {
                 Err(Unsettled::Changed) => {}
             }
         }
+        let name = quoted(&format!("{NAR_NAME}/{name}"));
+        Err(Refusal::Conflict(reason(format_args!("the file {name} changes all the time: try again later"))))
     }
 
     /// Reads a file. What comes of it is true of the file for as long as it is the same; an [`Unsettled`] is not remembered.
