@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::text::{parse_coding, refuse_coding};
 use super::{Refusal, UploadFolder, quoted, reason};
-use crate::codec::decompress::DecompressCause;
+use crate::codec::decompress::{DecompressCause, DecompressError};
 use crate::codec::hash::{Sha256, Sha256Digest};
 use crate::codec::nar::verify::{Announced, NarFacts, Verifier, VerifyError};
 use crate::codec::narinfo::Compression;
@@ -42,7 +42,6 @@ impl NarUpload {
         coding: Option<&str>,
         len: Option<u64>,
     ) -> Result<Self, Refusal> {
-        let announced = announced(compression).ok_or_else(|| unknown(compression))?;
         if parse_coding(coding)? != Compression::None {
             let text = "a NAR is uploaded without Content-Encoding: its compression is told by its name";
             return Err(Refusal::UnknownCoding(text.to_owned()));
@@ -51,7 +50,7 @@ impl NarUpload {
         if len.is_some_and(|len| len > len_max) {
             return Err(too_long(len_max));
         }
-        let verifier = Verifier::new(announced, len_max).map_err(|error| refuse(&error))?;
+        let verifier = Verifier::new(announced(compression), len_max).map_err(|error| refuse(&error))?;
         let draft = folder.begin_draft()?;
         let room = folder.make_room(&draft, 0, len.unwrap_or(UPLOAD_ROOM_LEN_BYTES))?;
         let name = file_name(&file_hash, compression);
@@ -201,12 +200,12 @@ impl UploadFolder {
             return Err(Unsettled::Changed);
         }
         let failed = |error| directory.failed("read", name, error);
-        let announced = announced(*compression).ok_or_else(|| unknown(*compression))?;
-        let verified = verify(file, announced, self.settings.len_max).map_err(failed)?;
-        if let Err(VerifyError::Decompress(error)) = verified
-            && error.cause == DecompressCause::NoMemory
+        let verified = verify(file, announced(*compression), self.settings.len_max).map_err(failed)?;
+        // Neither is the fault of the file.
+        if let Err(error @ VerifyError::Decompress(found)) = &verified
+            && matches!(found.cause, DecompressCause::NoMemory | DecompressCause::Unknown)
         {
-            return Err(refuse_coding(error).into());
+            return Err(refuse(error).into());
         }
         if let Some(hash) = hash_in_name(name) {
             let found = match verified {
@@ -308,19 +307,10 @@ fn compression_in(name: &str) -> Option<Compression> {
 }
 
 /// How a file of that compression is looked into. Nix has no suffix for gzip, so what has none may be gzip.
-fn announced(compression: Compression) -> Option<Announced> {
+fn announced(compression: Compression) -> Announced {
     match compression {
-        Compression::None | Compression::Gzip => Some(Announced::NoneOrGzip),
-        Compression::Br | Compression::Bzip2 | Compression::Xz | Compression::Zstd => {
-            Some(Announced::As(compression))
-        }
-        Compression::Compress
-        | Compression::Grzip
-        | Compression::Lrzip
-        | Compression::Lz4
-        | Compression::Lzip
-        | Compression::Lzma
-        | Compression::Lzop => None,
+        Compression::None | Compression::Gzip => Announced::NoneOrGzip,
+        other => Announced::As(other),
     }
 }
 
@@ -377,17 +367,16 @@ fn each_piece<T>(
 
 fn refuse(error: &VerifyError) -> Refusal {
     match error {
+        VerifyError::Decompress(DecompressError { compression, cause: DecompressCause::Unknown }) => {
+            Refusal::UnknownCoding(format!(
+                "a NAR that is compressed with {} cannot be looked into: upload it with compression=zstd",
+                compression.as_str()
+            ))
+        }
         VerifyError::Decompress(error) => refuse_coding(*error),
         VerifyError::Decode(error) => Refusal::Malformed(reason(error)),
         VerifyError::TooLong { .. } => Refusal::TooLarge(reason(error)),
     }
-}
-
-fn unknown(compression: Compression) -> Refusal {
-    Refusal::UnknownCoding(format!(
-        "a NAR that is compressed with {} cannot be looked into: upload it with compression=zstd",
-        compression.as_str()
-    ))
 }
 
 fn damaged(name: &str, cause: &str) -> Refusal {
