@@ -14,7 +14,7 @@ use crate::background::settings::{Format, Policy};
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::StoreDir;
 use crate::codec::token::{Scopes, TokenName};
-use crate::server::config::ListenAddress;
+use crate::server::config::{ListenAddress, SandboxMode};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -273,6 +273,19 @@ pub struct ServeArguments {
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u32>,
 
+    /// Most connections at once [default: three quarters of the files that the process may have open]
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+
+    /// Most connections at once from one address; behind a load balancer all come from one [default: no bound]
+    #[arg(long, value_name = "N")]
+    pub max_connections_per_address: Option<usize>,
+
+    /// Once started, give up what is not needed: off, on (as far as the kernel can) or require (or do not start) [default: on]
+    #[arg(long, value_name = "MODE")]
+    #[serde(deserialize_with = "parsed")]
+    pub sandbox: Option<SandboxMode>,
+
     /// Keep NARs of the live store in this directory, encoded once, and send them from there
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
@@ -433,6 +446,7 @@ mod tests {
         let arguments = serve(
             "narwire serve d --listen 127.0.0.1:0 --store-dir /s --real-store /r --db f --log-dir l --with-store \
              --secret-key-file a --secret-key-file b --priority 7 --workers 3 --drain-timeout 9 --config c \
+             --max-connections 100 --max-connections-per-address 10 --sandbox require \
              --cache-dir n --cache-policy all --cache-format both --cache-level 19 --cache-size 1G \
              --cache-min-free 2G --scrub-rate 0 --upload-token-file t --allow-anonymous-upload --private \
              --require-signature cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c= \
@@ -452,6 +466,9 @@ mod tests {
             priority: Some(7),
             workers: Some(3),
             drain_timeout: Some(9),
+            max_connections: Some(100),
+            max_connections_per_address: Some(10),
+            sandbox: Some(SandboxMode::Require),
             cache_dir: Some("n".into()),
             service_cache_dir: None,
             cache_policy: Some(Policy::All),

@@ -9,7 +9,7 @@ use super::load::LoadError;
 use crate::codec::token::Scope;
 use crate::ring::capability::Capabilities;
 use crate::server::RunError;
-use crate::server::config::{AccessConfig, Config, NarCacheConfig, SourceConfig};
+use crate::server::config::{AccessConfig, Config, ConnectionBounds, NarCacheConfig, SourceConfig};
 use crate::store::StoreError;
 use crate::store::db::Database;
 use crate::store::nar_cache::{CacheFolder, Prospect};
@@ -39,6 +39,8 @@ pub fn report(config: &Config) -> Result<String, Failure> {
     let _ = writeln!(text, "  priority   {}", config.priority);
     let _ = writeln!(text, "  workers    {}", config.workers);
     let _ = writeln!(text, "  io_uring   {}", capabilities.names().collect::<Vec<_>>().join(", "));
+    let _ = writeln!(text, "  clients    {}", describe_connections(config.connections));
+    let _ = writeln!(text, "  sandbox    {}", config.sandbox);
     let _ = writeln!(text, "  drain      {} s", config.drain_timeout.as_secs());
     Ok(text)
 }
@@ -83,6 +85,14 @@ fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig, prosp
         or(fill.len_max, "a quarter"),
         or(fill.free_min, "a twentieth"),
     )
+}
+
+/// How many may be connected.
+fn describe_connections(bounds: ConnectionBounds) -> String {
+    let all =
+        bounds.all_max.map_or("as many as files can be open".to_owned(), |max| format!("at most {max}"));
+    let each = bounds.per_address_max.map_or(String::new(), |max| format!(", {max} from one address"));
+    all + &each
 }
 
 /// What is taken, and where to.

@@ -12,7 +12,9 @@ use crate::codec::signature::PublicKey;
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{PORT_DEFAULT, PRIORITY_DEFAULT};
 use crate::server;
-use crate::server::config::{AccessConfig, Config, ListenAddress, SourceConfig};
+use crate::server::config::{
+    AccessConfig, Config, ConnectionBounds, ListenAddress, SandboxMode, SourceConfig,
+};
 use crate::server::listen::Listener;
 use crate::store::demo::{DemoStore, Progress};
 
@@ -37,6 +39,8 @@ pub fn run(arguments: &DemoArguments, cores: usize) -> Result<(), Failure> {
         priority: PRIORITY_DEFAULT,
         workers: cores,
         drain_timeout: DRAIN_TIMEOUT,
+        connections: ConnectionBounds::default(),
+        sandbox: SandboxMode::On,
         nar_cache: None,
         uploads: None,
         access: AccessConfig::default(),

@@ -85,6 +85,7 @@ mod tests {
     use super::*;
     use crate::background::settings::{Format, Policy};
     use crate::cli::size::Size;
+    use crate::server::config::SandboxMode;
 
     fn parse_text(text: &str) -> Result<ServeArguments, FileError> {
         parse(Path::new("narwire.toml"), text)
@@ -105,6 +106,9 @@ mod tests {
             priority = 7
             workers = 3
             drain-timeout = 9
+            max-connections = 100
+            max-connections-per-address = 10
+            sandbox = "off"
             cache-dir = "n"
             cache-policy = "off"
             cache-format = "zstd"
@@ -135,6 +139,9 @@ mod tests {
             priority: Some(7),
             workers: Some(3),
             drain_timeout: Some(9),
+            max_connections: Some(100),
+            max_connections_per_address: Some(10),
+            sandbox: Some(SandboxMode::Off),
             cache_dir: Some("n".into()),
             service_cache_dir: None,
             cache_policy: Some(Policy::Off),

@@ -142,6 +142,8 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         priority: settings.priority,
         workers: settings.workers.unwrap_or(cores),
         drain_timeout: settings.drain_timeout,
+        connections: settings.connections,
+        sandbox: settings.sandbox,
         nar_cache: settings.nar_cache,
         uploads,
         access,

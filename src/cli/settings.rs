@@ -15,7 +15,7 @@ use crate::limits::{
     PRIORITY_DEFAULT, PRIORITY_MAX, SCRUB_RATE_DEFAULT, UPLOAD_LEN_MAX_DEFAULT, UPLOAD_LEN_MAX_MIN,
     WORKERS_MAX,
 };
-use crate::server::config::{AccessConfig, ListenAddress, NarCacheConfig};
+use crate::server::config::{AccessConfig, ConnectionBounds, ListenAddress, NarCacheConfig, SandboxMode};
 
 /// What is wanted, complete but for what only the machine can tell.
 #[derive(Debug, PartialEq)]
@@ -36,6 +36,10 @@ pub struct Settings {
     pub workers: Option<usize>,
     /// After SIGTERM.
     pub drain_timeout: Duration,
+    /// Beside what the limit of open files leaves room for.
+    pub connections: ConnectionBounds,
+    /// Whether the server gives up what it does not need.
+    pub sandbox: SandboxMode,
     /// `None` when there is no live store, or nobody said where.
     pub nar_cache: Option<NarCacheConfig>,
     /// What may be uploaded into the first of the directories; `None` when nobody may upload, or there is none.
@@ -134,6 +138,12 @@ pub enum SettingsError {
     /// Not from 1 to [`WORKERS_MAX`].
     #[error("workers must be from 1 to {WORKERS_MAX}, not {0}")]
     Workers(usize),
+    /// Nobody could connect.
+    #[error("{flag} must be at least 1; leave it out for no bound")]
+    NoConnections {
+        /// As typed on a command line.
+        flag: &'static str,
+    },
     /// Above [`PRIORITY_MAX`].
     #[error("priority must be at most {PRIORITY_MAX}, not {0}")]
     Priority(u32),
@@ -169,6 +179,7 @@ impl Settings {
                 None => (false, None),
             }
         };
+        let connections = connections(&typed)?;
         let access = access(&typed)?;
         let uploads = uploads(&typed)?;
         let listen = if typed.listen.is_empty() {
@@ -192,12 +203,31 @@ impl Settings {
             drain_timeout: Duration::from_secs(
                 typed.drain_timeout.map_or(DRAIN_TIMEOUT_DEFAULT_S, u64::from),
             ),
+            connections,
+            sandbox: typed.sandbox.unwrap_or_default(),
             nar_cache,
             uploads,
             access,
             capabilities_off: typed.without,
             fault: typed.fault,
         })
+    }
+}
+
+/// How many may be connected.
+fn connections(typed: &ServeArguments) -> Result<ConnectionBounds, SettingsError> {
+    let bounds = ConnectionBounds {
+        all_max: typed.max_connections,
+        per_address_max: typed.max_connections_per_address,
+    };
+    match bounds {
+        ConnectionBounds { all_max: Some(0), .. } => {
+            Err(SettingsError::NoConnections { flag: "--max-connections" })
+        }
+        ConnectionBounds { per_address_max: Some(0), .. } => {
+            Err(SettingsError::NoConnections { flag: "--max-connections-per-address" })
+        }
+        bounds => Ok(bounds),
     }
 }
 
@@ -320,6 +350,11 @@ impl ServeArguments {
             priority: self.priority.or(lower.priority),
             workers: self.workers.or(lower.workers),
             drain_timeout: self.drain_timeout.or(lower.drain_timeout),
+            max_connections: self.max_connections.or(lower.max_connections),
+            max_connections_per_address: self
+                .max_connections_per_address
+                .or(lower.max_connections_per_address),
+            sandbox: self.sandbox.or(lower.sandbox),
             cache_dir: self.cache_dir.or(lower.cache_dir),
             service_cache_dir: self.service_cache_dir.or(lower.service_cache_dir),
             cache_policy: self.cache_policy.or(lower.cache_policy),
@@ -403,6 +438,8 @@ mod tests {
             priority: 30,
             workers: None,
             drain_timeout: Duration::from_mins(1),
+            connections: ConnectionBounds::default(),
+            sandbox: SandboxMode::On,
             nar_cache: None,
             uploads: None,
             access: AccessConfig::default(),
@@ -633,6 +670,15 @@ mod tests {
         for workers in [0, WORKERS_MAX + 1] {
             let arguments = ServeArguments { workers: Some(workers), ..nothing() };
             assert_eq!(Settings::merge([arguments]), Err(SettingsError::Workers(workers)));
+        }
+        for (flag, arguments) in [
+            ("--max-connections", ServeArguments { max_connections: Some(0), ..nothing() }),
+            (
+                "--max-connections-per-address",
+                ServeArguments { max_connections_per_address: Some(0), ..nothing() },
+            ),
+        ] {
+            assert_eq!(Settings::merge([arguments]), Err(SettingsError::NoConnections { flag }));
         }
         for level in [0, -1, CACHE_LEVEL_MAX + 1] {
             let arguments = ServeArguments { cache_level: Some(level), ..cache_dir("/c") };

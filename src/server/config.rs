@@ -41,6 +41,10 @@ pub struct Config {
     pub uploads: Option<UploadSettings>,
     /// Who may do what.
     pub access: AccessConfig,
+    /// How many may be connected.
+    pub connections: ConnectionBounds,
+    /// Whether the process gives up what it does not need once it has started.
+    pub sandbox: SandboxMode,
     /// Names of kernel capabilities to do without although the kernel has them, as typed; `ring` knows the names.
     pub capabilities_off: Vec<String>,
 }
@@ -74,6 +78,59 @@ pub struct AccessConfig {
     pub is_upload_anonymous: bool,
     /// Whether who has no token may not even read.
     pub is_private: bool,
+}
+
+/// How many may be connected, beside what the limit of open files leaves room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionBounds {
+    /// All together; at least 1.
+    pub all_max: Option<usize>,
+    /// From one address; at least 1.
+    pub per_address_max: Option<usize>,
+}
+
+/// Whether the process gives up what it does not need once it has started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SandboxMode {
+    /// It keeps all that it was started with.
+    Off,
+    /// It gives up what this kernel lets it give up, and says what it could not.
+    #[default]
+    On,
+    /// It does not start if there is something that it cannot give up.
+    Require,
+}
+
+/// The text is no [`SandboxMode`].
+#[derive(Debug, thiserror::Error)]
+#[error("expected off, on or require")]
+pub struct SandboxModeError;
+
+impl SandboxMode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Require => "require",
+        }
+    }
+}
+
+impl fmt::Display for SandboxMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for SandboxMode {
+    type Err = SandboxModeError;
+
+    fn from_str(text: &str) -> Result<Self, SandboxModeError> {
+        [Self::Off, Self::On, Self::Require]
+            .into_iter()
+            .find(|mode| mode.name() == text)
+            .ok_or(SandboxModeError)
+    }
 }
 
 /// A place to listen at.
