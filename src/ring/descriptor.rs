@@ -2,10 +2,13 @@
 
 #[cfg(any(test, fuzzing))]
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use rustix::io::Errno;
+
+use super::sys;
 
 /// A shared descriptor of one worker's thread.
 ///
@@ -35,6 +38,15 @@ impl Descriptor {
     pub fn simulated(number: RawFd, open_count: &Rc<Cell<usize>>) -> Self {
         open_count.set(open_count.get() + 1);
         Self(Rc::new(Inner::Simulated { number, _open: OpenMark(Rc::clone(open_count)) }))
+    }
+
+    /// The address of the peer of this socket: as [`sys::peer_address`]. The peers of the simulated ring have one each.
+    pub fn peer_address(&self) -> Result<Option<IpAddr>, Errno> {
+        match &*self.0 {
+            Inner::Real(socket) => sys::peer_address(socket.as_fd()),
+            #[cfg(any(test, fuzzing))]
+            Inner::Simulated { number, .. } => Ok(Some(IpAddr::from(number.to_be_bytes()))),
+        }
     }
 
     /// The descriptor itself, for another thread; none while it is shared.

@@ -22,7 +22,7 @@ pub mod transfer;
 pub mod uring;
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use op::{Completion, Submission};
 
@@ -36,6 +36,26 @@ pub trait Driver {
 
     /// The next completion, if there is one. What it lends is valid until the next call.
     fn next_completion(&mut self) -> Option<Completion<'_>>;
+
+    /// What time it is. Asked once a turn.
+    fn time(&self) -> Time;
+}
+
+/// What time it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    /// For deadlines.
+    pub instant: Instant,
+    /// For people: seconds since 1970.
+    pub wall_s: u64,
+}
+
+impl Time {
+    /// As the kernel's clocks say.
+    pub fn now() -> Self {
+        let wall_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+        Self { instant: Instant::now(), wall_s }
+    }
 }
 
 /// A driver that somebody else looks at afterwards.
@@ -51,5 +71,9 @@ impl<D: Driver> Driver for &mut D {
 
     fn next_completion(&mut self) -> Option<Completion<'_>> {
         (**self).next_completion()
+    }
+
+    fn time(&self) -> Time {
+        (**self).time()
     }
 }

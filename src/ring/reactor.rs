@@ -4,19 +4,19 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use slab::Slab;
 use tracing::warn;
 
-use super::Driver;
 use super::connection::{Connection, Context};
 use super::descriptor::Descriptor;
 use super::inbox::{Inbox, Mailbox};
 use super::op::{Completion, ConnectionId, Op, Outcome, Submission, Token};
 use super::pool::Pool;
 use super::service::{Effects, Node};
+use super::{Driver, Time};
 use crate::codec::http::date::format_imf_fixdate;
 use crate::limits::{SENDFILE_ALONE_LEN_MAX, SENDFILE_LEN_MAX};
 
@@ -111,7 +111,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             submissions: Vec::new(),
             pool: Pool::default(),
             effects: Effects::default(),
-            clock: Clock::new(),
+            clock: Clock::new(driver.time()),
             sendfile_len_max: SENDFILE_LEN_MAX,
             peers,
             phase: Phase::Serving,
@@ -146,7 +146,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             }
         }
         self.driver.wait(Some(TICK))?;
-        self.worker.clock.advance();
+        self.worker.clock.advance(self.driver.time());
         self.dispatch();
         self.worker.feed();
         if self.worker.clock.ticked() {
@@ -380,19 +380,18 @@ struct Clock {
 }
 
 impl Clock {
-    fn new() -> Self {
+    fn new(time: Time) -> Self {
         let mut clock =
-            Self { start: Instant::now(), now_s: 0, ticked_s: 0, wall_s: 0, date: format_imf_fixdate(0) };
-        clock.advance();
+            Self { start: time.instant, now_s: 0, ticked_s: 0, wall_s: 0, date: format_imf_fixdate(0) };
+        clock.advance(time);
         clock
     }
 
-    fn advance(&mut self) {
-        self.now_s = self.start.elapsed().as_secs();
-        let wall_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-        if wall_s != self.wall_s {
-            self.wall_s = wall_s;
-            self.date = format_imf_fixdate(wall_s);
+    fn advance(&mut self, time: Time) {
+        self.now_s = time.instant.saturating_duration_since(self.start).as_secs();
+        if time.wall_s != self.wall_s {
+            self.wall_s = time.wall_s;
+            self.date = format_imf_fixdate(time.wall_s);
         }
     }
 

@@ -11,7 +11,6 @@ use rustix::io::Errno;
 use super::body::Body;
 use super::descriptor::Descriptor;
 use super::op::{ConnectionId, OpenedFile};
-use super::sys;
 use crate::codec::http::Status;
 use crate::codec::http::request::Request;
 use crate::codec::http::response::{CacheControl, Fields};
@@ -50,7 +49,7 @@ pub struct Caller<'a> {
 impl Caller<'_> {
     /// The address of the peer, asked of the kernel: `None` on a unix socket, an error when the peer has gone.
     pub fn address(&self) -> Result<Option<IpAddr>, Errno> {
-        sys::peer_address(self.socket.borrow())
+        self.socket.peer_address()
     }
 }
 

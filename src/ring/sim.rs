@@ -11,17 +11,17 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
 use rustix::io::Errno;
 
-use super::Driver;
 use super::body::Fault;
 use super::descriptor::Descriptor;
 use super::op::{
     Completion, FileKind, FileStatus, Op, OpenedFile, Outcome, SendFileError, Submission, Token,
 };
+use super::{Driver, Time};
 
 #[cfg(test)]
 mod tests;
@@ -42,6 +42,9 @@ const STUCK_TURNS: usize = 200;
 
 /// So often a socket is called writable that is not: without a bound, a peer that never reads would keep a world going.
 const SPURIOUS_WAKES_MAX: usize = 50;
+
+/// When a simulation begins: the example of RFC 9110. Seconds since 1970.
+const WALL_START_S: u64 = 784_111_777;
 
 const DIRECTORY_NUMBER: RawFd = 7;
 const SOCKET_NUMBER_MIN: RawFd = 1_000;
@@ -317,6 +320,9 @@ pub struct Sim {
     random: Random,
     faults: Faults,
     turn: u64,
+    start: Instant,
+    /// Seconds since then.
+    now_s: u64,
     is_stuck: bool,
     /// How often a socket was called writable that was not.
     spurious_wakes: usize,
@@ -357,6 +363,8 @@ impl Sim {
             random: Random(seed),
             faults,
             turn: 0,
+            start: Instant::now(),
+            now_s: 0,
             is_stuck: false,
             spurious_wakes: 0,
             sockets: Vec::new(),
@@ -423,6 +431,11 @@ impl Sim {
     /// The connection of this index.
     pub fn socket_mut(&mut self, index: usize) -> &mut Socket {
         &mut self.sockets[index]
+    }
+
+    /// Time passes.
+    pub fn pass(&mut self, seconds: u64) {
+        self.now_s += seconds;
     }
 
     /// Whether the last wait ended because nothing can happen.
@@ -834,5 +847,10 @@ impl Driver for Sim {
             }
         };
         Some(Completion { token, outcome })
+    }
+
+    fn time(&self) -> Time {
+        let instant = self.start + Duration::from_secs(self.now_s);
+        Time { instant, wall_s: WALL_START_S + self.now_s }
     }
 }

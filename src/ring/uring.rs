@@ -21,13 +21,13 @@ use io_uring::types::{DestinationSlot, Fd, Fixed, OpenHow, SubmitArgs, Timespec}
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
 
-use super::Driver;
 use super::body::Fault;
 use super::buffer_ring::{BufferRing, Lent};
 use super::capability::{Capabilities, Capability};
 use super::descriptor::Descriptor;
 use super::op::{Completion, FileKind, Op, OpenedFile, Outcome, SendFileError, Submission, Token};
 use super::sys;
+use super::{Driver, Time};
 use crate::limits::{
     COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_ALONE_LEN_MAX,
     SUBMISSION_ENTRIES,
@@ -545,6 +545,10 @@ impl Driver for Uring {
             };
             return Some(Completion { token, outcome });
         }
+    }
+
+    fn time(&self) -> Time {
+        Time::now()
     }
 }
 

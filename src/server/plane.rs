@@ -54,7 +54,7 @@ impl Plane {
 
     /// The same with a queue for `jobs_max` jobs, for who knows how many there can be.
     pub fn start_for(name: &str, threads: usize, nice: i32, jobs_max: usize) -> io::Result<Self> {
-        let (queue, jobs) = mpsc::sync_channel(jobs_max);
+        let (plane, jobs) = Self::queue(jobs_max);
         let jobs = Arc::new(Mutex::new(jobs));
         for index in 0..threads {
             let jobs = Arc::clone(&jobs);
@@ -63,7 +63,13 @@ impl Plane {
                 work(&jobs);
             })?;
         }
-        Ok(Self { queue })
+        Ok(plane)
+    }
+
+    /// A plane and the end of its queue, for who does the jobs: threads, or a simulation.
+    pub fn queue(jobs_max: usize) -> (Self, Receiver<Job>) {
+        let (queue, jobs) = mpsc::sync_channel(jobs_max);
+        (Self { queue }, jobs)
     }
 
     /// Queues a job.
