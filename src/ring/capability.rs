@@ -40,11 +40,14 @@ pub enum Capability {
     DirectFiles,
     /// Large ranges that are in memory are sent without copying: sendfile(2), and cachestat(2) to know (Linux 6.5).
     SendFile,
+    /// A ring refuses what the program does not use ([`super::restriction`], Linux 5.10). Takes away instead of giving, so that
+    /// nothing is done another way without it.
+    Restrictions,
 }
 
 impl Capability {
     /// All of them, best first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DeferTaskrun,
         Self::CoopTaskrun,
         Self::NoSqarray,
@@ -54,6 +57,8 @@ impl Capability {
         Self::MultishotAccept,
         Self::DirectFiles,
         Self::SendFile,
+        // The others are tried in rings that are enabled from the start.
+        Self::Restrictions,
     ];
 
     /// The name on the command line.
@@ -68,6 +73,7 @@ impl Capability {
             Self::MultishotAccept => "multishot-accept",
             Self::DirectFiles => "direct-files",
             Self::SendFile => "sendfile",
+            Self::Restrictions => "restrictions",
         }
     }
 }
@@ -114,7 +120,8 @@ impl Capabilities {
         Capability::ALL.into_iter().filter(move |capability| self.has(*capability)).map(Capability::name)
     }
 
-    /// A ring's parameters with these capabilities.
+    /// A ring's parameters with these capabilities. With [`Capability::Restrictions`] it does nothing before
+    /// [`super::restriction::enable`].
     pub(super) fn builder(self) -> Builder {
         let mut builder = IoUring::builder();
         builder.setup_clamp().setup_cqsize(COMPLETION_ENTRIES);
@@ -128,6 +135,9 @@ impl Capabilities {
         }
         if self.has(Capability::SubmitAll) {
             builder.setup_submit_all();
+        }
+        if self.has(Capability::Restrictions) {
+            builder.setup_r_disabled();
         }
         builder
     }
@@ -172,6 +182,7 @@ impl Capabilities {
             Capability::MultishotAccept => try_accept(self),
             Capability::DirectFiles => try_direct_file(self),
             Capability::SendFile => try_send_file(),
+            Capability::Restrictions => try_restrictions(self.with(capability)),
         };
         works.unwrap_or(false)
     }
@@ -299,7 +310,16 @@ fn try_send_file() -> io::Result<bool> {
     Ok(!matches!(answer, Err(Errno::NOSYS | Errno::PERM)))
 }
 
-fn submit_one(ring: &mut IoUring, entry: &io_uring::squeue::Entry) -> io::Result<cqueue::Entry> {
+/// Asks a restricted ring for something that it may do, and for something that it may not.
+fn try_restrictions(capabilities: Capabilities) -> io::Result<bool> {
+    let mut ring = capabilities.builder().build(8)?;
+    super::restriction::enable(&ring.submitter(), capabilities)?;
+    let cancelled = submit_one(&mut ring, &opcode::AsyncCancel::new(0).build())?.result();
+    Ok(cancelled == -libc::ENOENT
+        && submit_one(&mut ring, &opcode::Nop::new().build())?.result() == -libc::EACCES)
+}
+
+pub(super) fn submit_one(ring: &mut IoUring, entry: &io_uring::squeue::Entry) -> io::Result<cqueue::Entry> {
     // SAFETY: the entries of this module point to nothing but the registered buffers and what their makers hold until
     // their completion is here, which outlive the call.
     unsafe { ring.submission().push(entry) }.map_err(|_| io::ErrorKind::WouldBlock)?;

@@ -14,6 +14,7 @@ pub mod intake;
 pub mod op;
 pub mod pool;
 pub mod reactor;
+pub mod restriction;
 pub mod service;
 #[cfg(any(test, fuzzing))]
 pub mod sim;

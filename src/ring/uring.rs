@@ -26,8 +26,7 @@ use super::buffer_ring::{BufferRing, Lent};
 use super::capability::{Capabilities, Capability};
 use super::descriptor::Descriptor;
 use super::op::{Completion, FileKind, Op, OpenedFile, Outcome, SendFileError, Submission, Token};
-use super::sys;
-use super::{Driver, Time};
+use super::{Driver, Time, restriction, sys};
 use crate::limits::{
     COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_ALONE_LEN_MAX,
     SUBMISSION_ENTRIES,
@@ -121,6 +120,9 @@ impl Uring {
         } else {
             None
         };
+        if capabilities.has(Capability::Restrictions) {
+            restriction::enable(&ring.submitter(), capabilities)?;
+        }
         Ok(Self {
             ring,
             capabilities,
@@ -185,7 +187,8 @@ impl Uring {
         self.reaped.extend(&mut queue);
     }
 
-    /// The entry for an operation whose buffers are already owned by `in_flight`.
+    /// The entry for an operation whose buffers are already owned by `in_flight`. Its code and flags are among those that
+    /// [`restriction`] lists.
     fn entry(in_flight: &mut InFlight, bell: *mut u64, capabilities: Capabilities) -> squeue::Entry {
         match &mut in_flight.op {
             Op::Accept { listener } => {
