@@ -308,6 +308,11 @@ pub const FAILURE_WINDOW: Duration = Duration::from_mins(1);
 pub const FAILING_CLIENTS_MAX: usize = 4096;
 /// Refusals for want of a token that are logged in a window; the rest is counted. Per worker.
 pub const REFUSALS_LOGGED_MAX: u32 = 10;
+/// Most that is said of a panic before the process ends: what a pipe takes at once (PIPE_BUF), so that nobody who does not read it keeps
+/// the process from ending. Bytes.
+pub const LAST_WORDS_LEN_MAX: usize = 4096;
+/// How long is waited for room to say that. Seconds.
+pub const LAST_WORDS_WAIT_S: i64 = 1;
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn` (4096 as well since
 /// Linux 5.4). A closure download opens 25 connections at once per client.
 pub const LISTEN_BACKLOG: i32 = 4096;

@@ -22,10 +22,10 @@ use crate::limits::{
     ASKED_ONCE_MAX, FOLLOW_AGAIN_INTERVAL, FOLLOW_BATCH, FOLLOW_INTERVAL, HOUSEKEEPING_INTERVAL,
     INBOX_INTERVAL, MENDED_LOOK_INTERVAL, STUCK_RETRY_MAX, STUCK_RETRY_MIN,
 };
-use crate::store::StoreError;
 use crate::store::catalog::Soundness;
 use crate::store::change::ChangeCounter;
 use crate::store::db::RowId;
+use crate::store::{StoreError, fault};
 
 /// Lets files and records agree after whatever ended the last process. False when the plane ends before.
 pub async fn reconcile(workshop: &Rc<Workshop>) -> bool {
@@ -102,6 +102,7 @@ pub async fn fill(workshop: Rc<Workshop>, asked: Receiver<Order>, followed: Rece
         if workshop.shared.is_ending() {
             return;
         }
+        fault::may_panic("background: order taken");
         let is_ended = !carry_out(&workshop, order).await;
         workshop.release(order.hash_part);
         if is_ended {

@@ -32,8 +32,8 @@ use crate::ring::body::{Body, Lookup, Piece};
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::ConnectionId;
 use crate::ring::reactor;
-use crate::store::StoreError;
 use crate::store::walk;
+use crate::store::{StoreError, fault};
 
 /// Counts the encoders that there are.
 #[derive(Clone, Debug, Default)]
@@ -261,6 +261,7 @@ impl Trouble {
 
 impl Encoder {
     fn begin(order: Order) -> Result<Self, Trouble> {
+        fault::may_panic("encode: begun");
         let Order { path, shared, root, admission } = order;
         let name = shared.places().real_store.join(path.base_name());
         Ok(Self {

@@ -27,7 +27,7 @@ use crate::store::db::Database;
 use crate::store::debuginfo::DebugIndex;
 use crate::store::log::{self, BuildLog};
 use crate::store::walk::{self, Kept};
-use crate::store::{LocalStore, StoreError};
+use crate::store::{LocalStore, StoreError, fault};
 
 /// One live store, as all threads share it.
 pub struct SharedStore {
@@ -147,6 +147,7 @@ impl SharedStore {
         hash_part: HashPart,
         previous: Option<&Arc<KnownPath>>,
     ) -> Result<Known, Failure> {
+        fault::may_panic("lookup: path asked");
         // Before the query: see `store::change` for why.
         let stamp = self.counter().stamp();
         let info =
@@ -192,6 +193,7 @@ impl SharedStore {
 
     /// The build log of a derivation.
     pub fn build_log(&self, derivation: &StorePath) -> Result<Option<Made>, Failure> {
+        fault::may_panic("walk: log asked");
         let content = match log::open(&self.places, derivation).map_err(|error| Failure::log(&error))? {
             None => return Ok(None),
             Some(BuildLog::Plain { file, len_bytes }) => MadeContent::File(file, len_bytes),

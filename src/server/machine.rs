@@ -1,15 +1,20 @@
-//! What the process asks of the machine: a core for each worker, descriptors, signals.
+//! What the process asks of the machine: a core for each worker, descriptors, signals; and how it ends when it is broken.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd as _;
+use std::panic::{self, PanicHookInfo};
+use std::process;
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Resource;
 use rustix::thread::CpuSet;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::warn;
 
-use crate::limits::CONNECTIONS_MAX;
+use crate::limits::{CONNECTIONS_MAX, LAST_WORDS_LEN_MAX, LAST_WORDS_WAIT_S};
 
 /// Keeps the calling thread on one of the cores that the process may use.
 pub fn pin(index: usize) {
@@ -74,6 +79,47 @@ pub fn notice_signals(notice: impl Fn(Signal) -> bool + Send + 'static) -> io::R
         }
     };
     thread::Builder::new().name("signals".to_owned()).spawn(forward).map(drop)
+}
+
+/// From now on a panic of any thread ends the process at once, by SIGABRT, after one message that names the thread.
+///
+/// A panic is a broken invariant. If only its thread ended, clients would wait for ever for what that thread owed them, while the service
+/// manager takes the process for well. A release build has nothing else to do (`panic = "abort"`); with this every build does the same,
+/// and says who it was.
+pub fn abort_on_panic() {
+    panic::set_hook(Box::new(|panic| {
+        say_at_last(&last_words(panic, &Backtrace::capture()));
+        process::abort();
+    }));
+}
+
+fn last_words(panic: &PanicHookInfo<'_>, backtrace: &Backtrace) -> String {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("without a name");
+    let place = panic.location().map_or_else(String::new, |place| format!(" at {place}"));
+    // On one line, so that it is one entry of a log.
+    let text =
+        panic.payload_as_str().unwrap_or("of no text").split_whitespace().collect::<Vec<_>>().join(" ");
+    let version = env!("CARGO_PKG_VERSION");
+    let mut words = format!(
+        "narwire: BUG: thread {name} panicked{place}: {text}; the process ends at once, so that it is started anew; \
+         please report this line, version {version}, and what was asked last (RUST_BACKTRACE=1 says more)\n"
+    );
+    if backtrace.status() == BacktraceStatus::Captured {
+        words.push_str(&backtrace.to_string());
+    }
+    words
+}
+
+/// Writes to standard error without its lock, which another thread may hold, and without waiting long for whoever should read it.
+fn say_at_last(words: &str) {
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
+    let wait = Timespec { tv_sec: LAST_WORDS_WAIT_S, tv_nsec: 0 };
+    if rustix::event::poll(&mut polled, Some(&wait)).is_ok_and(|ready| ready > 0) {
+        // A pipe that is ready has room for so much. There is nobody left to tell of an error.
+        let _ = rustix::io::write(stderr.as_fd(), &words.as_bytes()[..words.len().min(LAST_WORDS_LEN_MAX)]);
+    }
 }
 
 #[cfg(test)]

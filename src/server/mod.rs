@@ -45,7 +45,7 @@ use self::directory::Directory;
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
-use self::machine::{Signal, connections_max, notice_signals, pin, raise_descriptor_limit};
+use self::machine::{Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit};
 use self::metrics::Metrics;
 use self::nar_cache::NarCache;
 use self::node::{CacheNode, Source, Texts};
@@ -87,8 +87,9 @@ enum Event {
 /// Serves until a signal ends it. `on_ready` is called once, when every listener accepts.
 ///
 /// SIGTERM and SIGINT drain: no more connections, answers under way are finished, for as long as the configuration allows.
-/// A second one ends at once. SIGHUP has the tokens read again.
+/// A second one ends at once. SIGHUP has the tokens read again. A panic of any thread ends the process by SIGABRT.
 pub fn run(config: Config, on_ready: impl FnOnce(&[Listener])) -> Result<(), RunError> {
+    abort_on_panic();
     let server = Server::start(&config).map_err(RunError::Start)?;
     drop(config);
     on_ready(&server.listeners);

@@ -32,6 +32,7 @@ use crate::ring::op::{ConnectionId, OpenedFile};
 use crate::ring::reactor;
 use crate::ring::service::{Answer, Caller, Effects, Node, Reply, ReplyBody, Service};
 use crate::store::catalog::NarKey;
+use crate::store::fault;
 
 /// One worker's answers.
 pub struct CacheNode {
@@ -196,6 +197,7 @@ impl CacheNode {
 
     /// `/health`: whether every source answers, and in a second line how the NAR cache is: without it everything is still served.
     fn health(&mut self, id: ConnectionId, wish: Wish) -> Answer {
+        fault::may_panic("worker: health asked");
         let texts = Arc::clone(&self.texts);
         let readers: Vec<_> =
             self.sources.iter().filter_map(Source::directory).map(Directory::cache_info_reader).collect();

@@ -1,4 +1,5 @@
-//! Fault points: places between two steps on disk where a test can end the process, or let the disk fail.
+//! Fault points: places between two steps on disk where a test can end the process, or let the disk fail, and places in each kind
+//! of thread where it can break an invariant.
 //!
 //! What is on disk must be right whenever the process ends, and no test can be quick enough to end it between two system
 //! calls. So the code names these places, and a plan says what happens there. Without one a point is one load.
@@ -20,10 +21,13 @@ enum Fault {
     Kill { points_left: AtomicU64 },
     /// The point of this name fails as if the system had, so many times.
     Fail { error: Errno, name: Box<str>, times_left: AtomicU64 },
+    /// The thread that comes to the point of this name panics.
+    Panic { name: Box<str> },
 }
 
 /// Sets the plan of this process, once. Faults between commas: `kill@N` ends the process at the N-th point it passes,
-/// `ENOSPC@NAME`, `EIO@NAME` and `EROFS@NAME` let the point of that name fail with this error, `ENOSPC@NAME:K` the first K times.
+/// `ENOSPC@NAME`, `EIO@NAME` and `EROFS@NAME` let the point of that name fail with this error, `ENOSPC@NAME:K` the first K times,
+/// and `panic@NAME` lets the thread panic that comes there.
 ///
 /// The error is a sentence about the text, or says that there is a plan.
 pub fn plan(spec: &str) -> Result<(), String> {
@@ -36,7 +40,21 @@ pub fn point(name: &str) -> io::Result<()> {
     PLAN.get().map_or(Ok(()), |faults| pass(faults, name))
 }
 
+/// Passes a place of that name where no disk can fail and nothing is left half done, so that it is none of those at which the process
+/// ends: the thread panics where a plan says so.
+pub fn may_panic(name: &str) {
+    if let Some(faults) = PLAN.get() {
+        panic_as_planned(faults, name);
+    }
+}
+
+fn panic_as_planned(faults: &[Fault], name: &str) {
+    let is_planned = |fault: &Fault| matches!(fault, Fault::Panic { name: planned } if **planned == *name);
+    assert!(!faults.iter().any(is_planned), "a fault was planned at {name:?}");
+}
+
 fn pass(faults: &[Fault], name: &str) -> io::Result<()> {
+    panic_as_planned(faults, name);
     for fault in faults {
         match fault {
             Fault::Kill { points_left } => {
@@ -51,7 +69,7 @@ fn pass(faults: &[Fault], name: &str) -> io::Result<()> {
                     return Err((*error).into());
                 }
             }
-            Fault::Fail { .. } => {}
+            Fault::Fail { .. } | Fault::Panic { .. } => {}
         }
     }
     Ok(())
@@ -67,13 +85,15 @@ fn end_process() -> ! {
 }
 
 fn parse(text: &str) -> Result<Fault, String> {
-    let unclear = || format!("fault {text:?}: expected kill@N, ENOSPC@NAME, EIO@NAME or EROFS@NAME");
+    let unclear =
+        || format!("fault {text:?}: expected kill@N, panic@NAME, ENOSPC@NAME, EIO@NAME or EROFS@NAME");
     let (what, place) = text.split_once('@').ok_or_else(unclear)?;
     let error = match what {
         "kill" => {
             let points = place.parse::<u64>().ok().filter(|points| *points > 0).ok_or_else(unclear)?;
             return Ok(Fault::Kill { points_left: AtomicU64::new(points) });
         }
+        "panic" if !place.is_empty() => return Ok(Fault::Panic { name: place.into() }),
         "ENOSPC" => Errno::NOSPC,
         "EIO" => Errno::IO,
         "EROFS" => Errno::ROFS,
@@ -192,8 +212,29 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_panics_at_its_point_only() {
+        let faults = faults("panic@publish: begun,EIO@evict: record out");
+        pass(&faults, "publish: file written").unwrap();
+        panic_as_planned(&faults, "evict: record out");
+        let panic = std::panic::catch_unwind(|| pass(&faults, "publish: begun")).unwrap_err();
+        assert!(panic.downcast::<String>().unwrap().contains("\"publish: begun\""));
+    }
+
+    #[test]
     fn what_is_no_fault_is_refused() {
-        for text in ["", "kill", "kill@", "kill@0", "kill@x", "EIO", "EIO@", "EIO@:3", "ENOENT@evict"] {
+        for text in [
+            "",
+            "panic",
+            "panic@",
+            "kill",
+            "kill@",
+            "kill@0",
+            "kill@x",
+            "EIO",
+            "EIO@",
+            "EIO@:3",
+            "ENOENT@evict",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

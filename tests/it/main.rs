@@ -16,6 +16,7 @@
 //! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
 //! | `gc.rs`        | the garbage collector at work while a path is served                              |
 //! | `damage.rs`    | store paths that somebody changed behind Nix's back                               |
+//! | `faults.rs`    | a hostile machine: threads that panic, disks that hang, databases that break, and more |
 //! | `changes.rs`   | a database that is written, locked or replaced while paths are asked for          |
 //! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
@@ -39,6 +40,7 @@ mod damage;
 mod directory;
 mod encode;
 mod extras;
+mod faults;
 mod gc;
 mod http;
 mod listen;
