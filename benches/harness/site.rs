@@ -151,7 +151,9 @@ impl Site {
             trees::link(&first, &self.store.real_store.join(path.base_name()))?;
         }
         let root = walk::open_root(&self.store, &paths[0])?.context("a tree that was just written")?;
-        let len_bytes = walk::layout(&root, Kept::Nothing)?.known_len_bytes();
+        let layout =
+            walk::layout_while(&|| true, &root, Kept::Nothing)?.context("a walk that nobody stops")?;
+        let len_bytes = layout.known_len_bytes();
         // What is kept, in memory or encoded, is compared with its hash. Of the rest nobody reads it, and it would take its time.
         let hash = match len_bytes {
             ..HASHED_LEN_MAX => walk::hash(&root)?.0,

@@ -14,6 +14,7 @@ use tracing::error;
 
 use super::known_path::KnownPath;
 use super::nar_body::{Footprint, SharedLayout};
+use super::plane::{Demand, Interest};
 use super::refusal::Failure;
 use crate::codec::nar::layout::Part;
 use crate::limits::{
@@ -69,11 +70,16 @@ struct Walk {
     waiting: Vec<ConnectionId>,
     /// Who is being sent what it has found.
     readers: Vec<ConnectionId>,
+    /// Keeps it going.
+    interest: Interest,
+    /// Whether nobody waited and nobody read at the last tick.
+    was_unwanted: bool,
 }
 
 /// What a walk has found out.
 struct Damage {
-    at: Instant,
+    /// Until then the path is absent, and afterwards suspected.
+    until: Instant,
     /// The state of the database then.
     stamp: Stamp,
 }
@@ -124,7 +130,7 @@ impl Layouts {
         }
         if let Some(damage) = self.damaged.get(key)
             && damage.stamp == stamp
-            && damage.at.elapsed() < DAMAGE_REMEMBERED
+            && Instant::now() < damage.until
         {
             return Found::Damaged;
         }
@@ -148,13 +154,14 @@ impl Layouts {
         self.footprint.get() + self.walks.len() * KEPT_CONTENTS_LEN_MAX < LAYOUTS_ALIVE_LEN_MAX
     }
 
-    /// Notes that a walk was begun for `id`.
+    /// Notes that a walk was begun for `id`. It goes on while `interest` is held here.
     pub fn begin(
         &mut self,
         path: Arc<KnownPath>,
         root_status: Option<FileStatus>,
         id: ConnectionId,
         stamp: Stamp,
+        interest: Interest,
     ) {
         let key = key_of(&path);
         let was_damaged = self.damaged.remove(&key).is_some();
@@ -167,13 +174,38 @@ impl Layouts {
             is_suspect: was_damaged || broke,
             waiting: vec![id],
             readers: Vec::new(),
+            interest,
+            was_unwanted: false,
         };
         self.walks.insert(key, walk);
     }
 
-    /// Takes what a walk has found; says whom it concerns.
-    pub fn take(&mut self, key: NarKey, news: WalkNews) -> Option<Told> {
-        let walk = self.walks.get_mut(&key)?;
+    /// Forgets somebody who waits for a walk, and has gone.
+    pub fn leave(&mut self, key: &NarKey, id: ConnectionId) {
+        if let Some(walk) = self.walks.get_mut(key) {
+            walk.waiting.retain(|waiting| *waiting != id);
+        }
+    }
+
+    /// Gives up walks that nobody has wanted since the last time: otherwise clients that ask for large trees and go would keep all
+    /// threads walking. One whose connection broke a moment ago may come again, and finds its walk.
+    pub fn tick(&mut self) {
+        let Self { walks, damaged, .. } = self;
+        walks.retain(|key, walk| {
+            // Whoever reads has the layout as well.
+            let is_wanted = !walk.waiting.is_empty() || Rc::strong_count(&walk.layout) > 1;
+            let goes_on = is_wanted || !walk.was_unwanted;
+            walk.was_unwanted = !is_wanted;
+            if !goes_on && walk.is_suspect {
+                damaged.insert(*key, Damage { until: Instant::now(), stamp: walk.stamp });
+            }
+            goes_on
+        });
+    }
+
+    /// Takes what a walk has found that was begun for `demand`; says whom it concerns.
+    pub fn take(&mut self, key: NarKey, demand: &Demand, news: WalkNews) -> Option<Told> {
+        let walk = self.walks.get_mut(&key).filter(|walk| demand.is_of(&walk.interest))?;
         let outcome = match news {
             WalkNews::Part(part) => {
                 walk.layout.push(part);
@@ -220,7 +252,7 @@ impl Layouts {
         if self.damaged.len() >= DAMAGED_PATHS_MAX {
             self.damaged.clear();
         }
-        self.damaged.insert(key, Damage { at: Instant::now(), stamp });
+        self.damaged.insert(key, Damage { until: Instant::now() + DAMAGE_REMEMBERED, stamp });
     }
 }
 
@@ -253,6 +285,14 @@ mod tests {
 
     const FIRST: ConnectionId = ConnectionId { slot: 0, generation: 1 };
     const SECOND: ConnectionId = ConnectionId { slot: 1, generation: 2 };
+
+    /// Begins a walk for the first; gives what the thread says whom it walks for.
+    fn begin(layouts: &mut Layouts, path: &Arc<KnownPath>, root: Option<FileStatus>, stamp: Stamp) -> Demand {
+        let interest = Interest::default();
+        let demand = interest.demand();
+        layouts.begin(Arc::clone(path), root, FIRST, stamp, interest);
+        demand
+    }
 
     /// A database to take stamps of, and to change.
     struct Clock {
@@ -304,9 +344,9 @@ mod tests {
         let (path, mut layouts) = (path(len_bytes), Layouts::default());
         let key = key_of(&path);
         assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
-        layouts.begin(path, None, FIRST, clock.stamp());
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
         assert!(matches!(layouts.find(&key, None, SECOND, clock.stamp()), Found::Joined));
-        let told = layouts.take(key, WalkNews::Complete(Some(part), len_bytes)).unwrap();
+        let told = layouts.take(key, &demand, WalkNews::Complete(Some(part), len_bytes)).unwrap();
         assert_eq!((told.waiting, told.outcome.is_ok()), (vec![FIRST, SECOND], true));
         clock.commit();
         assert!(
@@ -320,12 +360,12 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
         let key = key_of(&path);
-        layouts.begin(path, None, FIRST, clock.stamp());
-        assert_eq!(layouts.take(key, WalkNews::Part(part)).unwrap().waiting, [FIRST]);
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        assert_eq!(layouts.take(key, &demand, WalkNews::Part(part)).unwrap().waiting, [FIRST]);
         for _ in 0..3 {
             assert!(matches!(layouts.find(&key, None, SECOND, clock.stamp()), Found::Layout(_)));
         }
-        let told = layouts.take(key, WalkNews::Complete(None, len_bytes)).unwrap();
+        let told = layouts.take(key, &demand, WalkNews::Complete(None, len_bytes)).unwrap();
         assert_eq!((told.readers, told.waiting), (vec![FIRST, SECOND], vec![]));
         assert!(matches!(told.outcome, Err(Failure::Damaged)));
     }
@@ -335,13 +375,13 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
         let key = key_of(&path);
-        layouts.begin(Arc::clone(&path), None, FIRST, clock.stamp());
-        layouts.take(key, WalkNews::Complete(Some(part.clone()), len_bytes)).unwrap();
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        layouts.take(key, &demand, WalkNews::Complete(Some(part.clone()), len_bytes)).unwrap();
         assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Damaged));
         clock.commit();
         assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
-        layouts.begin(path, None, FIRST, clock.stamp());
-        let told = layouts.take(key, WalkNews::Part(part)).unwrap();
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        let told = layouts.take(key, &demand, WalkNews::Part(part)).unwrap();
         assert!(told.waiting.is_empty(), "nothing is sent before the whole is known");
     }
 
@@ -350,11 +390,16 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes), Layouts::default());
         let key = key_of(&path);
-        layouts.begin(Arc::clone(&path), None, FIRST, clock.stamp());
-        layouts.take(key, WalkNews::Complete(Some(part.clone()), len_bytes)).unwrap().outcome.unwrap().fail();
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        layouts
+            .take(key, &demand, WalkNews::Complete(Some(part.clone()), len_bytes))
+            .unwrap()
+            .outcome
+            .unwrap()
+            .fail();
         assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
-        layouts.begin(path, None, FIRST, clock.stamp());
-        assert!(layouts.take(key, WalkNews::Part(part)).unwrap().waiting.is_empty());
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        assert!(layouts.take(key, &demand, WalkNews::Part(part)).unwrap().waiting.is_empty());
     }
 
     #[test]
@@ -370,12 +415,57 @@ mod tests {
             let (modified_s, modified_ns, changed_ns) = (1, 0, 0);
             Some(FileStatus { kind, len_bytes: 8, inode: 1, modified_s, modified_ns, changed_s, changed_ns })
         };
-        layouts.begin(path, root(1), FIRST, clock.stamp());
+        let demand = begin(&mut layouts, &path, root(1), clock.stamp());
         assert!(matches!(layouts.find(&key, root(2), SECOND, clock.stamp()), Found::Busy));
-        layouts.take(key, WalkNews::Complete(part, len_bytes)).unwrap();
+        layouts.take(key, &demand, WalkNews::Complete(part, len_bytes)).unwrap();
         assert!(matches!(layouts.find(&key, root(1), FIRST, clock.stamp()), Found::Layout(_)));
         assert!(matches!(layouts.find(&key, root(2), FIRST, clock.stamp()), Found::Unknown));
         assert!(layouts.whole(&key).is_none());
+    }
+
+    #[test]
+    fn a_walk_that_nobody_wants_for_a_while_is_given_up_and_its_late_news_are_ignored() {
+        let (clock, (part, len_bytes)) = (Clock::new(), link());
+        let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
+        let key = key_of(&path);
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        layouts.tick();
+        layouts.tick();
+        assert!(demand.is_there(), "somebody waits");
+        let told = layouts.take(key, &demand, WalkNews::Part(part.clone())).unwrap();
+        layouts.tick();
+        layouts.tick();
+        assert!(demand.is_there(), "somebody reads");
+        drop(told);
+        layouts.tick();
+        assert!(demand.is_there(), "somebody may come again");
+        layouts.tick();
+        assert!(!demand.is_there());
+        // The next walk of the same NAR is another one.
+        let next = begin(&mut layouts, &path, None, clock.stamp());
+        assert!(layouts.take(key, &demand, WalkNews::Part(part)).is_none());
+        assert!(layouts.take(key, &demand, WalkNews::Complete(None, len_bytes)).is_none());
+        layouts.leave(&key, FIRST);
+        layouts.tick();
+        layouts.tick();
+        assert!(!next.is_there(), "who has waited has gone");
+    }
+
+    #[test]
+    fn a_walk_that_was_given_up_leaves_its_suspicion() {
+        let (clock, (part, len_bytes)) = (Clock::new(), link());
+        let (path, mut layouts) = (path(len_bytes + 8), Layouts::default());
+        let key = key_of(&path);
+        layouts.remember_damage(key, clock.stamp());
+        for _ in 0..2 {
+            let demand = begin(&mut layouts, &path, None, clock.stamp());
+            assert!(layouts.take(key, &demand, WalkNews::Part(part.clone())).unwrap().waiting.is_empty());
+            layouts.leave(&key, FIRST);
+            layouts.tick();
+            layouts.tick();
+            assert!(!demand.is_there());
+            assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
+        }
     }
 
     #[test]
@@ -384,9 +474,9 @@ mod tests {
         let (part, len_bytes) = link();
         let path = path(len_bytes);
         let key = key_of(&path);
-        layouts.begin(path, None, FIRST, clock.stamp());
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
         assert!(layouts.whole(&key).is_none());
-        layouts.take(key, WalkNews::Complete(Some(part), len_bytes)).unwrap();
+        layouts.take(key, &demand, WalkNews::Complete(Some(part), len_bytes)).unwrap();
         let whole = layouts.whole(&key).unwrap();
         let len = usize::try_from(len_bytes).unwrap();
         assert_eq!(whole.short(len).map(|nar| nar.len()), Some(len));
@@ -400,8 +490,8 @@ mod tests {
         let (clock, mut layouts) = (Clock::new(), Layouts::default());
         let path = path(8);
         let key = key_of(&path);
-        layouts.begin(path, None, FIRST, clock.stamp());
-        let told = layouts.take(key, WalkNews::Failed(Failure::Busy)).unwrap();
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        let told = layouts.take(key, &demand, WalkNews::Failed(Failure::Busy)).unwrap();
         assert!(matches!(told.outcome, Err(Failure::Busy)));
         assert!(matches!(layouts.find(&key, None, FIRST, clock.stamp()), Found::Unknown));
     }
@@ -411,8 +501,8 @@ mod tests {
         let (clock, (part, len_bytes)) = (Clock::new(), link());
         let (path, mut layouts) = (path(len_bytes), Layouts::default());
         let (key, part_len) = (key_of(&path), part.memory_len_bytes());
-        layouts.begin(path, None, FIRST, clock.stamp());
-        let told = layouts.take(key, WalkNews::Complete(Some(part), len_bytes)).unwrap();
+        let demand = begin(&mut layouts, &path, None, clock.stamp());
+        let told = layouts.take(key, &demand, WalkNews::Complete(Some(part), len_bytes)).unwrap();
         assert_eq!(layouts.footprint.get(), part_len);
         layouts.kept.clear();
         assert_eq!(layouts.footprint.get(), part_len, "a reader has it");

@@ -25,7 +25,7 @@ use super::layouts::{Found, Layouts, Told, WalkNews, key_of};
 use super::lookup::{Known, SharedStore};
 use super::nar_body::{NarBody, Root, SharedLayout};
 use super::nar_cache::CachedNar;
-use super::plane::{Full, Plane, Planes, Toolbox};
+use super::plane::{Demand, Full, Interest, Plane, Planes, Toolbox};
 use super::refusal::{Failure, not_found, overloaded};
 use super::representation::{
     Conditions, Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, Representation,
@@ -144,14 +144,14 @@ impl LiveStore {
             },
             Route::Log(derivation) => {
                 let derivation = derivation.clone();
-                self.make(id, |planes| &planes.walks, move |shared, _| shared.build_log(&derivation))
+                self.make(id, |planes| &planes.walks, move |shared, _, _| shared.build_log(&derivation))
             }
             Route::DebugInfo { build_id, .. } => {
                 let build_id = *build_id;
                 self.make(
                     id,
                     |planes| &planes.walks,
-                    move |shared, toolbox| shared.debug_info(toolbox, build_id),
+                    move |shared, toolbox, _| shared.debug_info(toolbox, build_id),
                 )
             }
             Route::Realisation(output) => {
@@ -159,12 +159,12 @@ impl LiveStore {
                 self.make(
                     id,
                     |planes| &planes.lookups,
-                    move |shared, toolbox| shared.realisation(toolbox, &output),
+                    move |shared, toolbox, _| shared.realisation(toolbox, &output),
                 )
             }
             Route::BuildTrace { derivation, output } => {
                 let (derivation, output) = (derivation.clone(), output.clone());
-                let ask = move |shared: &SharedStore, toolbox: &mut Toolbox| {
+                let ask = move |shared: &SharedStore, toolbox: &mut Toolbox, _: &Demand| {
                     shared.build_trace(toolbox, &derivation, &output)
                 };
                 self.make(id, |planes| &planes.lookups, ask)
@@ -303,8 +303,13 @@ impl LiveStore {
     }
 
     /// Takes what a walk has found; says whom it concerns.
-    pub fn take_walk(&mut self, key: NarKey, news: WalkNews) -> Option<Told> {
-        self.layouts.take(key, news)
+    pub fn take_walk(&mut self, key: NarKey, demand: &Demand, news: WalkNews) -> Option<Told> {
+        self.layouts.take(key, demand, news)
+    }
+
+    /// Forgets somebody who has waited for a walk to begin, and has gone.
+    pub fn leave_walk(&mut self, path: &KnownPath, id: ConnectionId) {
+        self.layouts.leave(&key_of(path), id);
     }
 
     /// Takes what was found out while a NAR was sent.
@@ -312,8 +317,12 @@ impl LiveStore {
         self.layouts.remember_damage(key, stamp);
     }
 
-    /// Looks after the database file; called about once a second.
-    pub fn tick(&mut self) {
+    /// Looks after walks, and on the worker that is the first also after the database file; called about once a second.
+    pub fn tick(&mut self, is_first: bool) {
+        self.layouts.tick();
+        if !is_first {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         // When the plane is busy, the next second will do.
         let _ = self.planes.lookups.submit(move |_| shared.refresh());
@@ -457,21 +466,23 @@ impl LiveStore {
             Found::Joined => {}
             Found::Busy => return Step::Reply(overloaded()),
             Found::Unknown => {
-                if !self.layouts.has_room() || self.walk(&path, &root).is_err() {
+                let interest = Interest::default();
+                if !self.layouts.has_room() || self.walk(&path, &root, interest.demand()).is_err() {
                     return Step::Reply(overloaded());
                 }
-                self.layouts.begin(Arc::clone(&path), root.status(), id, stamp);
+                self.layouts.begin(Arc::clone(&path), root.status(), id, stamp, interest);
             }
         }
         Step::Wait(Stage::Store(Awaited::Layout(path, root)))
     }
 
-    /// Has the tree walked whose root is open, not one that may have taken its name meanwhile.
-    fn walk(&self, path: &Arc<KnownPath>, root: &Root) -> Result<(), Full> {
+    /// Has the tree walked whose root is open, not one that may have taken its name meanwhile, for as long as it is in demand.
+    fn walk(&self, path: &Arc<KnownPath>, root: &Root, demand: Demand) -> Result<(), Full> {
         let (shared, mailbox, path) = (Arc::clone(&self.shared), self.mailbox.clone(), Arc::clone(path));
         let (source, key) = (shared.index(), key_of(&path));
+        let wanted = demand.clone();
         let tell = move |news| {
-            let message = reactor::Message::Node(Message::Walk { source, key, news });
+            let message = reactor::Message::Node(Message::Walk { source, key, demand: demand.clone(), news });
             // A worker that has ended wants to know nothing any more.
             if mailbox.send(message).is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
@@ -481,6 +492,10 @@ impl LiveStore {
             Root::Unneeded => None,
         };
         let work = move |_: &mut Toolbox| {
+            let is_wanted = || wanted.is_there();
+            if !is_wanted() {
+                return;
+            }
             let walked = match root {
                 None => walk::open_root(shared.places(), &path.store_path()).and_then(|root| {
                     root.ok_or_else(|| StoreError::Damaged {
@@ -503,7 +518,8 @@ impl LiveStore {
                 whole_hash.add(&part);
                 tell(WalkNews::Part(part))
             };
-            let walked = walked.and_then(|root| walk::walk(&root, Kept::Tiny, &mut tell_part));
+            let walked =
+                walked.and_then(|root| walk::walk_while(&is_wanted, &root, Kept::Tiny, &mut tell_part));
             let _ = match walked {
                 Ok(Walked::Complete { last_part, len_bytes }) => {
                     if let Some(part) = &last_part {
@@ -529,7 +545,7 @@ impl LiveStore {
 
     fn list(&mut self, id: ConnectionId, path: Option<Arc<KnownPath>>) -> Step {
         let Some(path) = path else { return Step::Absent };
-        self.make(id, |planes| &planes.walks, move |shared, _| shared.listing(&path))
+        self.make(id, |planes| &planes.walks, move |shared, _, demand| shared.listing(&path, demand))
     }
 
     fn nar_reply(
@@ -609,15 +625,22 @@ impl LiveStore {
         &self,
         id: ConnectionId,
         plane: impl Fn(&Planes) -> &Plane,
-        question: impl FnOnce(&SharedStore, &mut Toolbox) -> Result<Option<Made>, Failure> + Send + 'static,
+        question: impl FnOnce(&SharedStore, &mut Toolbox, &Demand) -> Result<Option<Made>, Failure>
+        + Send
+        + 'static,
     ) -> Step {
-        let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
+        let (shared, mailbox, interest) =
+            (Arc::clone(&self.shared), self.mailbox.clone(), Interest::default());
+        let demand = interest.demand();
         let work = move |toolbox: &mut Toolbox| {
-            let result = question(&shared, toolbox);
+            if !demand.is_there() {
+                return;
+            }
+            let result = question(&shared, toolbox, &demand);
             let _ = mailbox.send(reactor::Message::Node(Message::Made { id, result }));
         };
         match plane(&self.planes).submit(work) {
-            Ok(()) => Step::Wait(Stage::Made),
+            Ok(()) => Step::Wait(Stage::Made(interest)),
             Err(_) => Step::Reply(overloaded()),
         }
     }

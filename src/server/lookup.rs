@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use super::encoder::Encoders;
 use super::known_path::{KnownPath, Renderer, nar_url};
 use super::nar_cache::{NarCache, Seen, View};
-use super::plane::Toolbox;
+use super::plane::{Demand, Toolbox};
 use super::refusal::Failure;
 use super::representation::{
     IMMUTABLE_CACHE_CONTROL, JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL, TEXT_TYPE,
@@ -173,11 +173,12 @@ impl SharedStore {
         Ok(!self.nar_cache.as_ref().is_some_and(|cache| cache.view(&nar).seen.is_damaged))
     }
 
-    /// The `.ls` of a path.
-    pub fn listing(&self, path: &KnownPath) -> Result<Option<Made>, Failure> {
+    /// The `.ls` of a path, unless nobody wants it any more.
+    pub fn listing(&self, path: &KnownPath, demand: &Demand) -> Result<Option<Made>, Failure> {
         let root = walk::open_root(&self.places, &path.store_path());
         let Some(root) = root.map_err(|error| Failure::log(&error))? else { return Ok(None) };
-        let layout = walk::layout(&root, Kept::Nothing).map_err(|error| Failure::log(&error))?;
+        let layout = walk::layout_while(&|| demand.is_there(), &root, Kept::Nothing);
+        let Some(layout) = layout.map_err(|error| Failure::log(&error))? else { return Ok(None) };
         if layout.len_bytes() != Some(path.nar_size) {
             error!("{} is damaged: its NAR has another size than the database says", path.base_name());
             return Err(Failure::Damaged);

@@ -16,7 +16,7 @@ use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
 use super::metrics::{METRICS_TYPE, Metrics};
-use super::plane::{Planes, Toolbox};
+use super::plane::{Demand, Interest, Planes, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
 use super::request::{Damaged, Message, Stage, Step, Wish};
@@ -168,9 +168,16 @@ impl CacheNode {
     }
 
     /// Goes on with those who have waited for a walk to begin.
-    fn take_walk(&mut self, source: usize, key: NarKey, news: WalkNews, effects: &mut Effects) {
+    fn take_walk(
+        &mut self,
+        source: usize,
+        key: NarKey,
+        demand: &Demand,
+        news: WalkNews,
+        effects: &mut Effects,
+    ) {
         let Source::Store(store) = &mut self.sources[source] else { return };
-        let Some(told) = store.take_walk(key, news) else { return };
+        let Some(told) = store.take_walk(key, demand, news) else { return };
         effects.resume.extend_from_slice(&told.readers);
         for id in told.waiting {
             let Some(pending) = self.pending.remove(&id) else { continue };
@@ -219,13 +226,17 @@ impl CacheNode {
         wish: Wish,
         question: impl FnOnce(&mut Toolbox) -> Result<Option<Made>, Failure> + Send + 'static,
     ) -> Answer {
-        let mailbox = self.mailbox.clone();
+        let (mailbox, interest) = (self.mailbox.clone(), Interest::default());
+        let demand = interest.demand();
         let work = move |toolbox: &mut Toolbox| {
+            if !demand.is_there() {
+                return;
+            }
             let result = question(toolbox);
             let _ = mailbox.send(reactor::Message::Node(Message::Made { id, result }));
         };
         match self.planes.walks.submit(work) {
-            Ok(()) => self.settle(id, wish, self.sources.len(), Step::Wait(Stage::Made)),
+            Ok(()) => self.settle(id, wish, self.sources.len(), Step::Wait(Stage::Made(interest))),
             Err(_) => Answer::Reply(overloaded()),
         }
     }
@@ -314,7 +325,12 @@ impl Service for CacheNode {
     }
 
     fn gone(&mut self, id: ConnectionId) {
-        self.pending.remove(&id);
+        if let Some(Pending { source, stage: Stage::Store(Awaited::Layout(path, _)), .. }) =
+            self.pending.remove(&id)
+            && let Source::Store(store) = &mut self.sources[source]
+        {
+            store.leave_walk(&path, id);
+        }
         if let Some(uploads) = &mut self.uploads {
             uploads.gone(id);
         }
@@ -329,9 +345,11 @@ impl Node for CacheNode {
             Message::Known { source, hash_part, result } => {
                 self.take_known(source, hash_part, &result, effects);
             }
-            Message::Walk { source, key, news } => self.take_walk(source, key, news, effects),
+            Message::Walk { source, key, demand, news } => {
+                self.take_walk(source, key, &demand, news, effects);
+            }
             Message::Made { id, result } => {
-                let Some(Pending { wish, source, stage: Stage::Made }) = self.pending.remove(&id) else {
+                let Some(Pending { wish, source, stage: Stage::Made(_) }) = self.pending.remove(&id) else {
                     return;
                 };
                 let step = match result {
@@ -364,12 +382,9 @@ impl Node for CacheNode {
 
     fn tick(&mut self) {
         self.access.tick();
-        if !self.is_first {
-            return;
-        }
         for source in &mut self.sources {
             if let Source::Store(store) = source {
-                store.tick();
+                store.tick(self.is_first);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use super::machine::be_nice;
@@ -33,6 +33,33 @@ pub struct Planes {
     pub walks: Plane,
     /// For compression.
     pub encodes: Plane,
+}
+
+/// Held for as long as somebody waits for what a job brings.
+#[derive(Debug, Default)]
+pub struct Interest(Arc<()>);
+
+/// What a job asks whether somebody still waits: a client that has gone must not keep a thread busy.
+#[derive(Clone, Debug)]
+pub struct Demand(Weak<()>);
+
+impl Interest {
+    /// For the job.
+    pub fn demand(&self) -> Demand {
+        Demand(Arc::downgrade(&self.0))
+    }
+}
+
+impl Demand {
+    /// Whether somebody still waits.
+    pub fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Whether it is this one who waits. No two are ever taken for each other while one of their demands is there.
+    pub fn is_of(&self, interest: &Interest) -> bool {
+        self.0.as_ptr() == Arc::as_ptr(&interest.0)
+    }
 }
 
 /// The queue is full.

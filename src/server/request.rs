@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::layouts::WalkNews;
 use super::live_store::Awaited;
 use super::lookup::Known;
+use super::plane::{Demand, Interest};
 use super::refusal::Failure;
 use super::representation::{Conditions, Made};
 use super::uploads::News;
@@ -32,8 +33,8 @@ pub enum Stage {
     Store(Awaited),
     /// A file of a cache directory to be opened.
     File,
-    /// [`Message::Made`].
-    Made,
+    /// [`Message::Made`], which is made for as long as this is held.
+    Made(Interest),
 }
 
 /// What a source says to a wish.
@@ -73,6 +74,8 @@ pub enum Message {
         source: usize,
         /// Of which NAR.
         key: NarKey,
+        /// For whom it was begun: the NAR may be walked for somebody else by now.
+        demand: Demand,
         /// What it was.
         news: WalkNews,
     },

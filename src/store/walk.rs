@@ -75,7 +75,7 @@ pub enum Walked {
         /// To be compared with the database's narSize.
         len_bytes: u64,
     },
-    /// The sink asked to stop.
+    /// The sink asked to stop, or it was not wanted any more.
     Stopped,
 }
 
@@ -135,7 +135,18 @@ pub fn walk(
     kept: Kept,
     sink: &mut dyn FnMut(Part) -> ControlFlow<()>,
 ) -> Result<Walked, StoreError> {
+    walk_while(&|| true, root, kept, sink)
+}
+
+/// The same for as long as `is_wanted`, which is asked before each entry: between two parts a slow disk may lie.
+pub fn walk_while(
+    is_wanted: &dyn Fn() -> bool,
+    root: &Root,
+    kept: Kept,
+    sink: &mut dyn FnMut(Part) -> ControlFlow<()>,
+) -> Result<Walked, StoreError> {
     let mut walk = Walk {
+        is_wanted,
         root,
         builder: Builder::new(),
         keeper: Keeper::new(kept),
@@ -176,20 +187,23 @@ impl WholeHash {
     }
 }
 
-/// Lays out the whole tree at `root`.
-pub fn layout(root: &Root, kept: Kept) -> Result<Layout, StoreError> {
+/// Lays out the whole tree at `root`, unless that is not wanted any more before the end.
+pub fn layout_while(
+    is_wanted: &dyn Fn() -> bool,
+    root: &Root,
+    kept: Kept,
+) -> Result<Option<Layout>, StoreError> {
     let mut layout = Layout::new();
-    let walked = walk(root, kept, &mut |part| {
+    let walked = walk_while(is_wanted, root, kept, &mut |part| {
         layout.push(part.into());
         ControlFlow::Continue(())
     })?;
-    if let Walked::Complete { last_part, len_bytes } = walked {
-        if let Some(part) = last_part {
-            layout.push(part.into());
-        }
-        layout.complete(len_bytes);
+    let Walked::Complete { last_part, len_bytes } = walked else { return Ok(None) };
+    if let Some(part) = last_part {
+        layout.push(part.into());
     }
-    Ok(layout)
+    layout.complete(len_bytes);
+    Ok(Some(layout))
 }
 
 /// Opens the regular file at `path` beneath `root`, never through a link. An empty path is the root itself.
@@ -291,6 +305,7 @@ fn read_file<E: From<StoreError>>(
 
 /// A walk under way.
 struct Walk<'a> {
+    is_wanted: &'a dyn Fn() -> bool,
     root: &'a Root,
     builder: Builder,
     keeper: Keeper,
@@ -345,6 +360,9 @@ impl Walk<'_> {
             }
         }
         while let Some(directory) = self.open.last_mut() {
+            if !(self.is_wanted)() {
+                return Ok(ControlFlow::Break(()));
+            }
             let Some(&entry) = directory.entries.get(directory.next) else {
                 self.build(Builder::end_directory)?;
                 self.open.pop();
@@ -395,8 +413,12 @@ impl Walk<'_> {
     /// Starts a directory: reads and sorts its names.
     fn enter(&mut self, descriptor: OwnedFd) -> Result<ControlFlow<()>, StoreError> {
         self.build(Builder::directory)?;
-        let Self { builder, sink, buffer, .. } = self;
-        let mut announce = || builder.take_part().map_or(ControlFlow::Continue(()), &mut **sink);
+        let Self { builder, sink, buffer, is_wanted, .. } = self;
+        let mut announce = || match builder.take_part() {
+            _ if !is_wanted() => ControlFlow::Break(()),
+            Some(part) => sink(part),
+            None => ControlFlow::Continue(()),
+        };
         let directory = OpenDirectory::read(descriptor, buffer, &mut announce);
         match directory.map_err(|error| self.failed("read directory", error))? {
             ControlFlow::Continue(directory) => self.open.push(directory),
@@ -585,7 +607,7 @@ pub(super) fn open_directory(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io:
 }
 
 impl OpenDirectory {
-    /// Reads and sorts the names, calling `announce` once when there are many.
+    /// Reads and sorts the names, calling `announce` each time there are many more.
     fn read(
         descriptor: OwnedFd,
         buffer: &mut [MaybeUninit<u8>],
@@ -605,7 +627,7 @@ impl OpenDirectory {
                 kind: entry.file_type(),
             });
             directory.names.extend_from_slice(name.to_bytes_with_nul());
-            if directory.entries.len() == WALK_ANNOUNCE_ENTRIES && announce().is_break() {
+            if directory.entries.len().is_multiple_of(WALK_ANNOUNCE_ENTRIES) && announce().is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -693,6 +715,10 @@ mod tests {
         word(&mut out, b"nix-archive-1");
         node(&mut out, path);
         out
+    }
+
+    fn layout(root: &Root, kept: Kept) -> Result<Layout, StoreError> {
+        layout_while(&|| true, root, kept).map(Option::unwrap)
     }
 
     /// The NAR that the layout describes, with the files read the way it says.
@@ -846,6 +872,18 @@ mod tests {
         });
         assert!(matches!(walked, Ok(Walked::Stopped)));
         assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_walk_that_is_not_wanted_any_more_stops_at_the_next_entry() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..100 {
+            std::fs::write(folder.path().join(format!("file-{number}")), "x").unwrap();
+        }
+        let asked = std::cell::Cell::new(0);
+        let is_wanted = || asked.replace(asked.get() + 1) < 10;
+        let laid_out = layout_while(&is_wanted, &open(folder.path()), Kept::Tiny).unwrap();
+        assert_eq!((laid_out.is_none(), asked.get()), (true, 11));
     }
 
     /// The files of a tree that its layout with tiny contents has not kept.

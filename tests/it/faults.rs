@@ -4,3 +4,4 @@
 //! answered right. Crashes between two steps on disk are in `nar_cache_faults.rs` and `upload_faults.rs`.
 
 mod panics;
+mod walks;

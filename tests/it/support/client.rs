@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use super::{PATIENCE, assert_same_bytes};
 
@@ -51,6 +52,11 @@ impl Connection {
     /// Half-close: nothing more will be sent, answers are still read.
     pub fn finish_sending(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Ends the connection as a process does that is killed with data unread, or a machine that was started again: by a reset.
+    pub fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
     }
 
     /// A request with `Host` and the given fields, on a connection that stays open.

@@ -142,9 +142,14 @@ impl Narwire {
     /// How many descriptors the process has open, without those of the database: threads that look things up open it
     /// when they are first needed.
     pub fn descriptors(&self) -> usize {
+        self.open_files().iter().filter(|file| !file.contains("db.sqlite")).count()
+    }
+
+    /// What each descriptor of the process is.
+    pub fn open_files(&self) -> Vec<String> {
         let opened = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
         let files = opened.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
-        files.filter(|file| !file.to_string_lossy().contains("db.sqlite")).count()
+        files.map(|file| file.to_string_lossy().into_owned()).collect()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -197,6 +202,20 @@ pub fn command_of(program: impl AsRef<OsStr>) -> Command {
     command.stdin(Stdio::null());
     if let Some(capabilities) = std::env::var_os("NARWIRE_TEST_WITHOUT") {
         command.arg("--without").arg(capabilities);
+    }
+    command
+}
+
+/// A command that runs what is added to it under strace, with its system calls tampered with; the process is the program's own. What
+/// was tampered with goes to `log`, a line for each call that begins with the thread.
+pub fn traced(log: &Path, injections: &[&str]) -> Command {
+    let calls: Vec<_> = injections.iter().filter_map(|injection| injection.split(':').next()).collect();
+    let mut command = Command::new("strace");
+    // Detached, so that signals and the exit status are the program's; only what is tampered with stops at the tracer.
+    command.args(["-D", "-f", "--seccomp-bpf", "-qqq", "-e", "signal=none", "-o"]).arg(log);
+    command.arg("-e").arg(format!("trace={}", calls.join(",")));
+    for injection in injections {
+        command.arg("-e").arg(format!("inject={injection}"));
     }
     command
 }
