@@ -112,6 +112,17 @@ impl Share {
         self.recalled = self.recalled.saturating_sub(1);
     }
 
+    /// Takes so many out of use, or as many as there are, as if others had them; says how many. [`Share::lost`] puts one back.
+    #[cfg(any(test, fuzzing))]
+    pub fn withhold(&mut self, count: usize) -> usize {
+        let before = self.out;
+        while self.has_one() && self.out < before + count {
+            self.free.pop();
+            self.out += 1;
+        }
+        self.out - before
+    }
+
     /// Notes that `id` keeps a buffer for a peer that does nothing, and would part with it.
     pub fn note_keeper(&mut self, id: ConnectionId) {
         self.keepers.push_back(id);

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::LazyLock;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::io::Errno;
 
 use super::{CreatedFile, Creator, End, Faults, Peer, Random, Sim, SimulatedFile, Socket};
@@ -32,9 +32,6 @@ use crate::ring::service::{Answer, Caller, Reply, ReplyBody, Service};
 const TURNS_MAX: usize = 20_000;
 /// Longer than every deadline together. Seconds.
 const PATIENCE_S: u64 = 3_000;
-
-/// Who has buffers that nobody has.
-const NOBODY: ConnectionId = ConnectionId { slot: u32::MAX, generation: 0 };
 
 const DATE: &[u8; 29] = b"Sun, 06 Nov 1994 08:49:37 GMT";
 
@@ -811,8 +808,8 @@ pub struct World {
     now_s: u64,
     /// What the peers say, and what was done to them.
     peers: Vec<(Vec<u8>, Disturbance)>,
-    /// Buffers that somebody else has: for packing, and for bodies that come.
-    reserved: [Vec<BytesMut>; 2],
+    /// How many buffers somebody else has: for packing, and for bodies that come.
+    reserved: [usize; 2],
     /// Whether messages wait for [`World::settle`].
     pub is_silent: bool,
 }
@@ -847,26 +844,26 @@ impl World {
             submissions: Vec::new(),
             now_s: 0,
             peers: Vec::new(),
-            reserved: [Vec::new(), Vec::new()],
+            reserved: [0; 2],
             is_silent: false,
         }
     }
 
     /// Takes so many pack buffers out of use.
     pub fn reserve(&mut self, count: usize) {
-        self.reserved[0].extend((0..count).map_while(|_| self.pool.packs.take(NOBODY)));
+        self.reserved[0] += self.pool.packs.withhold(count);
     }
 
     /// Takes so many buffers for bodies that come out of use.
     pub fn reserve_intakes(&mut self, count: usize) {
-        self.reserved[1].extend((0..count).map_while(|_| self.pool.intakes.take(NOBODY)));
+        self.reserved[1] += self.pool.intakes.withhold(count);
     }
 
     /// Puts all of them into use again.
     pub fn unreserve(&mut self) {
-        let [packs, intakes] = &mut self.reserved;
-        packs.drain(..).for_each(|buffer| self.pool.packs.give_back(buffer));
-        intakes.drain(..).for_each(|buffer| self.pool.intakes.give_back(buffer));
+        let [packs, intakes] = std::mem::take(&mut self.reserved);
+        (0..packs).for_each(|_| self.pool.packs.lost());
+        (0..intakes).for_each(|_| self.pool.intakes.lost());
     }
 
     /// A peer connects; its index.
@@ -1042,7 +1039,7 @@ impl World {
             self.turn();
             if self.submissions.is_empty() && self.sim.is_stuck() {
                 let is_held_back =
-                    self.reserved[0].is_empty() && self.sim.sockets().iter().any(Socket::is_held_back);
+                    self.reserved[0] == 0 && self.sim.sockets().iter().any(Socket::is_held_back);
                 assert!(!is_held_back, "a peer waits for what was sent");
                 if !self.message() {
                     return;
