@@ -4,6 +4,8 @@ pub mod body;
 mod class;
 pub mod date;
 pub mod field;
+#[cfg(any(test, fuzzing))]
+mod oracle;
 pub mod request;
 pub mod response;
 pub mod route;
@@ -77,6 +79,7 @@ pub enum Status {
     UnsupportedMediaType = 415,
     RangeNotSatisfiable = 416,
     ExpectationFailed = 417,
+    MisdirectedRequest = 421,
     UnprocessableContent = 422,
     RequestHeaderFieldsTooLarge = 431,
     InternalServerError = 500,
@@ -88,7 +91,7 @@ pub enum Status {
 
 impl Status {
     /// Every status, for tables of counters and for tests.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Ok,
         Self::Created,
         Self::NoContent,
@@ -108,6 +111,7 @@ impl Status {
         Self::UnsupportedMediaType,
         Self::RangeNotSatisfiable,
         Self::ExpectationFailed,
+        Self::MisdirectedRequest,
         Self::UnprocessableContent,
         Self::RequestHeaderFieldsTooLarge,
         Self::InternalServerError,
@@ -144,6 +148,7 @@ impl Status {
             Self::UnsupportedMediaType => "HTTP/1.1 415 Unsupported Media Type\r\n",
             Self::RangeNotSatisfiable => "HTTP/1.1 416 Range Not Satisfiable\r\n",
             Self::ExpectationFailed => "HTTP/1.1 417 Expectation Failed\r\n",
+            Self::MisdirectedRequest => "HTTP/1.1 421 Misdirected Request\r\n",
             Self::UnprocessableContent => "HTTP/1.1 422 Unprocessable Content\r\n",
             Self::RequestHeaderFieldsTooLarge => "HTTP/1.1 431 Request Header Fields Too Large\r\n",
             Self::InternalServerError => "HTTP/1.1 500 Internal Server Error\r\n",

@@ -15,6 +15,8 @@ use memchr::{memchr, memchr_iter, memrchr};
 
 use super::class::{Class, Strangers, find, is_same_name};
 use super::field::ListItems;
+#[cfg(any(test, fuzzing))]
+pub use super::oracle::fuzz_head;
 use super::{Method, Status, Version};
 use crate::limits::{HEAD_FIELDS_MAX, HEAD_LEN_MAX, REQUEST_LINE_LEN_MAX, TARGET_LEN_MAX};
 
@@ -102,6 +104,12 @@ pub enum BadRequest {
     /// no URI has (RFC 9112 section 3.2). 400.
     #[error("malformed request target")]
     Target,
+    /// CONNECT, whose tunnel may already be spoken into (RFC 9110 section 9.3.6), or a method longer than any (RFC 9112 section 3). 501.
+    #[error("method not implemented")]
+    Method,
+    /// An absolute target of the scheme `https`, which asks for a connection that is secured (RFC 9110 section 7.4). 421.
+    #[error("https asked for without TLS")]
+    Scheme,
     /// The request line or the target is longer than served (RFC 9112 section 3). 414.
     #[error("request target too long")]
     TargetTooLong,
@@ -138,10 +146,11 @@ pub enum BadRequest {
     /// `Content-Length` is not one decimal number below 2^64 (RFC 9112 section 6.3). 400.
     #[error("malformed Content-Length")]
     ContentLength,
-    /// `Transfer-Encoding` in HTTP/1.0, or together with `Content-Length` (RFC 9112 section 6.1). 400.
+    /// `Transfer-Encoding` in HTTP/1.0, or together with `Content-Length` (RFC 9112 section 6.1), or not a list of codings of which
+    /// the last, and no other, is `chunked` (section 6.3). 400.
     #[error("disputed body length")]
     Framing,
-    /// `Transfer-Encoding` is something else than exactly `chunked` (RFC 9112 section 6.1). 501.
+    /// `Transfer-Encoding` has other codings before `chunked` (RFC 9112 section 6.1). 501.
     #[error("transfer coding not implemented")]
     TransferCoding,
     /// `Expect` asks for something else than `100-continue` (RFC 9110 section 10.1.1). 417.
@@ -164,10 +173,11 @@ impl BadRequest {
             | Self::Host
             | Self::ContentLength
             | Self::Framing => Status::BadRequest,
+            Self::Scheme => Status::MisdirectedRequest,
             Self::TargetTooLong => Status::UriTooLong,
             Self::Version => Status::HttpVersionNotSupported,
             Self::HeadTooLong | Self::TooManyFields => Status::RequestHeaderFieldsTooLarge,
-            Self::TransferCoding => Status::NotImplemented,
+            Self::Method | Self::TransferCoding => Status::NotImplemented,
             Self::Expectation => Status::ExpectationFailed,
         }
     }
@@ -243,7 +253,7 @@ fn check_request_line(text: &[u8], scanned_len: usize) -> Result<(), BadRequest>
         // A longer text has passed this check when it grew past the limit.
         None if (..=REQUEST_LINE_LEN_MAX).contains(&scanned_len) && text.len() > REQUEST_LINE_LEN_MAX => {
             let has_request_line = memrchr(b'\n', &text[..scanned_len]).is_some();
-            if has_request_line { Ok(()) } else { Err(BadRequest::TargetTooLong) }
+            if has_request_line { Ok(()) } else { Err(fault_of_long_line(text)) }
         }
         None => Ok(()),
     }
@@ -264,15 +274,26 @@ struct RequestLine<'a> {
 fn parse_ended_request_line(text: &[u8]) -> Result<RequestLine<'_>, BadRequest> {
     match text.strip_suffix(b"\r\n") {
         Some(line) => parse_request_line(line),
-        None if text.len() > REQUEST_LINE_LEN_MAX => Err(BadRequest::TargetTooLong),
+        None if text.len() > REQUEST_LINE_LEN_MAX => Err(fault_of_long_line(text)),
         None => Err(BadRequest::LineEnding),
+    }
+}
+
+/// What is wrong with a request line that is too long, as its first bytes tell: what comes later does not change the answer.
+#[cold]
+fn fault_of_long_line(text: &[u8]) -> BadRequest {
+    let start = &text[..text.len().min(REQUEST_LINE_LEN_MAX)];
+    match start.get(Token::run_len(start)) {
+        None | Some(b'\r') => BadRequest::Method,
+        Some(b' ') => BadRequest::TargetTooLong,
+        Some(_) => BadRequest::RequestLine,
     }
 }
 
 /// `line` is without its end.
 fn parse_request_line(line: &[u8]) -> Result<RequestLine<'_>, BadRequest> {
     if line.len() + LINE_END.len() > REQUEST_LINE_LEN_MAX {
-        return Err(BadRequest::TargetTooLong);
+        return Err(fault_of_long_line(line));
     }
     match parse_request_line_of_nix(line) {
         Some(request_line) => Ok(request_line),
@@ -303,8 +324,11 @@ fn parse_any_request_line(line: &[u8]) -> Result<RequestLine<'_>, BadRequest> {
     if method.is_empty() || !Token::has_all(method) {
         return Err(BadRequest::RequestLine);
     }
-    let method = Method::of(method);
     let version = parse_version(version)?;
+    if method == b"CONNECT" {
+        return Err(BadRequest::Method);
+    }
+    let method = Method::of(method);
     if target.len() > TARGET_LEN_MAX {
         return Err(BadRequest::TargetTooLong);
     }
@@ -328,9 +352,10 @@ fn parse_target(method: Method, target: &[u8]) -> Result<(Option<&[u8]>, &[u8]),
         [b'/', ..] if PathAndQuery::has_all(target) => return Ok((None, target)),
         _ => {}
     }
-    let rest =
-        strip_prefix_any_case(target, b"http://").or_else(|| strip_prefix_any_case(target, b"https://"));
-    let Some(rest) = rest else { return Err(BadRequest::Target) };
+    let plain = strip_prefix_any_case(target, b"http://");
+    let Some(rest) = plain.or_else(|| strip_prefix_any_case(target, b"https://")) else {
+        return Err(BadRequest::Target);
+    };
     let authority_len = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
     let (authority, path_and_query) = rest.split_at(authority_len);
     // An http URI names a host (RFC 9110 section 4.2.1); user information in it is an error (section 4.2.4).
@@ -340,6 +365,9 @@ fn parse_target(method: Method, target: &[u8]) -> Result<(Option<&[u8]>, &[u8]),
         || !PathAndQuery::has_all(path_and_query)
     {
         return Err(BadRequest::Target);
+    }
+    if plain.is_none() {
+        return Err(BadRequest::Scheme);
     }
     let path_and_query: &[u8] = match path_and_query {
         [] if method == Method::Options => b"*",
@@ -545,7 +573,7 @@ fn settle<'a>(
         (Some(_), Some(_)) => return Err(BadRequest::Framing),
         (Some(_), None) if request.version == Version::Http10 => return Err(BadRequest::Framing),
         (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") => BodyLength::Chunked,
-        (Some(_), None) => return Err(BadRequest::TransferCoding),
+        (Some(codings), None) => return Err(fault_of_codings(codings)),
     };
     let is_http11 = request.version == Version::Http11;
     request.keep_alive = !framing.has_close && (is_http11 || framing.has_keep_alive);
@@ -553,6 +581,15 @@ fn settle<'a>(
         && is_http11
         && !matches!(request.body_length, BodyLength::None | BodyLength::Length(0));
     Ok(())
+}
+
+/// What is wrong with a `Transfer-Encoding` that is not `chunked`. Where its message ends is known only to who reads chunks last.
+#[cold]
+fn fault_of_codings(codings: &[u8]) -> BadRequest {
+    let mut codings = codings.rsplit(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    let is_last_chunked = codings.next().is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"));
+    let are_others = codings.all(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"chunked"));
+    if is_last_chunked && are_others { BadRequest::TransferCoding } else { BadRequest::Framing }
 }
 
 fn parse_content_length(value: &[u8]) -> Option<u64> {
@@ -567,12 +604,35 @@ fn parse_content_length(value: &[u8]) -> Option<u64> {
 
 /// `[ host ] [ ":" port ]` of RFC 3986 section 3.2, without user information.
 fn is_authority(authority: &[u8]) -> bool {
-    match authority {
-        [b'[', address @ ..] => match address.split_at(Address::run_len(address)) {
-            ([_, ..], [b']', port @ ..]) => is_port(port),
-            _ => false,
-        },
-        _ => is_port(&authority[RegisteredName::run_len(authority)..]),
+    is_port(&authority[HostName::run_len(authority)..]) || is_rare_authority(authority)
+}
+
+/// The same for an address in brackets, or a name that has escapes or `sub-delims`. Of these the comma is refused: no name has it, and
+/// two `Host` fields that somebody has made one are such a list (RFC 9110 section 5.3).
+#[cold]
+fn is_rare_authority(authority: &[u8]) -> bool {
+    if let [b'[', address @ ..] = authority {
+        let (address, rest) = address.split_at(Address::run_len(address));
+        return is_address(address) && rest.strip_prefix(b"]").is_some_and(is_port);
+    }
+    let mut rest = authority;
+    loop {
+        rest = match rest {
+            [b'%', high, low, after @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => after,
+            [byte, after @ ..] if HostName::has(*byte) || b"!$&'()*+;=".contains(byte) => after,
+            port => return is_port(port),
+        };
+    }
+}
+
+/// `IPv6address` or `IPvFuture` of RFC 3986 section 3.2.2, made of [`Address`].
+fn is_address(address: &[u8]) -> bool {
+    match address {
+        [b'v' | b'V', future @ ..] => {
+            let version_len = future.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+            version_len > 0 && matches!(&future[version_len..], [b'.', _, ..])
+        }
+        _ => str::from_utf8(address).is_ok_and(|address| address.parse::<core::net::Ipv6Addr>().is_ok()),
     }
 }
 
@@ -593,7 +653,7 @@ const LINE_END: &[u8] = b"\r\n";
 const BLANK_LINE: &[u8] = b"\r\n\r\n";
 
 /// `tchar` of RFC 9110 section 5.6.2.
-struct Token;
+pub(super) struct Token;
 impl Class for Token {
     const RANGES: &[(u8, u8)] = &[
         (b'!', b'!'),
@@ -615,20 +675,11 @@ impl Class for PathAndQuery {
         &[(b'!', b'!'), (b'$', b';'), (b'=', b'='), (b'?', b'Z'), (b'_', b'_'), (b'a', b'z'), (b'~', b'~')];
 }
 
-/// `reg-name` of RFC 3986 section 3.2.2, an IPv4 address as well: `unreserved`, `sub-delims` and escapes.
-struct RegisteredName;
-impl Class for RegisteredName {
-    const RANGES: &[(u8, u8)] = &[
-        (b'!', b'!'),
-        (b'$', b'.'),
-        (b'0', b'9'),
-        (b';', b';'),
-        (b'=', b'='),
-        (b'A', b'Z'),
-        (b'_', b'_'),
-        (b'a', b'z'),
-        (b'~', b'~'),
-    ];
+/// What hosts are called in practice: `unreserved` of RFC 3986 section 2.3, of which an IPv4 address is made as well.
+struct HostName;
+impl Class for HostName {
+    const RANGES: &[(u8, u8)] =
+        &[(b'-', b'.'), (b'0', b'9'), (b'A', b'Z'), (b'_', b'_'), (b'a', b'z'), (b'~', b'~')];
 }
 
 /// What stands in the brackets of an `IP-literal` (RFC 3986 section 3.2.2): `unreserved`, `sub-delims` and colons.
@@ -651,102 +702,6 @@ impl Class for Address {
 struct FieldValue;
 impl Class for FieldValue {
     const RANGES: &[(u8, u8)] = &[(b'\t', b'\t'), (b' ', b'~'), (0x80, 0xff)];
-}
-
-/// Parses arbitrary bytes whole and cut in two, and demands that both agree and that httparse reads them alike.
-#[cfg(any(test, fuzzing))]
-pub fn fuzz_head(data: &[u8]) {
-    let whole = parse(data, 0);
-    for cut in [data.len() / 2, data.len().saturating_sub(1), data.len().min(40)] {
-        match parse(&data[..cut], 0) {
-            Ok(Parsed::Partial { scanned_len }) => assert_eq!(parse(data, scanned_len), whole),
-            early => assert_eq!(early, whole),
-        }
-    }
-    let mut headers = [httparse::EMPTY_HEADER; 4 * HEAD_FIELDS_MAX];
-    let mut theirs = httparse::Request::new(&mut headers);
-    let their_result = theirs.parse(data);
-    match whole {
-        // httparse knows no minor version above 1, which RFC 9110 section 2.5 wants to be served.
-        Ok(Parsed::Complete { .. }) if their_result == Err(httparse::Error::Version) => {}
-        Ok(Parsed::Complete { request, head_len }) => {
-            assert_eq!(their_result, Ok(httparse::Status::Complete(head_len)));
-            assert_reads_alike(&request, &theirs);
-        }
-        Ok(Parsed::Partial { .. }) => {
-            assert!(
-                their_result.is_err() || their_result == Ok(httparse::Status::Partial) || has_bare_lf(data)
-            );
-        }
-        Err(bad) if matches!(their_result, Ok(httparse::Status::Complete(_))) => {
-            assert!(is_refused_by_rule(bad, &theirs, data), "{bad:?}: {}", data.escape_ascii());
-        }
-        Err(_) => {}
-    }
-}
-
-#[cfg(any(test, fuzzing))]
-fn assert_reads_alike(request: &Request<'_>, theirs: &httparse::Request<'_, '_>) {
-    let path = theirs.path.unwrap_or_default().as_bytes();
-    assert_eq!(Method::of(theirs.method.unwrap_or_default().as_bytes()), request.method);
-    assert_eq!(theirs.version, Some(u8::from(request.version == Version::Http11)));
-    if path.first() == Some(&b'/') {
-        assert_eq!(path, request.target);
-        assert_eq!(values(theirs, "host").next(), request.host);
-    }
-    assert_eq!(values(theirs, "range").next(), request.range);
-    assert_eq!(values(theirs, "if-none-match").next(), request.if_none_match);
-    assert_eq!(values(theirs, "content-type").next(), request.content_type);
-    assert_eq!(values(theirs, "user-agent").next(), request.user_agent);
-    assert_eq!(values(theirs, "x-forwarded-for").last(), request.x_forwarded_for);
-}
-
-/// Whether a head that httparse accepts breaks the rule that `bad` names, looked up in what httparse read.
-#[cfg(any(test, fuzzing))]
-fn is_refused_by_rule(bad: BadRequest, theirs: &httparse::Request<'_, '_>, data: &[u8]) -> bool {
-    let path = theirs.path.unwrap_or_default();
-    let is_http11 = theirs.version == Some(1);
-    let has = |name: &str| values(theirs, name).next().is_some();
-    match bad {
-        // The grammar of these is httparse's as well.
-        BadRequest::RequestLine
-        | BadRequest::Version
-        | BadRequest::FieldName
-        | BadRequest::Folding
-        | BadRequest::FieldValue => false,
-        BadRequest::LineEnding => has_bare_lf(data) || data.starts_with(b"\r\n\r\n"),
-        BadRequest::Target => !path.starts_with('/') || !path.bytes().all(PathAndQuery::has),
-        BadRequest::TargetTooLong => {
-            path.len() > TARGET_LEN_MAX || theirs.method.is_some_and(|method| method.len() > 32)
-        }
-        BadRequest::HeadTooLong => data.len() >= HEAD_LEN_MAX,
-        BadRequest::TooManyFields => theirs.headers.len() > HEAD_FIELDS_MAX,
-        BadRequest::RepeatedField => {
-            theirs.headers.iter().any(|header| values(theirs, header.name).nth(1).is_some())
-        }
-        BadRequest::HostMissing => is_http11 && !has("host"),
-        BadRequest::Host => has("host"),
-        BadRequest::ContentLength => has("content-length"),
-        BadRequest::Framing => has("transfer-encoding") && (has("content-length") || !is_http11),
-        BadRequest::TransferCoding => {
-            !values(theirs, "transfer-encoding").all(|value| value.eq_ignore_ascii_case(b"chunked"))
-        }
-        BadRequest::Expectation => has("expect"),
-    }
-}
-
-#[cfg(any(test, fuzzing))]
-fn values<'a>(theirs: &httparse::Request<'_, 'a>, name: &str) -> impl Iterator<Item = &'a [u8]> {
-    theirs
-        .headers
-        .iter()
-        .filter(move |header| header.name.eq_ignore_ascii_case(name))
-        .map(|header| header.value)
-}
-
-#[cfg(any(test, fuzzing))]
-fn has_bare_lf(data: &[u8]) -> bool {
-    data.first() == Some(&b'\n') || data.windows(2).any(|pair| pair[1] == b'\n' && pair[0] != b'\r')
 }
 
 #[cfg(test)]
@@ -824,7 +779,9 @@ mod tests {
         ("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "not ASCII"),
         ("GET /\" HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "no character of a URI"),
         ("GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "NUL"),
-        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "authority-form, 3.2.3"),
+        ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Method, "authority-form, 3.2.3"),
+        ("GET a:443 HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "authority-form without CONNECT"),
+        ("GET https://a/ HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Scheme, "https, RFC 9110 7.4"),
         ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "absolute, not http"),
         ("GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "absolute without host"),
         ("GET http://:80/ HTTP/1.1\r\nHost: a\r\n\r\n", BadRequest::Target, "absolute without host"),
@@ -847,6 +804,10 @@ mod tests {
         ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", BadRequest::Host, "open bracket"),
         ("GET / HTTP/1.1\r\nHost: []\r\n\r\n", BadRequest::Host, "empty brackets"),
         ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n", BadRequest::Host, "text after the brackets"),
+        ("GET / HTTP/1.1\r\nHost: [a]\r\n\r\n", BadRequest::Host, "no address in the brackets"),
+        ("GET / HTTP/1.1\r\nHost: [v.a]\r\n\r\n", BadRequest::Host, "address of no version"),
+        ("GET / HTTP/1.1\r\nHost: a%2\r\n\r\n", BadRequest::Host, "half an escape"),
+        ("GET / HTTP/1.1\r\nHost: a,b\r\n\r\n", BadRequest::Host, "list, RFC 9110 5.3"),
         // RFC 9112 section 5: fields
         ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", BadRequest::FieldName, "space before the colon, 5.1"),
         ("GET / HTTP/1.1\r\nHost\t: a\r\n\r\n", BadRequest::FieldName, "tab before the colon, 5.1"),
@@ -901,16 +862,20 @@ mod tests {
             "6.1",
         ),
         (
-            "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n",
+            "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: a, b,CHUNKED\r\n\r\n",
             BadRequest::TransferCoding,
             "6.1",
         ),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n", BadRequest::Framing, "6.3"),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, a\r\n\r\n", BadRequest::Framing, "6.3"),
         (
-            "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n",
-            BadRequest::TransferCoding,
+            "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            BadRequest::Framing,
             "6.1",
         ),
-        ("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", BadRequest::TransferCoding, "6.1"),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: , chunked\r\n\r\n", BadRequest::Framing, "6.3"),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n", BadRequest::Framing, "6.3"),
+        ("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", BadRequest::Framing, "6.3"),
         (
             "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             BadRequest::RepeatedField,
@@ -1042,7 +1007,7 @@ mod tests {
         let cases = [
             ("GET /a?b HTTP/1.1", "/a?b", "h"),
             ("GET http://a/b?c HTTP/1.1", "/b?c", "a"),
-            ("GET HTTPS://A:1/ HTTP/1.1", "/", "A:1"),
+            ("GET HTTP://A:1/ HTTP/1.1", "/", "A:1"),
             ("GET http://[::1]:80/ HTTP/1.1", "/", "[::1]:80"),
             ("GET http://a HTTP/1.1", "/", "a"),
             ("GET http://a?b HTTP/1.1", "/", "a"),
@@ -1131,10 +1096,26 @@ mod tests {
                 assert_eq!(parse_dripping(text.as_bytes(), step), Err(BadRequest::TargetTooLong));
             }
         }
-        let endless = vec![b'a'; REQUEST_LINE_LEN_MAX + 1];
-        assert!(matches!(parse_whole(&endless[1..]), Ok(Parsed::Partial { .. })));
-        assert_eq!(parse_whole(&endless), Err(BadRequest::TargetTooLong));
-        assert_eq!(parse(&endless, REQUEST_LINE_LEN_MAX), Err(BadRequest::TargetTooLong));
+    }
+
+    #[test]
+    fn endless_request_lines_are_refused_by_what_they_begin_with() {
+        for (start, expected) in [
+            ("a", BadRequest::Method),
+            ("a /", BadRequest::TargetTooLong),
+            ("a\t/", BadRequest::RequestLine),
+            ("a(", BadRequest::RequestLine),
+        ] {
+            let endless = start.to_owned() + &"a".repeat(REQUEST_LINE_LEN_MAX + 1 - start.len());
+            let endless = endless.as_bytes();
+            let (last, known) = endless.split_last().unwrap();
+            assert!(matches!(parse_whole(known), Ok(Parsed::Partial { .. })));
+            for more in ["", " ", " / HTTP/1.1\r\n", "\r\n", "\n", "\r"] {
+                let text = [known, &[*last], more.as_bytes()].concat();
+                assert_eq!(parse_whole(&text), Err(expected), "{start}, {more:?}");
+                assert_eq!(parse(&text, REQUEST_LINE_LEN_MAX), Err(expected), "{start}, {more:?}");
+            }
+        }
     }
 
     #[test]
