@@ -92,10 +92,8 @@ pub const INLINE_BODY_LEN_MAX: usize = 32 * 1024;
 pub const INPUT_LEN_MAX: usize = 32 * 1024;
 
 const _: () = assert!(
-    SENDFILE_LEN_MIN
-        < (PACK_BUFFER_LEN_BYTES - ANSWERS_WAITING_LEN_MAX - INLINE_BODY_LEN_MAX - ANSWER_BUFFER_LEN_BYTES)
-            as u64,
-    "a file that is too short for sendfile fits into an empty buffer behind the answers before it",
+    SENDFILE_LEN_MIN < (PACK_BUFFER_LEN_BYTES - ANSWER_BUFFER_LEN_BYTES) as u64,
+    "a file that is too short for sendfile fits into an empty buffer behind its head",
 );
 const _: () = assert!(PACK_FILES_MAX <= 256, "a packed token has eight bits for the file's index");
 const _: () = assert!(HEAD_LEN_MAX <= INPUT_LEN_MAX, "the longest head can be waited for");

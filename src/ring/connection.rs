@@ -283,7 +283,8 @@ impl Connection {
                     self.terminate(Parting::Reset, context);
                 }
             }
-            Exchange::Head if self.input.is_empty() => {
+            // An empty line before a request (RFC 9112 section 2.2) is no request yet.
+            Exchange::Head if matches!(&*self.input, b"" | b"\r\n") => {
                 // During a drain, one that was accepted last gets a moment to ask for something.
                 let timeout_s = if self.is_last { LINGER_TIMEOUT_S } else { IDLE_TIMEOUT_S };
                 if waited_s > timeout_s {
@@ -469,6 +470,7 @@ impl Connection {
         }
         match &mut self.exchange {
             Exchange::Streaming(_) => {
+                self.send_answers(context);
                 if !self.is_sending {
                     self.transfer(context, Transfer::step);
                 }
@@ -576,6 +578,7 @@ impl Connection {
             self.is_last = true;
         }
         let persistence = Persistence::new(asked.version, !self.is_last);
+        let head_start = self.output.len();
         write_head_start(self.output_mut(context), reply.status, context.date, persistence);
         self.output.put_slice(&reply.fields);
         let (body, extent): (Box<dyn Body>, _) = match reply.body {
@@ -607,8 +610,12 @@ impl Connection {
             ReplyBody::Stream { range, .. } if range.is_empty() => return,
             ReplyBody::Stream { body, range } => (body, Extent::Range(range)),
         };
-        let lead = Bytes::copy_from_slice(&self.output);
-        context.pool.give_back_answer(std::mem::take(&mut self.output));
+        // The answers before it go out first: a body that breaks at once must not take them along.
+        let lead = Bytes::copy_from_slice(&self.output[head_start..]);
+        self.output.truncate(head_start);
+        if self.output.is_empty() {
+            context.pool.give_back_answer(std::mem::take(&mut self.output));
+        }
         self.exchange = Exchange::Streaming(Transfer::new(lead, body, extent));
     }
 

@@ -31,7 +31,7 @@ use crate::limits::{PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, SENDFILE_LEN_MIN};
 /// A body on its way to a peer.
 pub struct Transfer {
     body: Box<dyn Body>,
-    /// Heads, or a chunk's size, that go before the body's next bytes and were not sent yet.
+    /// The head, or a chunk's size, that goes before the body's next bytes and was not sent yet.
     lead: Bytes,
     /// Everything of the body before this was taken by the socket. `position <= end`.
     position: u64,
@@ -160,7 +160,7 @@ impl Tools<'_> {
 }
 
 impl Transfer {
-    /// `lead` (heads, possibly empty), then the bytes of `body` in `extent`.
+    /// `lead` (its head), then the bytes of `body` in `extent`.
     pub fn new(lead: Bytes, body: Box<dyn Body>, extent: Extent) -> Self {
         let (Range { start, end }, rest) = match extent {
             Extent::Range(range) => (range, Rest::Nothing),

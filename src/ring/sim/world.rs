@@ -733,8 +733,7 @@ pub fn check(seed: u64, says: &[u8], sent: &[u8], end: Option<End>, disturbance:
         match disturbance {
             Disturbance::Cut => {}
             Disturbance::Drained if rest.is_empty() => {}
-            // The reset after a broken answer can destroy the ones before it.
-            _ if answers.last().is_some_and(|last| last.breaks) && !answer.is_optional && !is_over => {
+            _ if answer.breaks && !is_over => {
                 assert_eq!(end, Some(End::Reset), "a broken answer ends in a reset");
             }
             Disturbance::Drained => panic!("answer {index} is cut"),
