@@ -360,10 +360,11 @@ impl Uploads {
         }
     }
 
-    /// Answers PUT and POST.
+    /// Answers all methods that could change something, and OPTIONS, which is not offered.
     pub fn call(&mut self, id: ConnectionId, request: &Request<'_>) -> Answer {
         let route = Route::parse(request.target);
         let target = match (request.method, &route) {
+            (Method::Options, _) => None,
             (_, Route::NotFound) => return Answer::Reply(not_found()),
             (Method::Post, Route::Import) => Some(Ok(Target::Export)),
             (Method::Put, route) => target_of(route),
