@@ -24,6 +24,8 @@ use super::op::{
 use super::{Driver, Time};
 
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod tests;
 mod world;
 

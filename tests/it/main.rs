@@ -11,7 +11,8 @@
 //! | `nar_cache.rs` | NARs that are kept encoded, as clients see them                                   |
 //! | `nar_cache_faults.rs` | the same when it is killed, and when disks are full, broken or gone        |
 //! | `page_cache.rs` | memory, which is left to what is asked for                                       |
-//! | `http.rs`      | HTTP/1.1 itself: framing, connections, refusals, the small fixed routes           |
+//! | `http.rs`      | HTTP/1.1 itself: connections, the small fixed routes                              |
+//! | `conformance.rs` | framing and refusals, case by case: a table that the simulated ring is asked as well |
 //! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
 //! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
 //! | `gc.rs`        | the garbage collector at work while a path is served                              |
@@ -36,6 +37,7 @@
 mod access;
 mod changes;
 mod cli;
+mod conformance;
 mod damage;
 mod directory;
 mod encode;

@@ -240,6 +240,23 @@ fn an_idle_connection_is_closed() {
     world.end();
 }
 
+/// RFC 9112 section 2.2 has it ignored, and an answer to it could be taken for that to the next request.
+#[test]
+fn an_empty_line_behind_a_request_is_not_answered() {
+    let mut world = calm();
+    let index = world.connect(silent([gets([1]), b"\r\n".to_vec()].concat()));
+    world.settle();
+    let sent_len = world.sim.socket(index).sent().len();
+    world.pass(IDLE_TIMEOUT_S);
+    world.settle();
+    assert!(!world.is_empty());
+    world.pass(1);
+    world.settle();
+    let socket = world.sim.socket(index);
+    assert_eq!((socket.sent().len(), socket.end()), (sent_len, Some(End::Orderly)));
+    world.end();
+}
+
 #[test]
 fn a_head_that_does_not_end_is_answered_408_however_it_drips() {
     let mut world = calm();

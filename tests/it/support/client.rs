@@ -54,6 +54,11 @@ impl Connection {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
+    /// The same where the server may have ended the connection.
+    pub fn finish_sending_if_wanted(&self) {
+        let _ended = self.stream.shutdown(Shutdown::Write);
+    }
+
     /// Ends the connection as a process does that is killed with data unread, or a machine that was started again: by a reset.
     pub fn reset(self) {
         rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).unwrap();
