@@ -41,6 +41,8 @@ pub struct SharedStore {
     debug_index: Mutex<DebugIndex>,
     /// Whether the database was replaced by one that cannot be opened.
     is_lost: AtomicBool,
+    /// Whether the shared index was removed under this process, which goes on with the one of before.
+    is_stale: AtomicBool,
     /// Texts that were made and are being sent. Bytes.
     made_len: Arc<AtomicUsize>,
     encoders: Encoders,
@@ -84,6 +86,7 @@ impl SharedStore {
             epoch: AtomicU64::new(0),
             debug_index: Mutex::new(DebugIndex::new()),
             is_lost: AtomicBool::new(false),
+            is_stale: AtomicBool::new(false),
             made_len: Arc::default(),
             encoders: Encoders::default(),
             nar_cache,
@@ -126,11 +129,21 @@ impl SharedStore {
             return;
         }
         match ChangeCounter::open(&self.places) {
+            Ok(counter) if counter.lacks_index_of(&self.counter()) => {
+                if !self.is_stale.swap(true, Ordering::Relaxed) {
+                    error!(
+                        "the shared index of the database {} (-shm) was removed while it was in use: this process goes on to see \
+                         the old one, and no path that was registered since; start narwire anew",
+                        self.places.database.display()
+                    );
+                }
+            }
             Ok(counter) => {
                 info!("the database {} was replaced; following the new one", self.places.database.display());
                 *self.counter.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(counter);
                 self.epoch.fetch_add(1, Ordering::Release);
                 self.is_lost.store(false, Ordering::Relaxed);
+                self.is_stale.store(false, Ordering::Relaxed);
             }
             // Asked every second; said once.
             Err(error) if !self.is_lost.swap(true, Ordering::Relaxed) => {
@@ -261,6 +274,9 @@ impl SharedStore {
     pub fn probe(&self, toolbox: &mut Toolbox) -> Result<(), Failure> {
         if let Err(error) = std::fs::metadata(&self.places.real_store) {
             error!("the store directory {} does not answer: {error}", self.places.real_store.display());
+            return Err(Failure::Broken);
+        }
+        if self.is_stale.load(Ordering::Relaxed) {
             return Err(Failure::Broken);
         }
         let answer = toolbox.database(self.index, &self.places).and_then(Database::probe);

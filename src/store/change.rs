@@ -145,6 +145,14 @@ impl ChangeCounter {
         now.index == self.files.index
     }
 
+    /// Whether the shared index at its place is not the one that SQLite gives this counter, because somebody removed the one that
+    /// `before` has mapped: all connections of a process to one database share its index, until the last of them is closed.
+    pub fn lacks_index_of(&self, before: &Self) -> bool {
+        before.is_mapped()
+            && self.files.database == before.files.database
+            && self.files.index != before.files.index
+    }
+
     /// Whether a stamp costs two loads. False for a while when this process may only read the database and nobody
     /// else has it open: SQLite then trusts no shared index. The first stamp after a writer came maps it.
     pub fn is_mapped(&self) -> bool {

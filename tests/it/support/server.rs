@@ -145,6 +145,11 @@ impl Narwire {
         self.open_files().iter().filter(|file| !file.contains("db.sqlite")).count()
     }
 
+    /// How many of them are sockets: connections, listeners, and the two that signals come by.
+    pub fn sockets(&self) -> usize {
+        self.open_files().iter().filter(|file| file.starts_with("socket:")).count()
+    }
+
     /// What each descriptor of the process is.
     pub fn open_files(&self) -> Vec<String> {
         let opened = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
