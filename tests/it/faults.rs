@@ -5,7 +5,9 @@
 
 mod clients;
 mod databases;
+mod disks;
 mod files;
+mod injected;
 mod panics;
 mod stopped;
 mod walks;

@@ -1,8 +1,9 @@
 //! The garbage collector at work while a path is served.
 
 use crate::support::client::request_head;
+use crate::support::nar_cache::{compressed, unpack};
 use crate::support::nix::hash_part;
-use crate::support::{Connection, Nix, Store, assert_same_bytes, fixture};
+use crate::support::{Connection, Nix, Store, assert_same_bytes, eventually, fixture};
 
 /// Files of a path that fills every buffer between the server and a client that does not read.
 const FILES: usize = 400;
@@ -37,6 +38,26 @@ fn a_path_on_its_way_to_a_client_is_kept() {
         assert!(kept, "the collector sees what the server holds open");
         assert_same_bytes(&received, &wanted, "the download");
     }
+}
+
+/// What is compressed on its way is read by another thread, long after the head has gone out.
+#[test]
+fn a_path_that_is_compressed_on_its_way_to_a_client_is_kept() {
+    let store = Store::in_place(Nix::installed());
+    let path = store.add_folder("served", FILES, FILE_LEN);
+    let (wanted, server) = (store.dump(&path), store.serve());
+    let mut connection = server.connect();
+    connection.send(request_head("GET", &compressed(&server.nar_target(hash_part(&path))), &[]));
+    assert_eq!(connection.head().unwrap().status, 200);
+    store.nix_store(&["--gc"]);
+    assert!(store.real(&path).exists(), "the collector sees what the server holds open");
+    assert_same_bytes(&unpack(&connection.chunked_rest()), &wanted, "the download");
+    drop(connection);
+    eventually("the path is free again", || {
+        store.nix_store(&["--gc"]);
+        !store.real(&path).exists()
+    });
+    server.get(&format!("/{}.narinfo", hash_part(&path))).expect_absent();
 }
 
 #[test]

@@ -206,6 +206,17 @@ impl Connection {
         }
     }
 
+    /// Takes what has come of a body, without waiting for more; gives how much it is. Bytes.
+    pub fn received_so_far(&mut self) -> usize {
+        self.stream.set_nonblocking(true).unwrap();
+        let mut buffer = vec![0; 256 * 1024];
+        while let Ok(len @ 1..) = self.stream.read(&mut buffer) {
+            self.received.extend_from_slice(&buffer[..len]);
+        }
+        self.stream.set_nonblocking(false).unwrap();
+        self.received.len()
+    }
+
     /// Whether the server has closed the connection, with nothing more said.
     pub fn ends(&mut self) -> bool {
         self.received.is_empty() && !self.receive()
