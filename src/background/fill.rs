@@ -329,7 +329,7 @@ impl<'a> Encodings<'a> {
 
     /// Makes room for what `len` bytes of the NAR may become.
     async fn promise_room(&mut self, len: u64) -> Result<(), SinkError> {
-        let lacking = (len * self.files.len() as u64).saturating_sub(self.promise.len());
+        let lacking = len.saturating_mul(self.files.len() as u64).saturating_sub(self.promise.len());
         if lacking == 0 {
             return Ok(());
         }

@@ -268,13 +268,13 @@ impl Workshop {
     async fn evict(&self, wanted: u64, pressure: Pressure) -> Result<u64, StoreError> {
         let mut records: Vec<_> = self.catalog().records().collect();
         order::sort(&mut records, pressure, now_s());
-        let mut evicted = 0;
+        let mut evicted = 0_u64;
         for record in records {
             if evicted >= wanted || self.shared.is_ending() {
                 break;
             }
             if self.evict_one(record).await? {
-                evicted += record.entry.file_size();
+                evicted = evicted.saturating_add(record.entry.file_size());
             }
         }
         Ok(evicted)

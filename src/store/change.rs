@@ -127,7 +127,8 @@ impl ChangeCounter {
             // the last connection of this process to this file closes; ours lives as long as `self`. The file stays
             // at least a page long meanwhile: only an opener that holds the exclusive deadman lock truncates it, and
             // `map` succeeds only when this process holds the shared one. Other processes write the words at any
-            // time, hence the atomic loads.
+            // time, hence the atomic loads: each is an ordinary `mov` of an aligned word, so that the mapping may also be one that
+            // this process can only read.
             let header = unsafe { &*header };
             [header.change.load(Ordering::Acquire), header.checksum.load(Ordering::Acquire)]
         };
@@ -229,10 +230,16 @@ pub(super) fn attributes(metadata: &Metadata) -> [i64; 7] {
 /// Whether a later write is sure to move the file's timestamps.
 fn is_settled(metadata: &Metadata) -> bool {
     let changed = u64::try_from(metadata.ctime()).unwrap_or(0);
-    let nanoseconds = u32::try_from(metadata.ctime_nsec()).unwrap_or(0);
-    let settled_at =
-        UNIX_EPOCH + Duration::new(changed, nanoseconds) + Duration::from_millis(TIMESTAMP_SETTLE_MS);
-    settled_at < SystemTime::now()
+    settled_at(changed, metadata.ctime_nsec()).is_some_and(|settled_at| settled_at < SystemTime::now())
+}
+
+/// When a file is settled that was changed at this time since 1970; never, if its file system says what no clock can.
+fn settled_at(changed_s: u64, changed_ns: i64) -> Option<SystemTime> {
+    let changed_ns = u32::try_from(changed_ns).unwrap_or(0);
+    let since_1970 = Duration::from_secs(changed_s)
+        .checked_add(Duration::from_nanos(changed_ns.into()))?
+        .checked_add(Duration::from_millis(TIMESTAMP_SETTLE_MS))?;
+    UNIX_EPOCH.checked_add(since_1970)
 }
 
 /// The first region of the connection's wal-index, or null.
@@ -556,5 +563,14 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(fixture.folder.path().exists());
+    }
+
+    #[test]
+    fn a_time_that_no_clock_can_say_is_never_settled() {
+        assert_eq!(settled_at(5, 7), Some(UNIX_EPOCH + Duration::new(5, 7 + 100_000_000)));
+        assert_eq!(settled_at(5, -1), settled_at(5, 0));
+        for seconds in [u64::MAX, i64::MAX.unsigned_abs(), i64::MAX.unsigned_abs() + 1] {
+            assert_eq!(settled_at(seconds, 999_999_999), None, "{seconds}");
+        }
     }
 }
