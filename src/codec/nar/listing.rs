@@ -16,7 +16,7 @@
 
 use std::fmt::{self, Write};
 
-use serde::de::{MapAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::decode::{DecodeError, Decoder, Event};
@@ -130,6 +130,8 @@ pub enum ListingTextError {
 ///
 /// Names may be any bytes, as Nix writes them. `serde_json` reads all levels but the last of [`crate::limits::NAR_DEPTH_MAX`].
 pub fn check(text: &[u8]) -> Result<(), ListingTextError> {
+    // Strings are read below as bytes, and then with control characters in them, which JSON does not have.
+    let _: IgnoredAny = serde_json::from_slice(text)?;
     let text: ListingText = serde_json::from_slice(text)?;
     if text.version == 1 { Ok(()) } else { Err(ListingTextError::Version(text.version)) }
 }
@@ -224,6 +226,30 @@ impl<'de> Deserialize<'de> for Entries {
         }
         deserializer.deserialize_map(AnyEntries)
     }
+}
+
+/// Whatever is taken for a listing says that it is one, and has no control character within a string, which no other reader of JSON would
+/// take; and the listing of any NAR is taken.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_listing(data: &[u8]) {
+    if check(data).is_ok() {
+        let (mut is_within_string, mut is_escaped) = (false, false);
+        for byte in data {
+            assert!(!is_within_string || *byte >= b' ', "a control character");
+            is_within_string ^= *byte == b'"' && !is_escaped;
+            is_escaped = *byte == b'\\' && !is_escaped;
+        }
+        if let Ok(value) = serde_json::from_slice::<serde_json::Value>(data) {
+            assert_eq!(value["version"], 1);
+            let (kind, fields) = (&value["root"]["type"], ["size", "target", "entries"]);
+            let of_kind = ["regular", "symlink", "directory"].iter().position(|other| kind == other);
+            assert!(of_kind.is_some_and(|kind| !value["root"][fields[kind]].is_null()));
+        }
+    }
+    let (mut decoder, mut listing) = (Decoder::new(), Listing::new());
+    let nar = super::naive::nar(&super::naive::Tree::draw(data));
+    decoder.push(&nar, |event| listing.event(event)).expect("a NAR");
+    check(listing.finish().as_bytes()).expect("a listing");
 }
 
 #[cfg(test)]
@@ -396,5 +422,21 @@ mod tests {
             listing(|builder| builder.symlink(b"a\tb\"\xf0")),
             "{\"version\":1,\"root\":{\"type\":\"symlink\",\"target\":\"a\\tb\\\"\u{fffd}\"}}"
         );
+    }
+
+    #[test]
+    fn control_characters_within_strings_are_no_json() {
+        let listing = |name: &str| {
+            let target = r#"{"type":"symlink","target":"t"}"#;
+            format!(r#"{{"version":1, "root":{{"type":"directory","entries":{{"{name}":{target}}}}}}}"#)
+        };
+        for name in [r"a\n", r"\u0001", r#"\""#, r"\\", "\u{7f}", "é"] {
+            check(listing(name).as_bytes()).unwrap_or_else(|error| panic!("{name:?}: {error}"));
+        }
+        for name in ["a\n", "\0", "\t", "\u{1f}", "\\\\\n"] {
+            assert!(check(listing(name).as_bytes()).is_err(), "{name:?}");
+        }
+        // Between them three may stand.
+        check(format!("\n\t\r{}\n", listing("a")).as_bytes()).unwrap();
     }
 }
