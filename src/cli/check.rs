@@ -8,8 +8,8 @@ use super::Failure;
 use super::load::LoadError;
 use crate::codec::token::Scope;
 use crate::ring::capability::Capabilities;
-use crate::server::RunError;
 use crate::server::config::{AccessConfig, Config, ConnectionBounds, NarCacheConfig, SourceConfig};
+use crate::server::{RunError, sandbox};
 use crate::store::StoreError;
 use crate::store::db::Database;
 use crate::store::nar_cache::{CacheFolder, Prospect};
@@ -17,7 +17,9 @@ use crate::store::upload::UploadSettings;
 
 /// One line for each thing that serving would do with `config`.
 pub fn report(config: &Config) -> Result<String, Failure> {
-    let capabilities = probe(config).map_err(|error| Failure::Run(RunError::Start(error)))?;
+    let unable = |error| Failure::Run(RunError::Start(error));
+    let capabilities = probe(config).map_err(unable)?;
+    let sandbox = sandbox::try_out(config, capabilities).map_err(unable)?;
     let mut text = String::from("narwire: all is well; would be served:\n");
     for source in &config.sources {
         let line = describe(source).map_err(|error| Failure::Load(error.into()))?;
@@ -40,7 +42,7 @@ pub fn report(config: &Config) -> Result<String, Failure> {
     let _ = writeln!(text, "  workers    {}", config.workers);
     let _ = writeln!(text, "  io_uring   {}", capabilities.names().collect::<Vec<_>>().join(", "));
     let _ = writeln!(text, "  clients    {}", describe_connections(config.connections));
-    let _ = writeln!(text, "  sandbox    {}", config.sandbox);
+    let _ = writeln!(text, "  sandbox    {sandbox}");
     let _ = writeln!(text, "  drain      {} s", config.drain_timeout.as_secs());
     Ok(text)
 }
@@ -48,7 +50,8 @@ pub fn report(config: &Config) -> Result<String, Failure> {
 /// What the kernel can do, less what the configuration does without.
 fn probe(config: &Config) -> anyhow::Result<Capabilities> {
     let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str));
-    Ok(Capabilities::probe(off.map_err(anyhow::Error::msg)?)?)
+    let off = sandbox::capabilities_off(off.map_err(anyhow::Error::msg)?, config.sandbox);
+    Ok(Capabilities::probe(off)?)
 }
 
 fn describe(source: &SourceConfig) -> Result<String, StoreError> {

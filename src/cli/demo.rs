@@ -41,6 +41,7 @@ pub fn run(arguments: &DemoArguments, cores: usize) -> Result<(), Failure> {
         drain_timeout: DRAIN_TIMEOUT,
         connections: ConnectionBounds::default(),
         sandbox: SandboxMode::On,
+        removed_at_end: Some(demo.root().to_path_buf()),
         nar_cache: None,
         uploads: None,
         access: AccessConfig::default(),

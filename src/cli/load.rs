@@ -144,6 +144,7 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         drain_timeout: settings.drain_timeout,
         connections: settings.connections,
         sandbox: settings.sandbox,
+        removed_at_end: None,
         nar_cache: settings.nar_cache,
         uploads,
         access,

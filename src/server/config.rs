@@ -45,6 +45,8 @@ pub struct Config {
     pub connections: ConnectionBounds,
     /// Whether the process gives up what it does not need once it has started.
     pub sandbox: SandboxMode,
+    /// A folder that the process removes when it has served.
+    pub removed_at_end: Option<PathBuf>,
     /// Names of kernel capabilities to do without although the kernel has them, as typed; `ring` knows the names.
     pub capabilities_off: Vec<String>,
 }

@@ -383,7 +383,7 @@ mod tests {
         }
 
         fn of(demo: DemoStore) -> Self {
-            let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), None).unwrap());
+            let shared = Arc::new(SharedStore::open(demo.store.clone(), None).unwrap());
             let (mailbox, inbox) = inbox().unwrap();
             Self { demo, shared, plane: Plane::start("e", 1, 0).unwrap(), mailbox, inbox }
         }

@@ -738,7 +738,7 @@ mod tests {
         fn with(cache: impl FnOnce(&DemoStore) -> Option<Arc<NarCache>>) -> Self {
             let demo = DemoStore::create(None, &mut |_| {}).unwrap();
             let cache = cache(&demo);
-            let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), cache).unwrap());
+            let shared = Arc::new(SharedStore::open(demo.store.clone(), cache).unwrap());
             let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
             let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
             let planes = Planes { lookups, walks, encodes };

@@ -70,15 +70,15 @@ impl Known {
 }
 
 impl SharedStore {
-    /// Opens the store.
-    pub fn open(
+    /// The store whose database `counter` has open. It must have been opened while this process had all of its rights.
+    pub fn new(
         index: usize,
         places: LocalStore,
+        counter: ChangeCounter,
         secret_keys: Arc<[SecretKey]>,
         nar_cache: Option<Arc<NarCache>>,
-    ) -> Result<Self, StoreError> {
-        let counter = ChangeCounter::open(&places)?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             index,
             renderer: Renderer::new(places.store_dir.clone(), secret_keys),
             places,
@@ -90,7 +90,14 @@ impl SharedStore {
             made_len: Arc::default(),
             encoders: Encoders::default(),
             nar_cache,
-        })
+        }
+    }
+
+    /// Opens the database, and has the store.
+    #[cfg(test)]
+    pub(super) fn open(places: LocalStore, nar_cache: Option<Arc<NarCache>>) -> Result<Self, StoreError> {
+        let counter = ChangeCounter::open(&places)?;
+        Ok(Self::new(0, places, counter, Arc::from([]), nar_cache))
     }
 
     /// Where its NARs are kept encoded, if they are.

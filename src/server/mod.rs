@@ -22,9 +22,11 @@ pub mod plane;
 pub mod refusal;
 pub mod representation;
 pub mod request;
+pub mod sandbox;
 pub mod systemd;
 pub mod uploads;
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -60,6 +62,8 @@ use crate::ring::inbox::{Inbox, Mailbox, inbox};
 use crate::ring::reactor::{self, Peers, Reactor};
 use crate::ring::sys;
 use crate::ring::uring::Uring;
+use crate::store::StoreError;
+use crate::store::change::ChangeCounter;
 use crate::store::tokens;
 use crate::store::upload::{Neighbour, UploadFolder};
 
@@ -111,14 +115,18 @@ impl Server {
     fn start(config: &Config) -> anyhow::Result<Self> {
         let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str))
             .map_err(anyhow::Error::msg)?;
-        let capabilities = Capabilities::probe(off)?;
+        let capabilities = Capabilities::probe(sandbox::capabilities_off(off, config.sandbox))?;
         let descriptors_max = raise_descriptor_limit();
         let listeners = listen::bind_all(config)?;
         for listener in &listeners {
             // Accepted sockets inherit it.
             sys::no_delay(rustix::fd::AsFd::as_fd(&listener.descriptor));
         }
-        let origins = open_origins(config)?;
+        let counters = open_databases(config)?;
+        make_nar_cache(config);
+        // Before it nothing is started, and nothing read that a peer has sent; after it nothing is opened but what is served.
+        let sandbox = sandbox::enter(config, capabilities)?;
+        let origins = open_origins(config, counters)?;
         let uploads = start_uploads(config, &origins)?;
         let texts = Arc::new(Texts {
             index: index_text(config).into(),
@@ -179,11 +187,16 @@ impl Server {
                 result?;
             }
         }
+        // A NAR cache that another process has will be opened later, with rings of its own.
+        if origins.iter().filter_map(Origin::nar_cache).all(|nar_cache| nar_cache.is_open()) {
+            sandbox.seal();
+        }
         notice_signals(move |signal| sender.send(Event::Signal(signal)).is_ok())
             .context("cannot take signals")?;
         info!(
             workers = config.workers,
             capabilities = capabilities.names().collect::<Vec<_>>().join(","),
+            %sandbox,
             "serving"
         );
         let (drain_timeout, token_file) = (config.drain_timeout, config.access.token_file.clone());
@@ -357,11 +370,30 @@ impl Origin {
     }
 }
 
-fn open_origins(config: &Config) -> anyhow::Result<Vec<Origin>> {
+/// Opens the database of each store, with all rights that the process has: SQLite's shared index is made if there is none, and
+/// threads that open the database later share it. Without the right to write, each answer would cost two questions to the file
+/// system as long as nobody else has the database open.
+fn open_databases(config: &Config) -> Result<VecDeque<ChangeCounter>, StoreError> {
+    let stores = config.sources.iter().filter_map(|source| match source {
+        SourceConfig::Store(places) => Some(ChangeCounter::open(places)),
+        SourceConfig::Directory(_) => None,
+    });
+    stores.collect()
+}
+
+/// Makes the directory of the NAR cache, so that it can be named to the sandbox. Why it cannot be made is said by who opens it.
+fn make_nar_cache(config: &Config) {
+    if let Some(nar_cache) = &config.nar_cache {
+        let _ = std::fs::create_dir_all(&nar_cache.directory);
+    }
+}
+
+fn open_origins(config: &Config, mut counters: VecDeque<ChangeCounter>) -> anyhow::Result<Vec<Origin>> {
     let secret_keys: Arc<[_]> = config.secret_keys.iter().cloned().collect();
-    let origin = |(index, source): (usize, &SourceConfig)| {
+    let mut origin = |(index, source): (usize, &SourceConfig)| {
         Ok(match source {
             SourceConfig::Store(places) => {
+                let counter = counters.pop_front().context("a bug: a store whose database is not open")?;
                 let directory = open_directory(&places.real_store)?;
                 let keys = || Arc::clone(&secret_keys);
                 let nar_cache = config
@@ -369,13 +401,13 @@ fn open_origins(config: &Config) -> anyhow::Result<Vec<Origin>> {
                     .clone()
                     .map(|nar_cache| NarCache::start(nar_cache, config.priority, places.clone(), keys()));
                 let nar_cache = nar_cache.transpose().context("cannot start threads")?;
-                let store = SharedStore::open(index, places.clone(), keys(), nar_cache)?;
+                let store = SharedStore::new(index, places.clone(), counter, keys(), nar_cache);
                 Origin::Store { store: Arc::new(store), directory }
             }
             SourceConfig::Directory(path) => Origin::Directory(Arc::new(open_directory(path)?)),
         })
     };
-    config.sources.iter().enumerate().map(origin).collect()
+    config.sources.iter().enumerate().map(&mut origin).collect()
 }
 
 /// Opens the directory that uploads are written to, if there is one.

@@ -460,7 +460,7 @@ mod tests {
         let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
         let planes = Planes { lookups, walks, encodes };
         let (mailbox, inbox) = inbox().unwrap();
-        let shared = Arc::new(SharedStore::open(0, demo.store.clone(), Arc::from([]), cache).unwrap());
+        let shared = Arc::new(SharedStore::open(demo.store.clone(), cache).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));
         let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone());
         let cache_info =

@@ -22,6 +22,11 @@ pub fn alive() {
     notify(NotifyState::Watchdog);
 }
 
+/// Whether there is a service manager that wants to hear of the process.
+pub fn is_listening() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// How often the service manager wants to hear [`alive`]: half of its patience, as sd_watchdog_enabled(3) advises.
 /// `None` when it does not care.
 pub fn watchdog_interval() -> Option<Duration> {

@@ -22,6 +22,7 @@
 //! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
 //! | `push.rs`      | uploading with `narwire push`                                                    |
+//! | `sandbox.rs`   | what a running server has given up                                                |
 //! | `slow.rs`      | clients that stop reading                                                         |
 //! | `upload.rs`    | what is uploaded to a cache directory, and what is refused                         |
 //! | `upload_clients.rs` | uploads by real Nix clients                                              |
@@ -53,6 +54,7 @@ mod page_cache;
 mod push;
 mod range;
 mod resume;
+mod sandbox;
 mod slow;
 mod store;
 mod support;

@@ -1,0 +1,152 @@
+//! What a running server has given up, as the kernel tells it, and that it serves all the same.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::support::nix::hash_part;
+use crate::support::server::{BINARY, command};
+use crate::support::{Narwire, PATIENCE, fixture, run, text};
+
+/// The user that some tests run as: nobody.
+const USER: u32 = 65534;
+
+/// One line of `/proc/<pid>/task/<task>/status` of each thread that carries out the program.
+fn of_each_thread(server: &Narwire, name: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", server.pid().as_raw_pid())).unwrap();
+    let statuses = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+    let of_program = statuses.filter(|status| !status.starts_with("Name:\tiou-"));
+    let values = of_program.map(|status| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+        value.unwrap_or_else(|| panic!("{name} is missing in {status}")).to_owned()
+    });
+    values.collect()
+}
+
+/// A server of everything: a live store, a NAR cache, and a directory that takes uploads.
+fn of_everything(folder: &Path, more: &[&str]) -> Narwire {
+    let fixture = fixture();
+    let uploads = folder.join("uploads");
+    fs::create_dir_all(&uploads).unwrap();
+    let cache = folder.join("cache");
+    let mut flags = fixture.store.flags();
+    flags.extend(
+        ["--with-store", "--allow-anonymous-upload", "--cache-dir", text(&cache), text(&uploads)]
+            .map(str::to_owned),
+    );
+    flags.extend(more.iter().map(|&flag| flag.to_owned()));
+    Narwire::start(flags)
+}
+
+#[test]
+fn every_thread_is_confined() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = of_everything(folder.path(), &[]);
+    // So that threads which begin with the first question have begun.
+    let path = fixture().path("large");
+    server.nar(hash_part(path)).expect(200);
+    let filters = of_each_thread(&server, "Seccomp");
+    assert!(filters.len() > 10, "{filters:?}");
+    assert!(filters.iter().all(|mode| mode == "2"), "{filters:?}");
+    assert!(of_each_thread(&server, "NoNewPrivs").iter().all(|value| value == "1"));
+    if std::env::var_os("NARWIRE_TEST_WITHOUT").is_none() {
+        assert!(server.output().contains("sandbox=on\n"), "{}", server.output());
+    }
+    // The second one refuses new rings.
+    let counts = of_each_thread(&server, "Seccomp_filters");
+    assert!(counts.iter().all(|count| count == "2"), "{counts:?}");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid().as_raw_pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
+}
+
+#[test]
+fn off_is_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = of_everything(folder.path(), &["--sandbox", "off"]);
+    assert!(of_each_thread(&server, "Seccomp").iter().all(|mode| mode == "0"));
+    assert!(server.output().contains("sandbox=off"), "{}", server.output());
+    assert!(!server.output().contains("restrictions"), "{}", server.output());
+}
+
+#[test]
+fn what_is_missing_is_one_warning_or_the_reason_not_to_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let without = |mode| {
+        let mut narwire = Command::new(BINARY);
+        narwire.args(["--without", "restrictions", "--listen", "127.0.0.1:0", "--sandbox", mode]);
+        narwire.arg(folder.path());
+        narwire
+    };
+    let server = Narwire::spawn(&mut without("on"));
+    server.wait_for("listening on ");
+    server.get("/nix-cache-info").expect(200);
+    let output = server.output();
+    let warnings: Vec<_> = output.lines().filter(|line| line.contains("the sandbox is not whole")).collect();
+    assert!(matches!(warnings[..], [line] if line.contains("io_uring")), "{output}");
+    let refusal = without("require").output().unwrap();
+    let said = String::from_utf8(refusal.stderr).unwrap();
+    assert_eq!((refusal.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+    assert!(said.contains("--sandbox=require") && said.contains("io_uring"), "{said}");
+}
+
+#[test]
+fn the_service_manager_is_told_from_inside() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = command();
+    command.env("NOTIFY_SOCKET", &socket).args(["--listen", "127.0.0.1:0"]).arg(folder.path());
+    let mut server = Narwire::spawn(&mut command);
+    let hear = || {
+        let mut said = [0; 64];
+        let len = manager.recv(&mut said).unwrap();
+        String::from_utf8_lossy(&said[..len]).trim_end().to_owned()
+    };
+    assert_eq!(hear(), "READY=1");
+    server.signal(Signal::TERM);
+    assert_eq!(hear(), "STOPPING=1");
+    assert_eq!(server.exit().code(), Some(0));
+}
+
+/// A server that runs as [`USER`], which owns what it serves, with these flags; and whether that user sees what it has open.
+fn is_seen_by_its_user(flags: &[String]) -> bool {
+    let as_user = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        command
+    };
+    let folder =
+        tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir_in("/tmp").unwrap();
+    let binary = folder.path().join("narwire");
+    run(Command::new("cp").arg(BINARY).arg(&binary));
+    let server = Narwire::spawn(as_user().arg(&binary).args(flags).args(["--listen", "127.0.0.1:0"]));
+    server.wait_for("listening on ");
+    let mut look = as_user();
+    look.args(["ls", "-l", &format!("/proc/{}/fd/", server.pid().as_raw_pid())]);
+    let output = look.output().unwrap();
+    let is_refused = String::from_utf8_lossy(&output.stderr).contains("Permission denied");
+    assert_eq!(output.status.success(), !is_refused, "{output:?}");
+    !is_refused
+}
+
+#[test]
+fn a_collector_of_the_same_user_sees_what_is_open_and_nobody_else_may_look() {
+    if !rustix::process::geteuid().is_root() {
+        return; // nobody else can be run as
+    }
+    let folder =
+        tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir_in("/tmp").unwrap();
+    let directory = [text(folder.path()).to_owned()];
+    assert!(!is_seen_by_its_user(&directory), "there is no store, so nobody has to see it");
+    let store = crate::support::Store::new(crate::support::Nix::installed());
+    store.add_bytes("served", b"contents");
+    assert!(!is_seen_by_its_user(&store.flags()), "root owns the store, and its collector sees everything");
+    chown(store.real("/nix/store"), Some(USER), Some(USER)).unwrap();
+    assert!(is_seen_by_its_user(&store.flags()), "the collector runs as the owner of the store");
+}
