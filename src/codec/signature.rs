@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
-use zeroize::Zeroizing;
+use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use sha2::Sha512;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::hash::Sha256Digest;
 use super::store_path::{StoreDir, StorePath};
@@ -44,11 +46,25 @@ pub enum SignatureError {
     HalvesDiffer,
 }
 
-/// A signing key. Its memory is wiped when it is dropped, and no message shows it.
+/// A signing key. What is secret of it is in memory once, however often it is cloned, is wiped when the last clone is dropped, and no
+/// message shows it.
 #[derive(Clone)]
 pub struct SecretKey {
     key_name: KeyName,
-    key: SigningKey,
+    public: VerifyingKey,
+    seed: Arc<dyn SeedMemory>,
+}
+
+/// Memory for the seed of a signing key.
+pub trait SeedMemory: ZeroizeOnDrop + Send + Sync {
+    /// What is in it.
+    fn seed(&self) -> &[u8; 32];
+}
+
+impl SeedMemory for Zeroizing<[u8; 32]> {
+    fn seed(&self) -> &[u8; 32] {
+        self
+    }
 }
 
 /// A key that verifies signatures.
@@ -111,24 +127,41 @@ impl SecretKey {
     pub fn parse(text: &str) -> Result<Self, SignatureError> {
         let (key_name, bytes) = parse_named::<64>(text.trim_ascii_end())?;
         let key = SigningKey::from_keypair_bytes(&bytes).map_err(|_| SignatureError::HalvesDiffer)?;
-        Ok(Self { key_name, key })
+        Ok(Self::new(key_name, &key))
     }
 
     /// The key that belongs to a seed: 32 bytes that nobody can guess, from the caller's source of
     /// randomness.
     pub fn from_seed(key_name: KeyName, seed: &[u8; 32]) -> Self {
-        Self { key_name, key: SigningKey::from_bytes(seed) }
+        Self::new(key_name, &SigningKey::from_bytes(seed))
+    }
+
+    fn new(key_name: KeyName, key: &SigningKey) -> Self {
+        let mut seed = Arc::new(Zeroizing::new([0; 32]));
+        if let Some(seed) = Arc::get_mut(&mut seed) {
+            // Where it stays: what is moved leaves a copy behind.
+            seed.copy_from_slice(key.as_bytes());
+        }
+        Self { key_name, public: key.verifying_key(), seed }
+    }
+
+    /// The same key, whose seed `keep` has put into other memory.
+    #[must_use]
+    pub fn kept_in(self, keep: impl FnOnce(&[u8; 32]) -> Arc<dyn SeedMemory>) -> Self {
+        Self { seed: keep(self.seed.seed()), ..self }
     }
 
     /// Signs a fingerprint.
     pub fn sign(&self, fingerprint: &str) -> Signature {
-        let signature = self.key.sign(fingerprint.as_bytes());
+        // What `SigningKey` does as well for each signature. The expanded key wipes itself.
+        let expanded = ExpandedSecretKey::from(self.seed.seed());
+        let signature = raw_sign::<Sha512>(&expanded, fingerprint.as_bytes(), &self.public);
         Signature { key_name: self.key_name.clone(), bytes: signature.to_bytes() }
     }
 
     /// The key that verifies what this one signs.
     pub fn public(&self) -> PublicKey {
-        PublicKey { key_name: self.key_name.clone(), key: self.key.verifying_key() }
+        PublicKey { key_name: self.key_name.clone(), key: self.public }
     }
 
     /// The name that its signatures carry.
@@ -138,7 +171,9 @@ impl SecretKey {
 
     /// The content of a secret key file, without a line feed, as Nix writes it. Wiped when dropped.
     pub fn to_text(&self) -> Zeroizing<String> {
-        let bytes = Zeroizing::new(self.key.to_keypair_bytes());
+        let mut bytes = Zeroizing::new([0; 64]);
+        bytes[..32].copy_from_slice(self.seed.seed());
+        bytes[32..].copy_from_slice(self.public.as_bytes());
         // Reserved in one piece: a string that grew would leave copies behind.
         let mut text = Zeroizing::new(String::with_capacity(self.key_name.0.len() + 1 + BASE64_OF_64_BYTES));
         text.push_str(&self.key_name.0);
@@ -401,7 +436,7 @@ mod tests {
             (zeros(640), wrong_length),
             (secret_text(&[7; 32], &[7; 32]), SignatureError::HalvesDiffer),
             (
-                secret_text(&[7; 32], SecretKey::parse(SECRET).unwrap().key.verifying_key().as_bytes()),
+                secret_text(&[7; 32], SecretKey::parse(SECRET).unwrap().public.as_bytes()),
                 SignatureError::HalvesDiffer,
             ),
         ] {
@@ -428,9 +463,9 @@ mod tests {
 
     #[test]
     fn secrets_are_neither_shown_nor_left_in_memory() {
-        fn is_wiped_on_drop<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        fn is_wiped_on_drop<T: ZeroizeOnDrop + ?Sized>(_: &T) {}
         let secret = SecretKey::parse(SECRET).unwrap();
-        is_wiped_on_drop(&secret.key);
+        is_wiped_on_drop(&*secret.seed);
         is_wiped_on_drop(&secret.to_text());
         assert_eq!(format!("{secret:?}"), r#"SecretKey { key_name: "cache.example.org-1", .. }"#);
     }

@@ -1,14 +1,18 @@
 //! Reading secret key files. Each refusal names the file and what mends it: a server that starts unsigned, or with a
 //! key that everybody can read, is worse than one that does not start.
+//!
+//! What was read is kept in a page of its own, which is neither swapped out nor part of a memory dump.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use zeroize::Zeroizing;
+use memmap2::{Advice, MmapMut};
+use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
 
-use crate::codec::signature::{SecretKey, SignatureError};
+use crate::codec::signature::{SecretKey, SeedMemory, SignatureError};
 use crate::limits::SECRET_KEY_FILE_LEN_MAX;
 
 /// Why a secret key file was refused.
@@ -72,8 +76,42 @@ pub fn read_secret_key(path: &Path) -> Result<SecretKey, SecretKeyFileError> {
     let mut text = Zeroizing::new(String::with_capacity(SECRET_KEY_FILE_LEN_MAX));
     let file = File::open(path).map_err(unreadable)?;
     file.take(SECRET_KEY_FILE_LEN_MAX as u64).read_to_string(&mut text).map_err(unreadable)?;
-    SecretKey::parse(&text)
-        .map_err(|source| SecretKeyFileError::Malformed { path: path.to_path_buf(), source })
+    let key = SecretKey::parse(&text)
+        .map_err(|source| SecretKeyFileError::Malformed { path: path.to_path_buf(), source })?;
+    let page = Page::new().map_err(unreadable)?;
+    Ok(key.kept_in(|seed| page.with(seed)))
+}
+
+/// A page with nothing but a seed in it.
+struct Page(MmapMut);
+
+impl Page {
+    /// Where the limit of locked memory is reached, or the kernel knows no such advice, the page is one like others.
+    fn new() -> io::Result<Self> {
+        let page = MmapMut::map_anon(size_of::<[u8; 32]>())?;
+        let _ = page.lock();
+        let _ = page.advise(Advice::DontDump);
+        Ok(Self(page))
+    }
+
+    fn with(mut self, seed: &[u8; 32]) -> Arc<dyn SeedMemory> {
+        self.0.copy_from_slice(seed);
+        Arc::new(self)
+    }
+}
+
+impl SeedMemory for Page {
+    fn seed(&self) -> &[u8; 32] {
+        self.0.first_chunk().expect("the mapping has the length of a seed")
+    }
+}
+
+impl ZeroizeOnDrop for Page {}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What a running server has given up, as the kernel tells it, and that it serves all the same.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
@@ -149,4 +149,49 @@ fn a_collector_of_the_same_user_sees_what_is_open_and_nobody_else_may_look() {
     assert!(!is_seen_by_its_user(&store.flags()), "root owns the store, and its collector sees everything");
     chown(store.real("/nix/store"), Some(USER), Some(USER)).unwrap();
     assert!(is_seen_by_its_user(&store.flags()), "the collector runs as the owner of the store");
+}
+
+/// Each writable mapping of the process: what smaps says of it, and what is in it.
+fn memory(server: &Narwire) -> Vec<(String, Vec<u8>)> {
+    let process = format!("/proc/{}", server.pid().as_raw_pid());
+    let file = fs::File::open(format!("{process}/mem")).unwrap();
+    let smaps = fs::read_to_string(format!("{process}/smaps")).unwrap();
+    let mut found: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut is_of_interest = false;
+    for line in smaps.lines() {
+        let range = line.split(' ').next().unwrap().split_once('-');
+        if let Some((start, end)) = range {
+            let address = |text| u64::from_str_radix(text, 16).unwrap();
+            let (start, end) = (address(start), address(end));
+            is_of_interest = line.contains(" rw-p ") && end - start < 64 << 20;
+            if is_of_interest {
+                let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+                // What the kernel keeps for itself cannot be read.
+                let is_read = file.read_exact_at(&mut bytes, start).is_ok();
+                found.push((String::new(), if is_read { bytes } else { Vec::new() }));
+            }
+        } else if is_of_interest && line.starts_with("VmFlags:") {
+            line.clone_into(&mut found.last_mut().unwrap().0);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_key_is_kept_where_no_dump_and_no_swap_finds_it_and_its_text_is_gone() {
+    let fixture = fixture();
+    let server = fixture.store.serve_signed(&fixture.key);
+    server.get(&format!("/{}.narinfo", hash_part(fixture.path("large")))).expect(200);
+    let file = fs::read_to_string(&fixture.key.flags()[1]).unwrap();
+    let secret = file.trim_end().split_once(':').unwrap().1;
+    let pair = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, secret).unwrap();
+    let memory = memory(&server);
+    let flags_around = |bytes: &[u8]| -> Vec<&str> {
+        let finder = memchr::memmem::Finder::new(bytes);
+        memory.iter().filter(|(_, memory)| finder.find(memory).is_some()).map(|(flags, _)| &**flags).collect()
+    };
+    assert!(!flags_around(fixture.key.public.as_bytes()).is_empty(), "what is public is found");
+    assert_eq!(flags_around(secret.as_bytes()), [""; 0], "the text of the secret key");
+    let around = flags_around(&pair[..32]);
+    assert!(around.iter().any(|flags| flags.contains(" dd") && flags.contains(" lo")), "{around:?}");
 }
