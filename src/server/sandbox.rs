@@ -114,10 +114,13 @@ pub fn enter(config: &Config, capabilities: Capabilities) -> anyhow::Result<Sand
     let mut lacks = process::confine(process::is_readable_needed(config));
     lacks.extend(confine_thread(config));
     let sandbox = judge(config, capabilities, lacks)?;
-    if let Sandbox::On(lacks) = &sandbox
-        && !lacks.is_empty()
-    {
-        warn!("the sandbox is not whole: {} (--sandbox=off is silent)", joined(lacks));
+    if let Sandbox::On(lacks) = &sandbox {
+        // Whoever types --without wants that.
+        let unwanted: Vec<_> =
+            lacks.iter().filter(|lack| **lack != Lack::Rings || !are_rings_free(config)).collect();
+        if !unwanted.is_empty() {
+            warn!("the sandbox is not whole: {} (--sandbox=off is silent)", joined(unwanted));
+        }
     }
     Ok(sandbox)
 }
@@ -167,8 +170,14 @@ fn confine_thread(config: &Config) -> Vec<Lack> {
     lacks
 }
 
-fn joined(lacks: &[Lack]) -> String {
-    lacks.iter().map(Lack::to_string).collect::<Vec<_>>().join("; ")
+/// Whether restrictions were taken away by name.
+fn are_rings_free(config: &Config) -> bool {
+    let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str));
+    off.is_ok_and(|off| off.has(Capability::Restrictions))
+}
+
+fn joined<'a>(lacks: impl IntoIterator<Item = &'a Lack>) -> String {
+    lacks.into_iter().map(Lack::to_string).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
