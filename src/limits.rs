@@ -58,8 +58,11 @@ pub const DIRECT_FILES: u32 = 512;
 pub const RECEIVE_BUFFERS: u16 = 256;
 /// Length of one of them. Bytes; a Nix client's request is about 200.
 pub const RECEIVE_BUFFER_LEN_BYTES: u32 = 4096;
-/// Connections; more wait in the kernel's backlog.
+/// Connections of all workers; more wait in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 1 << 20;
+/// Idle connections that are looked for at a time when others need their places: reading a table of 10,000 takes as long as accepting
+/// several.
+pub const EVICTION_BATCH: usize = 64;
 
 const _: () = assert!(RECEIVE_BUFFERS.is_power_of_two(), "the kernel masks the ring's tail");
 const _: () = assert!(CONNECTIONS_MAX < 1 << 24, "a packed token has 24 bits for the slot");
@@ -121,6 +124,8 @@ pub const PROGRESS_TIMEOUT_S: u64 = 600;
 pub const RECEIVE_TIMEOUT_S: u64 = 120;
 /// How long a closing connection still reads, so that the peer sees the answer and not a reset. Seconds.
 pub const LINGER_TIMEOUT_S: u64 = 2;
+/// What happens with each connection while there are too many is logged this often. Seconds.
+pub const COMPLAINT_INTERVAL_S: u64 = 60;
 /// How much a closing connection still reads. Bytes; curl sends up to 1 MiB without asking, and in the middle of a longer body
 /// there may be 4 MiB in the client's kernel and 6 MiB in ours (the limits of `tcp_wmem` and `tcp_rmem`). A peer that is still
 /// writing when its bytes are refused sees a reset and not the answer.

@@ -48,6 +48,8 @@ pub struct Connection {
     exchange: Exchange,
     /// Whether the connection ends after the answers that are under way.
     is_last: bool,
+    /// Whether the next request makes it so.
+    is_next_last: bool,
     /// When something last went forward. Seconds of the worker's clock.
     progress_s: u64,
 }
@@ -134,6 +136,7 @@ impl Connection {
             is_sending: false,
             exchange: Exchange::Head,
             is_last: false,
+            is_next_last: false,
             progress_s: context.now_s,
         };
         connection.receive(context);
@@ -145,9 +148,20 @@ impl Connection {
         self.id
     }
 
+    /// For how long nothing was wanted here, or only the beginning of a request has come: what may make room for somebody else. `None`
+    /// while something is asked, answered or sent. Seconds.
+    pub fn idle_s(&self, now_s: u64) -> Option<u64> {
+        let is_idle = match self.exchange {
+            Exchange::Head => !self.is_sending && self.output.is_empty(),
+            Exchange::Lingering { .. } => true,
+            _ => false,
+        };
+        is_idle.then(|| now_s.saturating_sub(self.progress_s))
+    }
+
     /// Ends the connection after the next answer.
     pub fn make_last(&mut self) {
-        self.is_last = true;
+        self.is_next_last = true;
     }
 
     /// Takes a completion.
@@ -286,7 +300,7 @@ impl Connection {
             // An empty line before a request (RFC 9112 section 2.2) is no request yet.
             Exchange::Head if matches!(&*self.input, b"" | b"\r\n") => {
                 // During a drain, one that was accepted last gets a moment to ask for something.
-                let timeout_s = if self.is_last { LINGER_TIMEOUT_S } else { IDLE_TIMEOUT_S };
+                let timeout_s = if self.is_next_last { LINGER_TIMEOUT_S } else { IDLE_TIMEOUT_S };
                 if waited_s > timeout_s {
                     self.linger(context);
                 }
@@ -528,7 +542,7 @@ impl Connection {
             }
             Ok(Parsed::Complete { request, head_len }) => {
                 self.scanned_len = 0;
-                if !request.keep_alive() {
+                if self.is_next_last || !request.keep_alive() {
                     self.is_last = true;
                 }
                 let asked = Asked {

@@ -278,7 +278,7 @@ mod tests {
     use std::net::{Shutdown, TcpListener, TcpStream};
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, AtomicUsize};
+    use std::sync::atomic::AtomicU64;
     use std::thread;
     use std::time::Duration;
 
@@ -286,6 +286,7 @@ mod tests {
     use crate::codec::http::Status;
     use crate::codec::http::request::Request;
     use crate::limits::{INPUT_LEN_MAX, INTAKE_BUFFERS_MAX, INTAKE_PIECE_LEN_BYTES};
+    use crate::ring::admission::Admission;
     use crate::ring::capability::Capabilities;
     use crate::ring::inbox::{Mailbox, inbox};
     use crate::ring::op::OpenedFile;
@@ -689,8 +690,7 @@ mod tests {
             };
             let peers = Peers {
                 index: 0,
-                connections_max: 8,
-                loads: Arc::from([AtomicUsize::new(0)]),
+                admission: Admission::new(1, 8, None),
                 mailboxes: vec![mailbox],
                 pulses: Arc::from([AtomicU64::new(0)]),
             };

@@ -2,8 +2,9 @@
 //!
 //! [`op`] is the seam: everything above it is logic that can be run against the real ring ([`uring`]) or a simulated one,
 //! everything below it is system calls. [`reactor`] is the loop of one worker, [`connection`] one peer, [`transfer`] one
-//! body on its way out, [`intake`] one on its way in; [`service`] is how policy is asked.
+//! body on its way out, [`intake`] one on its way in; [`admission`] is who may be connected, [`service`] how policy is asked.
 
+pub mod admission;
 pub mod body;
 pub mod buffer_ring;
 pub mod capability;

@@ -20,8 +20,8 @@ use super::descriptor::Descriptor;
 pub struct ConnectionId {
     /// Index in the table of connections.
     pub slot: u32,
-    /// Tells the connections of one slot apart: the number of connections before it, which wraps after 2^24.
-    pub generation: u32,
+    /// Tells the connections of one slot apart: how many connections the worker had before it.
+    pub generation: u64,
 }
 
 /// Names an operation from submission to completion. At most one operation with a given token is in flight.
@@ -151,6 +151,13 @@ pub enum Op {
     ShutdownWrite {
         /// A connected socket.
         socket: Descriptor,
+    },
+    /// Say this to a peer that is not listened to, as far as its socket takes it, and forget what it has said. No completion.
+    TurnAway {
+        /// A connected socket.
+        socket: Descriptor,
+        /// Little enough for the buffer of a new socket.
+        answer: &'static [u8],
     },
     /// Make the coming close a reset, so that the peer cannot take a cut body for a whole one. No completion.
     ResetOnClose {
@@ -283,7 +290,9 @@ pub enum FileKind {
 }
 
 impl Token {
-    /// The token as the kernel carries it, 64 bits.
+    /// The token as the kernel carries it, 64 bits. Of the generation there is room for the last 24, and none are needed: a slot is used
+    /// again when the last operation of the connection before has completed. What other threads say comes later than that, and has the
+    /// whole of it.
     pub fn pack(self) -> u64 {
         match self {
             Self::Inbox => u64::from(Kind::Inbox as u8) << 56,
@@ -300,7 +309,7 @@ impl Token {
                 u64::from(kind as u8) << 56
                     | index << 48 & 0xff << 48
                     | u64::from(id.slot & 0xff_ffff) << 24
-                    | u64::from(id.generation & 0xff_ffff)
+                    | id.generation & 0xff_ffff
             }
         }
     }

@@ -1,16 +1,19 @@
 //! The loop of one worker: submit, wait, dispatch. It owns everything it touches and shares a counter or two.
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use slab::Slab;
 use tracing::warn;
 
-use super::connection::{Connection, Context};
+use super::admission::{Admission, Place, Visit};
+use super::connection::{Connection, Context, Parting};
 use super::descriptor::Descriptor;
 use super::inbox::{Inbox, Mailbox};
 use super::op::{Completion, ConnectionId, Op, Outcome, Submission, Token};
@@ -18,16 +21,22 @@ use super::pool::Pool;
 use super::service::{Effects, Node};
 use super::{Driver, Time};
 use crate::codec::http::date::format_imf_fixdate;
-use crate::limits::{SENDFILE_ALONE_LEN_MAX, SENDFILE_LEN_MAX};
+use crate::limits::{COMPLAINT_INTERVAL_S, EVICTION_BATCH, SENDFILE_ALONE_LEN_MAX, SENDFILE_LEN_MAX};
 
 /// The time between two looks at the deadlines.
 const TICK: Duration = Duration::from_secs(1);
+
+/// What is said to a connection beyond those that its address may have. It is not read first.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nCache-Control: no-store\r\n\
+    Content-Type: text/plain; charset=utf-8\r\nContent-Length: 44\r\n\r\ntoo many connections come from your address\n";
 
 /// What other threads tell a worker.
 #[derive(Debug)]
 pub enum Message<M> {
     /// Another worker has accepted this connection and has more to do than this one.
-    Adopt(OwnedFd),
+    Adopt(OwnedFd, Place),
+    /// Another worker needs so many places and has no idle connections.
+    MakeRoom(usize),
     /// Accept no more, finish what is under way, end.
     Drain,
     /// For the service.
@@ -46,9 +55,16 @@ pub struct Reactor<D, N: Node> {
 struct Worker<N: Node> {
     node: N,
     listeners: Vec<Listener>,
-    connections: Slab<Connection>,
+    connections: Slab<Seated>,
     /// How many connections there have been.
-    generation: u32,
+    generation: u64,
+    /// Connections that were accepted and have no place: the kernel accepts some more before it hears that it should not.
+    lobby: VecDeque<(Descriptor, Visit)>,
+    evictions: Evictions,
+    /// Whether a connection has gone in this turn.
+    has_freed: bool,
+    shortage: Complaint,
+    crowding: Complaint,
     submissions: Vec<Submission>,
     pool: Pool,
     effects: Effects,
@@ -57,6 +73,32 @@ struct Worker<N: Node> {
     sendfile_len_max: usize,
     peers: Peers<N::Message>,
     phase: Phase,
+}
+
+/// A connection, and the place that it has.
+struct Seated {
+    connection: Connection,
+    _place: Place,
+}
+
+/// Connections that make room for others.
+#[derive(Default)]
+struct Evictions {
+    /// Those that were idle longest when it was looked, longest first.
+    idle: VecDeque<ConnectionId>,
+    /// When that was, if there were no others. Seconds of the worker's clock.
+    exhausted_s: Option<u64>,
+    /// Connections that were told to go and have not gone, about.
+    under_way: usize,
+    /// When the other workers were asked, last.
+    asked_s: Option<u64>,
+}
+
+/// Something that happens often when it happens, and is logged now and then.
+#[derive(Default)]
+struct Complaint {
+    said_s: Option<u64>,
+    unsaid: u64,
 }
 
 struct Listener {
@@ -79,10 +121,8 @@ enum Phase {
 pub struct Peers<M> {
     /// Which of them this one is.
     pub index: usize,
-    /// Connections that each takes; more wait in the kernel's backlog.
-    pub connections_max: usize,
-    /// The connections of each.
-    pub loads: Arc<[AtomicUsize]>,
+    /// Who may be connected, and how many connections each has.
+    pub admission: Arc<Admission>,
     /// How to reach each.
     pub mailboxes: Vec<Mailbox<Message<M>>>,
     /// When each last looked at its deadlines, in ticks: a worker that hangs stands still.
@@ -108,6 +148,11 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             listeners,
             connections: Slab::new(),
             generation: 0,
+            lobby: VecDeque::new(),
+            evictions: Evictions::default(),
+            has_freed: false,
+            shortage: Complaint::default(),
+            crowding: Complaint::default(),
             submissions: Vec::new(),
             pool: Pool::default(),
             effects: Effects::default(),
@@ -149,6 +194,9 @@ impl<D: Driver, N: Node> Reactor<D, N> {
         self.worker.clock.advance(self.driver.time());
         self.dispatch();
         self.worker.feed();
+        if std::mem::take(&mut self.worker.has_freed) {
+            self.worker.admit();
+        }
         if self.worker.clock.ticked() {
             self.worker.tick();
         }
@@ -204,10 +252,10 @@ impl<N: Node> Worker<N> {
     /// Lets a connection take an event, and removes it when that was its last.
     fn with(&mut self, id: ConnectionId, event: impl FnOnce(&mut Connection, &mut Context<'_>)) {
         let slot = id.slot as usize;
-        let Some(connection) = self.connections.get_mut(slot).filter(|connection| connection.id() == id)
-        else {
+        let Some(Seated { connection, .. }) = self.connections.get_mut(slot) else { return };
+        if connection.id() != id {
             return;
-        };
+        }
         let mut context = Context {
             service: &mut self.node,
             submissions: &mut self.submissions,
@@ -218,14 +266,21 @@ impl<N: Node> Worker<N> {
         };
         event(connection, &mut context);
         if connection.is_closed() {
-            self.connections.remove(slot).bury(&mut self.pool);
-            self.peers.loads[self.peers.index].fetch_sub(1, Ordering::Relaxed);
+            self.connections.remove(slot).connection.bury(&mut self.pool);
+            self.evictions.under_way = self.evictions.under_way.saturating_sub(1);
+            self.has_freed = true;
         }
     }
 
-    /// Arms every listener that is not, while there is room for connections.
+    /// Gives those who wait for a place theirs, and lets others in if nobody has to wait.
+    fn admit(&mut self) {
+        self.seat();
+        self.accept();
+    }
+
+    /// Arms every listener that is not, unless somebody waits for a place.
     fn accept(&mut self) {
-        if self.phase != Phase::Serving || self.connections.len() >= self.peers.connections_max {
+        if self.phase != Phase::Serving || !self.lobby.is_empty() {
             return;
         }
         for (index, listener) in (0u16..).zip(&mut self.listeners) {
@@ -251,45 +306,140 @@ impl<N: Node> Worker<N> {
             listener.is_armed = armed;
         }
         match result {
-            Ok(socket) => self.place(socket),
+            Ok(socket) => self.welcome(socket),
             // The peer has gone before it was accepted.
             Err(Errno::CONNABORTED | Errno::CANCELED | Errno::INTR | Errno::AGAIN) => {}
-            // No descriptors or no memory: the next tick tries again, and until then the backlog waits.
+            // No descriptors or no memory: it is tried again when a connection has gone, or with the next tick, and until then the
+            // backlog waits.
             Err(errno) => {
-                warn!("cannot accept connections ({errno}); trying again in a second");
+                if let Some(unsaid) = self.shortage.is_due(self.clock.now_s) {
+                    warn!(
+                        "cannot accept connections ({errno}); they wait until others have gone ({unsaid} times before)"
+                    );
+                }
+                self.make_room(1);
                 return;
             }
         }
-        if self.connections.len() >= self.peers.connections_max {
+        if !self.lobby.is_empty() {
             self.stop_accepting();
         } else if !armed {
             self.accept();
         }
     }
 
-    /// Gives a new connection to the worker that has fewest. While draining, the others may be gone any moment.
-    fn place(&mut self, socket: Descriptor) {
-        if self.phase == Phase::Draining {
-            self.peers.loads[self.peers.index].fetch_add(1, Ordering::Relaxed);
-            return self.adopt(socket);
-        }
-        let loads = self.peers.loads.iter().map(|load| load.load(Ordering::Relaxed));
-        let least = loads.enumerate().min_by_key(|&(index, load)| (load, index != self.peers.index));
-        let index = least.map_or(self.peers.index, |(index, _)| index);
-        self.peers.loads[index].fetch_add(1, Ordering::Relaxed);
-        if index == self.peers.index {
-            return self.adopt(socket);
-        }
-        let Some(socket) = socket.into_owned() else { return };
-        if let Err(Message::Adopt(socket)) = self.peers.mailboxes[index].send(Message::Adopt(socket)) {
-            self.peers.loads[index].fetch_sub(1, Ordering::Relaxed);
-            self.peers.loads[self.peers.index].fetch_add(1, Ordering::Relaxed);
-            self.adopt(Descriptor::from(socket));
+    /// Takes a connection that was accepted.
+    fn welcome(&mut self, socket: Descriptor) {
+        let admission = &self.peers.admission;
+        let address = if admission.asks_for_addresses() {
+            // Who has gone counts for nobody.
+            socket.peer_address().unwrap_or_default()
+        } else {
+            None
+        };
+        let Some(visit) = admission.visit(address) else {
+            if let (Some(unsaid), Some(address)) = (self.crowding.is_due(self.clock.now_s), address) {
+                warn!(
+                    "refused a connection from {address}, which has too many ({unsaid} from anywhere before)"
+                );
+            }
+            let op = Op::TurnAway { socket, answer: TOO_MANY };
+            return self.submissions.push(Submission { token: Token::Inbox, op });
+        };
+        self.lobby.push_back((socket, visit));
+        self.seat();
+    }
+
+    /// Gives those who wait a place, first come, first served. While draining, nobody has to wait.
+    fn seat(&mut self) {
+        let (index, admission) = (self.peers.index, Arc::clone(&self.peers.admission));
+        while let Some((socket, visit)) = self.lobby.pop_front() {
+            if self.phase == Phase::Draining {
+                // The other workers may be gone any moment.
+                self.adopt(socket, admission.last_place(visit, index));
+                continue;
+            }
+            match admission.place(visit, index) {
+                Ok(place) => self.place(socket, place),
+                Err(visit) => {
+                    self.lobby.push_front((socket, visit));
+                    return self.make_room(self.lobby.len());
+                }
+            }
         }
     }
 
-    fn adopt(&mut self, socket: Descriptor) {
-        self.generation = self.generation.wrapping_add(1) & 0xff_ffff;
+    /// Gives a new connection to the worker that it has a place with.
+    fn place(&mut self, socket: Descriptor, place: Place) {
+        let index = place.worker();
+        if index == self.peers.index {
+            return self.adopt(socket, place);
+        }
+        let Some(socket) = socket.into_owned() else { return };
+        if let Err(Message::Adopt(socket, mut place)) =
+            self.peers.mailboxes[index].send(Message::Adopt(socket, place))
+        {
+            place.move_to(self.peers.index);
+            self.adopt(Descriptor::from(socket), place);
+        }
+    }
+
+    /// Sees to it that `wanted` connections go: those that have been idle longest, here or with the other workers. Who asked for
+    /// something keeps its place; so does, until the next second, who has just come and may be about to ask.
+    fn make_room(&mut self, wanted: usize) {
+        let missing = self.evict(wanted.saturating_sub(self.evictions.under_way));
+        if missing > 0 && self.evictions.asked_s != Some(self.clock.now_s) {
+            self.evictions.asked_s = Some(self.clock.now_s);
+            for (index, mailbox) in self.peers.mailboxes.iter().enumerate() {
+                if index != self.peers.index {
+                    // One that has ended has no connections.
+                    let _ = mailbox.send(Message::MakeRoom(missing));
+                }
+            }
+        }
+    }
+
+    /// Ends up to `wanted` idle connections; says how many are missing to that.
+    fn evict(&mut self, wanted: usize) -> usize {
+        for done in 0..wanted {
+            let Some(id) = self.next_idle() else { return wanted - done };
+            self.evictions.under_way += 1;
+            self.with(id, |connection, context| connection.terminate(Parting::Orderly, context));
+        }
+        0
+    }
+
+    /// The connection that is idle longest. They are looked for many at a time, so that a table full of them is not read for each.
+    fn next_idle(&mut self) -> Option<ConnectionId> {
+        let now_s = self.clock.now_s;
+        let idle_s = |seated: &Seated| seated.connection.idle_s(now_s).filter(|idle_s| *idle_s > 0);
+        loop {
+            while let Some(id) = self.evictions.idle.pop_front() {
+                let seated = self.connections.get(id.slot as usize);
+                if seated.is_some_and(|seated| seated.connection.id() == id && idle_s(seated).is_some()) {
+                    return Some(id);
+                }
+            }
+            // There were no others in this second, and who is idle since then is too young.
+            if self.evictions.exhausted_s == Some(now_s) {
+                return None;
+            }
+            let idle = self.connections.iter();
+            let mut idle: Vec<_> =
+                idle.filter_map(|(_, seated)| Some((idle_s(seated)?, seated.connection.id()))).collect();
+            self.evictions.exhausted_s = (idle.len() <= EVICTION_BATCH).then_some(now_s);
+            let longest_first = |(idle_s, _): &(u64, ConnectionId)| Reverse(*idle_s);
+            if idle.len() > EVICTION_BATCH {
+                idle.select_nth_unstable_by_key(EVICTION_BATCH, longest_first);
+                idle.truncate(EVICTION_BATCH);
+            }
+            idle.sort_unstable_by_key(longest_first);
+            self.evictions.idle.extend(idle.into_iter().map(|(_, id)| id));
+        }
+    }
+
+    fn adopt(&mut self, socket: Descriptor, place: Place) {
+        self.generation += 1;
         let entry = self.connections.vacant_entry();
         let Ok(slot) = u32::try_from(entry.key()) else { return };
         let id = ConnectionId { slot, generation: self.generation };
@@ -301,7 +451,7 @@ impl<N: Node> Worker<N> {
             now_s: self.clock.now_s,
             sendfile_len_max: self.sendfile_len_max,
         };
-        entry.insert(Connection::new(id, socket, &mut context));
+        entry.insert(Seated { connection: Connection::new(id, socket, &mut context), _place: place });
         if self.phase == Phase::Draining {
             // It was on its way when the end began: if it asks for something now, it gets that answer.
             self.with(id, |connection, _| connection.make_last());
@@ -310,7 +460,8 @@ impl<N: Node> Worker<N> {
 
     fn message(&mut self, message: Message<N::Message>) {
         match message {
-            Message::Adopt(socket) => self.adopt(Descriptor::from(socket)),
+            Message::Adopt(socket, place) => self.adopt(Descriptor::from(socket), place),
+            Message::MakeRoom(wanted) => drop(self.evict(wanted)),
             Message::Drain => self.drain(),
             Message::Node(message) => {
                 let mut effects = std::mem::take(&mut self.effects);
@@ -336,6 +487,7 @@ impl<N: Node> Worker<N> {
             listener.socket = None;
         }
         self.each(Connection::drain);
+        self.seat();
     }
 
     /// Gives buffers that have become free to those who wait for one.
@@ -355,16 +507,28 @@ impl<N: Node> Worker<N> {
         self.peers.pulses[self.peers.index].fetch_add(1, Ordering::Relaxed);
         self.each(Connection::tick);
         self.node.tick();
-        self.accept();
+        self.admit();
     }
 
     fn each(&mut self, mut event: impl FnMut(&mut Connection, &mut Context<'_>)) {
         // An event can remove its connection, so they are found one by one.
         for slot in 0..self.connections.capacity() {
-            if let Some(id) = self.connections.get(slot).map(Connection::id) {
+            if let Some(id) = self.connections.get(slot).map(|seated| seated.connection.id()) {
                 self.with(id, &mut event);
             }
         }
+    }
+}
+
+impl Complaint {
+    /// Whether to say something about it now, and how often it has happened since the last time.
+    fn is_due(&mut self, now_s: u64) -> Option<u64> {
+        if self.said_s.is_some_and(|said_s| now_s - said_s < COMPLAINT_INTERVAL_S) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said_s = Some(now_s);
+        Some(std::mem::take(&mut self.unsaid))
     }
 }
 
@@ -399,5 +563,229 @@ impl Clock {
         let has_ticked = self.now_s != self.ticked_s;
         self.ticked_s = self.now_s;
         has_ticked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::codec::http::Status;
+    use crate::codec::http::request::Request;
+    use crate::ring::inbox::inbox;
+    use crate::ring::op::OpenedFile;
+    use crate::ring::service::{Answer, Caller, Reply, Service};
+    use crate::ring::sim::{End, Ending, Faults, Peer, Reading, Sim};
+
+    /// Answers at once, but `/later` only when it is told to.
+    #[derive(Default)]
+    struct Greeter {
+        waiting: Vec<ConnectionId>,
+    }
+
+    impl Service for Greeter {
+        fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+            if request.target == b"/later" {
+                self.waiting.push(caller.id);
+                return Answer::Pending;
+            }
+            Answer::Reply(Reply::text(Status::Ok, "hello\n"))
+        }
+
+        fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {
+            unreachable!("nothing is opened")
+        }
+
+        fn body(&mut self, _: ConnectionId, _: Bytes) {
+            unreachable!("no body is asked for")
+        }
+
+        fn received(&mut self, _: ConnectionId) -> Answer {
+            unreachable!("no body is asked for")
+        }
+
+        fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
+            unreachable!("no body is asked for")
+        }
+
+        fn gone(&mut self, _: ConnectionId) {}
+    }
+
+    impl Node for Greeter {
+        type Message = ();
+
+        fn message(&mut self, (): (), effects: &mut Effects) {
+            let reply = || Answer::Reply(Reply::text(Status::Ok, "at last\n"));
+            effects.answers.extend(self.waiting.drain(..).map(|id| (id, reply())));
+        }
+
+        fn tick(&mut self) {}
+    }
+
+    /// A worker on the simulated ring that has room for so many, and what reaches it.
+    struct Bench {
+        reactor: Reactor<Sim, Greeter>,
+        mailbox: Mailbox<Message<()>>,
+        peers: usize,
+    }
+
+    impl Bench {
+        fn new(all_max: usize) -> Self {
+            let (mailbox, inbox) = inbox().unwrap();
+            let peers = Peers {
+                index: 0,
+                admission: Admission::new(1, all_max, None),
+                mailboxes: vec![mailbox.clone()],
+                pulses: Arc::new([AtomicU64::new(0)]),
+            };
+            // Any descriptor does: the simulated ring accepts without it.
+            let listener = std::fs::File::open("/dev/null").unwrap().into();
+            let sim = Sim::new(1, Faults::default());
+            let mut reactor = Reactor::new(sim, Greeter::default(), inbox, vec![listener], peers).unwrap();
+            reactor.begin();
+            Self { reactor, mailbox, peers: 0 }
+        }
+
+        /// A peer that asks for this and then waits; says which it is.
+        fn dial(&mut self, target: &str) -> usize {
+            let says = match target {
+                "" => Vec::new(),
+                target => format!("GET {target} HTTP/1.1\r\nHost: here\r\n\r\n").into_bytes(),
+            };
+            let (ending, reading) = (Ending::Silence, Reading::Eager);
+            self.reactor.driver.dial(Peer { says, ending, reading, resets_at: None, is_polite: true });
+            self.settle();
+            self.peers += 1;
+            self.peers - 1
+        }
+
+        fn settle(&mut self) {
+            for _ in 0..200 {
+                assert!(self.reactor.turn().unwrap());
+            }
+        }
+
+        fn pass(&mut self, seconds: u64) {
+            self.reactor.driver.pass(seconds);
+            self.settle();
+        }
+
+        fn is_answered(&self, peer: usize) -> bool {
+            self.reactor.driver.sockets().get(peer).is_some_and(|socket| !socket.sent().is_empty())
+        }
+
+        fn end(&self, peer: usize) -> Option<End> {
+            self.reactor.driver.socket(peer).end()
+        }
+    }
+
+    #[test]
+    fn who_is_idle_longest_makes_room_for_who_comes() {
+        let mut bench = Bench::new(3);
+        for target in ["/", "", "/"] {
+            bench.dial(target);
+            bench.pass(1);
+        }
+        let all = bench.reactor.worker.peers.admission.clone();
+        assert!(all.is_full());
+        for (leaver, newcomer) in [(0, 3), (1, 4), (2, 5)] {
+            assert_eq!(bench.dial("/"), newcomer);
+            assert!(bench.is_answered(newcomer));
+            assert_eq!((bench.end(leaver), bench.end(newcomer)), (Some(End::Orderly), None));
+            bench.pass(1);
+        }
+        assert_eq!(all.taken(), 3);
+    }
+
+    #[test]
+    fn who_has_asked_for_something_keeps_its_place_and_others_wait() {
+        let mut bench = Bench::new(2);
+        let busy = [bench.dial("/later"), bench.dial("/later")];
+        bench.pass(1);
+        let (first, second) = (bench.dial("/"), bench.dial("/"));
+        bench.pass(10);
+        assert!(!bench.is_answered(first) && busy.iter().all(|peer| bench.end(*peer).is_none()));
+        bench.mailbox.send(Message::Node(())).unwrap();
+        bench.settle();
+        assert!(busy.iter().all(|peer| bench.is_answered(*peer)));
+        // They are idle now, and have a second for another request.
+        bench.pass(1);
+        bench.pass(1);
+        assert!(bench.is_answered(first) && bench.is_answered(second));
+        assert!(busy.iter().all(|peer| bench.end(*peer) == Some(End::Orderly)));
+    }
+
+    #[test]
+    fn a_request_that_does_not_end_makes_room_as_well() {
+        let mut bench = Bench::new(1);
+        let (ending, reading) = (Ending::Silence, Reading::Eager);
+        let says = b"GET /half".to_vec();
+        bench.reactor.driver.dial(Peer { says, ending, reading, resets_at: None, is_polite: true });
+        bench.peers += 1;
+        bench.settle();
+        bench.pass(1);
+        let newcomer = bench.dial("/");
+        assert!(bench.is_answered(newcomer) && bench.end(0).is_some());
+    }
+
+    #[test]
+    fn many_make_room_for_many_the_longest_idle_first() {
+        let count = 3 * EVICTION_BATCH;
+        let mut bench = Bench::new(count);
+        for half in 0..2 {
+            for _ in 0..count / 2 {
+                bench.reactor.driver.dial(Peer {
+                    says: Vec::new(),
+                    ending: Ending::Silence,
+                    reading: Reading::Eager,
+                    resets_at: None,
+                    is_polite: true,
+                });
+            }
+            bench.pass(1 + half);
+        }
+        bench.peers = count;
+        for _ in 0..count / 2 {
+            let newcomer = bench.dial("/");
+            assert!(bench.is_answered(newcomer));
+        }
+        let gone = |peer: &usize| bench.end(*peer).is_some();
+        assert_eq!((0..count / 2).filter(gone).count(), count / 2);
+        assert_eq!((count / 2..bench.peers).filter(gone).count(), 0);
+    }
+
+    #[test]
+    fn another_worker_is_given_room_if_there_is_any() {
+        let mut bench = Bench::new(10);
+        let (idle, busy) = (bench.dial("/"), bench.dial("/later"));
+        bench.pass(1);
+        bench.mailbox.send(Message::MakeRoom(5)).unwrap();
+        bench.settle();
+        assert_eq!((bench.end(idle), bench.end(busy)), (Some(End::Orderly), None));
+    }
+
+    #[test]
+    fn who_waits_for_a_place_when_the_end_begins_is_answered() {
+        let mut bench = Bench::new(1);
+        let busy = bench.dial("/later");
+        let waits = bench.dial("/");
+        assert!(!bench.is_answered(waits));
+        bench.mailbox.send(Message::Drain).unwrap();
+        bench.settle();
+        assert!(bench.is_answered(waits) && !bench.is_answered(busy));
+        bench.mailbox.send(Message::Node(())).unwrap();
+        while bench.reactor.turn().unwrap() {}
+        assert!(bench.is_answered(busy));
+    }
+
+    #[test]
+    fn a_complaint_is_made_now_and_then_and_all_are_counted() {
+        let mut complaint = Complaint::default();
+        assert_eq!(complaint.is_due(5), Some(0));
+        for now_s in 5..5 + COMPLAINT_INTERVAL_S {
+            assert_eq!(complaint.is_due(now_s), None);
+        }
+        assert_eq!(complaint.is_due(5 + COMPLAINT_INTERVAL_S), Some(COMPLAINT_INTERVAL_S));
     }
 }

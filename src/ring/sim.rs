@@ -582,7 +582,11 @@ impl Sim {
             },
             // The bell is the kernel's own, so it is guessed: to look into the inbox too often does no harm.
             Op::AwaitInbox { .. } => Attempt::Done(Outcome::InboxRung),
-            Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
+            Op::SendFile { .. }
+            | Op::Cancel(_)
+            | Op::ShutdownWrite { .. }
+            | Op::TurnAway { .. }
+            | Op::ResetOnClose { .. } => {
                 unreachable!("carried out when it is submitted")
             }
         }
@@ -808,6 +812,12 @@ impl Driver for Sim {
                 for in_flight in self.in_flight.iter_mut().filter(|in_flight| in_flight.token == *target) {
                     in_flight.is_canceled = true;
                 }
+                return;
+            }
+            Op::TurnAway { socket, answer } => {
+                let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+                state.sent.extend_from_slice(answer);
+                state.taken_len = state.said_len;
                 return;
             }
             Op::ShutdownWrite { socket } => {

@@ -44,6 +44,15 @@ pub fn no_delay(socket: BorrowedFd<'_>) {
     let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
 }
 
+/// Says something to a peer that is not listened to. What it has said already is read and dropped, as far as it would be a short request:
+/// closing on unread bytes is a reset, which can take the answer with it.
+pub fn turn_away(socket: BorrowedFd<'_>, answer: &[u8]) {
+    use rustix::net::{RecvFlags, SendFlags, recv, send};
+    // A new socket has room for it; who has gone does not mind.
+    let _ = send(socket, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    let _ = recv(socket, &mut [0; 4096], RecvFlags::DONTWAIT);
+}
+
 /// The address of a socket's peer: `None` on a unix socket, an error when the connection has gone. An IPv4 peer of an IPv6 socket
 /// has its IPv4 address.
 pub fn peer_address(socket: BorrowedFd<'_>) -> Result<Option<IpAddr>, Errno> {

@@ -1,8 +1,8 @@
 //! The real ring: operations become submission queue entries, completion queue entries become outcomes.
 //!
-//! Three operations are not the kernel's own and are carried out at once, when they are submitted: sending a file
+//! Four operations are not the kernel's own and are carried out at once, when they are submitted: sending a file
 //! (io_uring has no sendfile, and its splice always goes through a worker thread: about four times the CPU at 4 KiB),
-//! shutting down and resetting. The last two never wait; sending asks first whether the range is in memory, so it waits
+//! shutting down, turning away and resetting. The last three never wait; sending asks first whether the range is in memory, so it waits
 //! only for a page that is evicted between the question and the call.
 #![expect(unsafe_code, reason = "the kernel is given pointers; each block says why they stay valid")]
 
@@ -272,7 +272,11 @@ impl Uring {
                 }
             }
             Op::AwaitInbox { eventfd } => opcode::Read::new(Fd(eventfd.raw()), bell.cast(), 8).build(),
-            Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
+            Op::SendFile { .. }
+            | Op::Cancel(_)
+            | Op::ShutdownWrite { .. }
+            | Op::TurnAway { .. }
+            | Op::ResetOnClose { .. } => {
                 unreachable!("handled in `submit`")
             }
         }
@@ -430,6 +434,7 @@ impl Driver for Uring {
             }
             // A socket that the peer has reset refuses both, and nobody is left who would want to know.
             Op::ShutdownWrite { socket } => drop(sys::shutdown_write(socket.borrow())),
+            Op::TurnAway { socket, answer } => sys::turn_away(socket.borrow(), answer),
             Op::ResetOnClose { socket } => drop(sys::reset_on_close(socket.borrow())),
             op => {
                 let receive_buffer = (matches!(op, Op::Receive { .. }) && self.buffers.is_none())
@@ -542,7 +547,11 @@ impl Driver for Uring {
                 }
                 Op::Write { .. } => Outcome::Written(written),
                 Op::AwaitInbox { .. } => Outcome::InboxRung,
-                Op::SendFile { .. } | Op::Cancel(_) | Op::ShutdownWrite { .. } | Op::ResetOnClose { .. } => {
+                Op::SendFile { .. }
+                | Op::Cancel(_)
+                | Op::ShutdownWrite { .. }
+                | Op::TurnAway { .. }
+                | Op::ResetOnClose { .. } => {
                     continue;
                 }
             };

@@ -4,7 +4,7 @@
 //! that the log stays readable; a right token always passes, because many people may share the address of a proxy.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use crate::codec::http::response::Fields;
 pub use crate::codec::token::Scope;
 use crate::codec::token::{TokenName, Tokens, presented};
 use crate::limits::{FAILING_CLIENTS_MAX, FAILURE_WINDOW, REFUSALS_LOGGED_MAX, WRONG_TOKENS_MAX};
+use crate::ring::admission::client_of;
 use crate::ring::service::{Caller, Reply};
 
 /// What one worker knows of who may do what.
@@ -160,14 +161,6 @@ fn last_address(list: &[u8]) -> Option<IpAddr> {
     bare.parse::<IpAddr>().or_else(|_| with_port()).ok().map(|address| address.to_canonical())
 }
 
-/// Whose failures are counted together: an IPv6 client has as many addresses as it likes below one prefix of 64 bits.
-fn client_of(address: Option<IpAddr>) -> Option<IpAddr> {
-    address.map(|address| match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-    })
-}
-
 /// The failures of one window of time.
 #[derive(Debug)]
 struct Failures {
@@ -189,7 +182,7 @@ impl Failures {
     /// Counts a wrong token. If that was one too many, how long until it is forgotten.
     fn count_wrong(&mut self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
         self.roll(now);
-        let client = client_of(address);
+        let client = address.map(client_of);
         let has_place = self.wrong.len() < FAILING_CLIENTS_MAX || self.wrong.contains_key(&client);
         let count = if has_place { self.wrong.entry(client).or_default() } else { &mut self.wrong_of_others };
         *count = count.saturating_add(1);
@@ -392,8 +385,8 @@ mod tests {
 
     #[test]
     fn an_ipv6_client_is_a_prefix() {
-        assert_eq!(client_of(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
-        assert_eq!(client_of(address("192.0.2.7")), address("192.0.2.7"));
+        assert_eq!(address("2001:db8:1:2:3:4:5:6").map(client_of), address("2001:db8:1:2::"));
+        assert_eq!(address("192.0.2.7").map(client_of), address("192.0.2.7"));
     }
 
     #[test]

@@ -47,10 +47,11 @@ pub fn raise_descriptor_limit() -> usize {
     limit.current.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX)
 }
 
-/// The connections that a worker takes: a quarter of the descriptors is left for files, so that those who are connected
-/// can be served.
-pub fn connections_max(descriptors_max: usize, workers: usize) -> usize {
-    (descriptors_max / 4 * 3 / workers.max(1)).clamp(1, CONNECTIONS_MAX)
+/// The connections that there is room for: a quarter of the descriptors is left for files, so that those who are connected can be
+/// served.
+pub fn connections_max(descriptors_max: usize, wanted_max: Option<usize>) -> usize {
+    let room = (descriptors_max / 4 * 3).clamp(1, CONNECTIONS_MAX);
+    wanted_max.map_or(room, |wanted_max| wanted_max.min(room))
 }
 
 /// What somebody wants of a process by a signal.
@@ -128,8 +129,10 @@ mod tests {
 
     #[test]
     fn files_keep_a_share_of_the_descriptors() {
-        assert_eq!(connections_max(20_000, 2), 7_500);
-        assert_eq!(connections_max(usize::MAX, 1), CONNECTIONS_MAX);
-        assert_eq!(connections_max(4, 64), 1);
+        assert_eq!(connections_max(20_000, None), 15_000);
+        assert_eq!(connections_max(usize::MAX, None), CONNECTIONS_MAX);
+        assert_eq!(connections_max(3, None), 1);
+        assert_eq!(connections_max(20_000, Some(10)), 10);
+        assert_eq!(connections_max(20_000, Some(19_000)), 15_000);
     }
 }

@@ -32,7 +32,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ use rustix::fs::{Mode, OFlags};
 use tracing::{error, info, warn};
 
 use self::access::Access;
-use self::config::{AccessConfig, Config, SourceConfig};
+use self::config::{AccessConfig, Config, ConnectionBounds, SourceConfig};
 use self::directory::Directory;
 use self::listen::Listener;
 use self::live_store::LiveStore;
@@ -56,6 +56,7 @@ use self::request::Message;
 use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
 use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, WALK_NICE, WALK_THREADS};
+use crate::ring::admission::Admission;
 use crate::ring::capability::Capabilities;
 use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::{Inbox, Mailbox, inbox};
@@ -153,7 +154,9 @@ impl Server {
             .context("cannot make an eventfd")?
             .into_iter()
             .unzip();
-        let loads: Arc<[AtomicUsize]> = (0..config.workers).map(|_| AtomicUsize::new(0)).collect();
+        let ConnectionBounds { all_max, per_address_max } = config.connections;
+        let all_max = connections_max(descriptors_max, all_max);
+        let admission = Admission::new(config.workers, all_max, per_address_max);
         let pulses: Arc<[AtomicU64]> = (0..config.workers).map(|_| AtomicU64::new(0)).collect();
         let origins = Arc::new(origins);
         for (index, inbox) in inboxes.into_iter().enumerate() {
@@ -164,8 +167,7 @@ impl Server {
                 listeners: duplicate(&listeners)?,
                 peers: Peers {
                     index,
-                    connections_max: connections_max(descriptors_max, config.workers),
-                    loads: Arc::clone(&loads),
+                    admission: Arc::clone(&admission),
                     mailboxes: mailboxes.clone(),
                     pulses: Arc::clone(&pulses),
                 },

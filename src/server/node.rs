@@ -432,10 +432,11 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
     use std::os::fd::OwnedFd;
-    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::thread;
 
     use super::*;
+    use crate::ring::admission::Admission;
     use crate::ring::capability::{Capabilities, Capability};
     use crate::ring::descriptor::Descriptor;
     use crate::ring::inbox::inbox;
@@ -472,8 +473,7 @@ mod tests {
         let node = CacheNode::new(sources, texts, access, None, planes, mailbox.clone(), false);
         let peers = Peers {
             index: 0,
-            connections_max: 8,
-            loads: Arc::from([AtomicUsize::new(0)]),
+            admission: Admission::new(1, 8, None),
             mailboxes: vec![mailbox],
             pulses: Arc::from([AtomicU64::new(0)]),
         };

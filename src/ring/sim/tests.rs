@@ -1,7 +1,7 @@
 //! Thousands of small worlds, and the cases that deserve a name.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 
@@ -14,6 +14,7 @@ use crate::limits::{
     HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INPUT_LEN_MAX, INTAKE_BUFFERS_MAX, INTAKE_DIRECT_LEN_MIN,
     INTAKE_PIECE_LEN_BYTES, LINGER_TIMEOUT_S, PACK_BUFFERS_MAX, PROGRESS_TIMEOUT_S, RECEIVE_TIMEOUT_S,
 };
+use crate::ring::admission::Admission;
 use crate::ring::body::{Body, Lookup};
 use crate::ring::inbox::{Mailbox, inbox};
 use crate::ring::op::ConnectionId;
@@ -675,18 +676,17 @@ fn a_worker_ends_when_its_last_connection_has_been_reset() {
         let node =
             Breaker { mailbox: mailbox.clone(), unanswered: 28, broken: None, is_known: Rc::default() };
         let peers = Peers {
-            connections_max: usize::MAX,
             index: 0,
-            loads: Arc::new([AtomicUsize::new(0)]),
+            admission: Admission::new(1, usize::MAX, None),
             mailboxes: vec![mailbox],
             pulses: Arc::new([AtomicU64::new(0)]),
         };
-        let loads = Arc::clone(&peers.loads);
+        let admission = Arc::clone(&peers.admission);
         // Any descriptor does: the simulated ring accepts without it.
         let listener = std::fs::File::open("/dev/null").unwrap().into();
         Reactor::new(&mut sim, node, inbox, vec![listener], peers).unwrap().run().unwrap();
         sim.wait(None).unwrap();
-        assert_eq!(loads[0].load(Ordering::Relaxed), 0);
+        assert_eq!(admission.taken(), 0);
         for index in 0..9 {
             assert_eq!(sim.socket(index).end(), Some(End::Orderly), "seed {seed}");
             assert_eq!(memchr::memmem::find_iter(sim.socket(index).sent(), "HTTP/1.1 200 ").count(), 3);
