@@ -58,7 +58,7 @@ pub const DIRECT_FILES: u32 = 512;
 pub const RECEIVE_BUFFERS: u16 = 256;
 /// Length of one of them. Bytes; a Nix client's request is about 200.
 pub const RECEIVE_BUFFER_LEN_BYTES: u32 = 4096;
-/// Connections of all workers; more wait in the kernel's backlog.
+/// Connections of all workers, whatever the limit of open files is; more wait in the kernel's backlog.
 pub const CONNECTIONS_MAX: usize = 1 << 20;
 /// Idle connections that are looked for at a time when others need their places: reading a table of 10,000 takes as long as accepting
 /// several.
@@ -118,10 +118,20 @@ pub const INTAKE_DIRECT_LEN_MIN: usize = 64 * 1024;
 pub const IDLE_TIMEOUT_S: u64 = 150;
 /// A request head has to be complete this long after its first byte, however it drips. Seconds.
 pub const HEAD_TIMEOUT_S: u64 = 15;
-/// A peer that takes not one byte for this long is gone. Nix may stop reading for five minutes. Seconds.
+/// A peer that takes less than [`SEND_PROGRESS_LEN_MIN`] in this time is gone, or wants to keep a place busy. Nix may stop reading for five
+/// minutes. Time in which nothing was there for it to take does not count. Seconds.
 pub const PROGRESS_TIMEOUT_S: u64 = 600;
-/// A body of which not one byte comes for this long is given up. Time in which nobody here would take a byte does not count. Seconds.
+/// What a peer takes of a body in a [`PROGRESS_TIMEOUT_S`] at least: 220 bytes a second, a twentieth of what a telephone line brings. A
+/// smaller number would say little, because the kernel takes more room than that into account only in large steps. Bytes.
+pub const SEND_PROGRESS_LEN_MIN: u64 = 128 * 1024;
+/// A body of which less than [`RECEIVE_PROGRESS_LEN_MIN`] comes in this time is given up. Time in which nobody here would take a byte does
+/// not count. Seconds.
 pub const RECEIVE_TIMEOUT_S: u64 = 120;
+/// What comes of a body in a [`RECEIVE_TIMEOUT_S`] at least, unless it ends before: 270 bytes a second, as above. Bytes.
+pub const RECEIVE_PROGRESS_LEN_MIN: u64 = 32 * 1024;
+/// While others are refused, a NAR that is compressed on its way is broken off when its peer has taken less than
+/// [`SEND_PROGRESS_LEN_MIN`] for this long: its place is one of [`ENCODERS_MAX`]. Seconds.
+pub const ENCODER_STALL_MAX_S: u64 = 60;
 /// How long a closing connection still reads, so that the peer sees the answer and not a reset. Seconds.
 pub const LINGER_TIMEOUT_S: u64 = 2;
 /// What happens with each connection while there are too many is logged this often. Seconds.

@@ -20,6 +20,12 @@ pub trait Body {
     /// The piece that covers `position`, starting there. In a body of known length there is one.
     fn piece_at(&mut self, position: u64) -> Lookup<'_>;
 
+    /// Whether the body should be given up because others were refused for want of what it holds. Asked once a second while its peer
+    /// takes less than [`crate::limits::SEND_PROGRESS_LEN_MIN`], with how long it has done so; yes is said once.
+    fn yields(&mut self, _stalled_s: u64) -> bool {
+        false
+    }
+
     /// Says that a file was not what the body said, so that the connection is reset.
     fn broke(&mut self, fault: Fault) {
         error!("a download was broken off: {fault}");

@@ -27,7 +27,8 @@ use crate::codec::http::response::{CHUNKED_HEAD_END, CONTINUE, Content, Persiste
 use crate::codec::http::{Method, Status, Version};
 use crate::limits::{
     ANSWERS_WAITING_LEN_MAX, HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INLINE_BODY_LEN_MAX, INPUT_LEN_MAX,
-    LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S, RECEIVE_TIMEOUT_S,
+    LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S, RECEIVE_PROGRESS_LEN_MIN, RECEIVE_TIMEOUT_S,
+    SEND_PROGRESS_LEN_MIN,
 };
 
 /// One peer.
@@ -50,8 +51,10 @@ pub struct Connection {
     is_last: bool,
     /// Whether the next request makes it so.
     is_next_last: bool,
-    /// When something last went forward. Seconds of the worker's clock.
+    /// When what is waited for began, or enough of it had come or gone. Seconds of the worker's clock.
     progress_s: u64,
+    /// How much of a body has come or gone since then. Bytes.
+    moved_len: u64,
 }
 
 /// What the receiving side does.
@@ -138,6 +141,7 @@ impl Connection {
             is_last: false,
             is_next_last: false,
             progress_s: context.now_s,
+            moved_len: 0,
         };
         connection.receive(context);
         connection
@@ -179,15 +183,14 @@ impl Connection {
                 self.answers_sent(result, buffer, range, context);
             }
             (Outcome::Sent { result, buffer, range }, _) => {
-                self.progress_s = context.now_s;
+                self.moved(result.unwrap_or(0), SEND_PROGRESS_LEN_MIN, context);
                 self.transfer(context, |transfer, tools| transfer.sent(result, buffer, range, tools));
             }
             (Outcome::FileSent(result), _) => {
-                self.progress_s = context.now_s;
+                self.moved(result.unwrap_or(0), SEND_PROGRESS_LEN_MIN, context);
                 self.transfer(context, |transfer, tools| transfer.file_sent(result, tools));
             }
             (Outcome::Writable(result), _) => {
-                self.progress_s = context.now_s;
                 self.transfer(context, |transfer, tools| transfer.writable(result, tools));
             }
             (Outcome::Opened(result), Purpose::File(_)) => {
@@ -236,7 +239,7 @@ impl Connection {
                 if asked.expects_continue {
                     self.output_mut(context).put_slice(CONTINUE);
                 }
-                self.progress_s = context.now_s;
+                self.begin_waiting(context);
                 let intake = Intake::new(asked.unread, file);
                 let asked = Asked { unread: BodyLength::None, expects_continue: false, ..asked };
                 self.exchange = Exchange::TakingIn(asked, intake);
@@ -245,7 +248,7 @@ impl Connection {
             Answer::Reply(reply) => {
                 self.exchange = Exchange::Head;
                 // The peer's time begins now, however long the service took.
-                self.progress_s = context.now_s;
+                self.begin_waiting(context);
                 self.reply(reply, asked, context);
             }
         }
@@ -291,7 +294,7 @@ impl Connection {
     /// Looks at the deadlines; called about once a second.
     pub fn tick(&mut self, context: &mut Context<'_>) {
         let waited_s = context.now_s.saturating_sub(self.progress_s);
-        match &self.exchange {
+        match &mut self.exchange {
             Exchange::Head if self.is_sending => {
                 if waited_s > PROGRESS_TIMEOUT_S {
                     self.terminate(Parting::Reset, context);
@@ -315,7 +318,7 @@ impl Connection {
                 let is_asked = matches!(self.receiving, Receiving::Armed | Receiving::Direct);
                 if intake.has_ended() || !self.input.is_empty() || !is_asked {
                     // It is our turn: the peer's time begins when something is wanted of it.
-                    self.progress_s = context.now_s;
+                    self.begin_waiting(context);
                 } else if waited_s > RECEIVE_TIMEOUT_S {
                     self.lose(context);
                     self.refuse(Status::RequestTimeout, "the body did not arrive in time\n", context);
@@ -323,7 +326,9 @@ impl Connection {
                 }
             }
             Exchange::Streaming(transfer) => {
-                if waited_s > PROGRESS_TIMEOUT_S && (transfer.waits_for_peer() || self.is_sending) {
+                if !transfer.waits_for_peer() && !self.is_sending {
+                    self.begin_waiting(context);
+                } else if waited_s > PROGRESS_TIMEOUT_S || transfer.yields(waited_s) {
                     self.terminate(Parting::Reset, context);
                 }
             }
@@ -407,7 +412,9 @@ impl Connection {
         match (result.unwrap_or_default(), &self.exchange) {
             ([], _) | (_, Exchange::Lingering { .. }) => {}
             (data, Exchange::Head | Exchange::TakingIn(..)) if self.input.is_empty() => {
-                self.progress_s = context.now_s;
+                if matches!(self.exchange, Exchange::Head) {
+                    self.begin_waiting(context);
+                }
                 let used_len = self.understand(data, context);
                 self.input.extend_from_slice(&data[used_len..]);
             }
@@ -420,15 +427,13 @@ impl Connection {
         self.receiving = Receiving::Paused;
         let len = result.unwrap_or(0);
         if let Exchange::TakingIn(..) = self.exchange {
+            self.moved(len, RECEIVE_PROGRESS_LEN_MIN, context);
             self.intake(context, |intake, tools| intake.take_back(buffer, len, tools));
         } else {
             context.pool.intakes.give_back(buffer);
         }
         if !self.heard(result, context) {
             return;
-        }
-        if len > 0 {
-            self.progress_s = context.now_s;
         }
         self.proceed(context);
     }
@@ -466,10 +471,7 @@ impl Connection {
             let input = std::mem::take(&mut self.input);
             let used_len = self.understand(&input, context);
             self.input = input;
-            if used_len > 0 {
-                self.progress_s = context.now_s;
-                self.input.drain(..used_len);
-            }
+            self.input.drain(..used_len);
             if self.input.is_empty() {
                 self.input = Vec::new();
             }
@@ -520,8 +522,11 @@ impl Connection {
                 Exchange::TakingIn(..) => {
                     let mut taken_len = 0;
                     self.intake(context, |intake, tools| intake.take(rest, &mut taken_len, tools));
-                    if taken_len == 0 && matches!(self.exchange, Exchange::TakingIn(..)) {
-                        break;
+                    if matches!(self.exchange, Exchange::TakingIn(..)) {
+                        self.moved(taken_len, RECEIVE_PROGRESS_LEN_MIN, context);
+                        if taken_len == 0 {
+                            break;
+                        }
                     }
                     taken_len
                 }
@@ -542,6 +547,8 @@ impl Connection {
             }
             Ok(Parsed::Complete { request, head_len }) => {
                 self.scanned_len = 0;
+                // What follows is another request, and has its own time.
+                self.begin_waiting(context);
                 if self.is_next_last || !request.keep_alive() {
                     self.is_last = true;
                 }
@@ -665,13 +672,14 @@ impl Connection {
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(_) => return self.terminate(Parting::Reset, context),
         };
-        self.progress_s = context.now_s;
         if sent < range.len() {
+            self.moved(sent, SEND_PROGRESS_LEN_MIN, context);
             let range = range.start + sent..range.end;
             let op = Op::Send { socket: self.socket.clone(), buffer, range, more: false, wait: true };
             return self.submit(Purpose::Send, op, context);
         }
         self.is_sending = false;
+        self.begin_waiting(context);
         context.pool.give_back_answer(buffer);
         self.proceed(context);
     }
@@ -698,6 +706,7 @@ impl Connection {
             Progress::Broken => self.terminate(Parting::Reset, context),
             Progress::Done => {
                 self.exchange = Exchange::Head;
+                self.begin_waiting(context);
                 self.proceed(context);
             }
         }
@@ -759,7 +768,7 @@ impl Connection {
             return self.terminate(Parting::Orderly, context);
         }
         self.input = Vec::new();
-        self.progress_s = context.now_s;
+        self.begin_waiting(context);
         self.exchange = Exchange::Lingering { dropped_len: 0 };
         self.command(Op::ShutdownWrite { socket: self.socket.clone() }, context);
     }
@@ -798,6 +807,21 @@ impl Connection {
     fn stop_receiving(&mut self, context: &mut Context<'_>) {
         self.receiving = Receiving::Stopping;
         self.command(Op::Cancel(Token::Connection(self.id, Purpose::Receive)), context);
+    }
+
+    /// The peer's time begins.
+    fn begin_waiting(&mut self, context: &Context<'_>) {
+        self.progress_s = context.now_s;
+        self.moved_len = 0;
+    }
+
+    /// Notes that so many bytes of a body have come or gone. The peer's time begins again when they are `enough` together: one byte now and
+    /// then is no progress.
+    fn moved(&mut self, len: usize, enough: u64, context: &Context<'_>) {
+        self.moved_len += len as u64;
+        if self.moved_len >= enough {
+            self.begin_waiting(context);
+        }
     }
 
     /// Asks for something that completes.

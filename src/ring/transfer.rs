@@ -229,6 +229,11 @@ impl Transfer {
         matches!(self.state, State::Blocked { .. })
     }
 
+    /// Whether others need what the body holds, for a peer that has not taken enough for so many seconds.
+    pub fn yields(&mut self, stalled_s: u64) -> bool {
+        self.body.yields(stalled_s)
+    }
+
     /// Parts with a buffer that is kept for a peer that does not read; its bytes are made again later.
     pub fn surrender(&mut self) -> Option<BytesMut> {
         let State::Blocked { kept } = &mut self.state else { return None };

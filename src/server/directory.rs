@@ -95,7 +95,8 @@ impl CacheInfoReader {
             Err(Errno::NOENT) => String::new(),
             Err(errno) => {
                 error!("cannot open nix-cache-info: {errno}");
-                return Err(Failure::Broken);
+                let is_passing = matches!(errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM);
+                return Err(if is_passing { Failure::Busy } else { Failure::Broken });
             }
         };
         let mut defaults = String::new();

@@ -27,7 +27,9 @@ use super::request::{Damaged, Message};
 use crate::codec::hash::Sha256;
 use crate::codec::nar::layout::{self, Cursor, FileRange, Layout};
 use crate::codec::zstd::{FrameEncoder, FrameError};
-use crate::limits::{ENCODE_INPUT_LEN_MAX, ENCODE_LEVEL, ENCODED_CHUNK_LEN_BYTES, ENCODERS_MAX};
+use crate::limits::{
+    ENCODE_INPUT_LEN_MAX, ENCODE_LEVEL, ENCODED_CHUNK_LEN_BYTES, ENCODER_STALL_MAX_S, ENCODERS_MAX,
+};
 use crate::ring::body::{Body, Lookup, Piece};
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::ConnectionId;
@@ -37,7 +39,14 @@ use crate::store::{StoreError, fault};
 
 /// Counts the encoders that there are.
 #[derive(Clone, Debug, Default)]
-pub struct Encoders(Arc<AtomicUsize>);
+pub struct Encoders(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    admitted: AtomicUsize,
+    /// Those that were refused since one was admitted, or a stalled one gave way for.
+    refused: AtomicUsize,
+}
 
 /// The right to be one of [`ENCODERS_MAX`] encoders.
 #[derive(Debug)]
@@ -48,13 +57,25 @@ impl Encoders {
     pub fn admit(&self) -> Option<Admission> {
         let admission = Admission(self.clone());
         // One that is refused counts until it is dropped, which is now.
-        (self.0.fetch_add(1, Ordering::Relaxed) < ENCODERS_MAX).then_some(admission)
+        let is_admitted = self.0.admitted.fetch_add(1, Ordering::Relaxed) < ENCODERS_MAX;
+        if is_admitted {
+            self.0.refused.store(0, Ordering::Relaxed);
+        } else {
+            self.0.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        is_admitted.then_some(admission)
+    }
+
+    /// Whether somebody was refused for whom nobody has given way yet; now somebody has.
+    fn give_way(&self) -> bool {
+        let less = |refused: usize| refused.checked_sub(1);
+        self.0.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.admitted.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -99,6 +120,7 @@ pub struct Workshop {
 pub struct EncodedBody {
     layout: Rc<SharedLayout>,
     workshop: Workshop,
+    encoders: Encoders,
     work: Work,
     /// What was made last.
     chunk: Vec<u8>,
@@ -133,7 +155,8 @@ enum Product {
 impl EncodedBody {
     /// The NAR of `order`, whose layout this is. Nothing is made before the first piece is asked for.
     pub fn new(order: Order, layout: Rc<SharedLayout>, workshop: Workshop) -> Self {
-        Self { layout, workshop, work: Work::Ordered(order), chunk: Vec::new(), chunk_start: 0 }
+        let encoders = order.admission.0.clone();
+        Self { layout, workshop, encoders, work: Work::Ordered(order), chunk: Vec::new(), chunk_start: 0 }
     }
 
     /// Goes on behind the chunk, all of which the reader has: takes what was made, or has something made.
@@ -220,6 +243,16 @@ impl Body for EncodedBody {
             // It was forgotten, or was never made.
             None => Lookup::Broken,
         }
+    }
+
+    fn yields(&mut self, stalled_s: u64) -> bool {
+        let yields = stalled_s > ENCODER_STALL_MAX_S && self.encoders.give_way();
+        if yields {
+            warn!(
+                "a download of a compressed NAR was broken off: its client takes nothing, and others wait for its place"
+            );
+        }
+        yields
     }
 }
 
@@ -594,11 +627,35 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_stalls_gives_way_once_for_each_who_was_refused() {
+        let bench = Bench::new(&[("a", noise(3_000_000))]);
+        let path = bench.path(0);
+        let layout = layout(&bench, &path);
+        let encoders = bench.shared.encoders().clone();
+        let mut bodies: Vec<_> = (0..3).map(|_| bench.body(&path, &layout)).collect();
+        assert!(!bodies[0].yields(ENCODER_STALL_MAX_S + 1), "nobody wants its place");
+        let others: Vec<_> = (bodies.len()..ENCODERS_MAX).map(|_| encoders.admit().unwrap()).collect();
+        assert!(encoders.admit().is_none());
+        assert!(!bodies[0].yields(ENCODER_STALL_MAX_S), "it may be slow");
+        assert!(bodies[1].yields(ENCODER_STALL_MAX_S + 1));
+        assert!(!bodies[2].yields(ENCODER_STALL_MAX_S + 1), "one was refused");
+        bodies.remove(1);
+        assert!(encoders.admit().is_some());
+        drop(others);
+        // Who was refused has a place by now, or has gone elsewhere.
+        let others: Vec<_> = (bodies.len()..ENCODERS_MAX).map(|_| encoders.admit().unwrap()).collect();
+        assert!(encoders.admit().is_none());
+        drop(others);
+        assert!(encoders.admit().is_some());
+        assert!(!bodies[0].yields(ENCODER_STALL_MAX_S + 1));
+    }
+
+    #[test]
     fn an_encoder_ends_with_its_body() {
         let bench = Bench::new(&[("a", noise(3_000_000))]);
         let path = bench.path(0);
         let layout = layout(&bench, &path);
-        let alive = |bench: &Bench| bench.shared.encoders().0.load(Ordering::Relaxed);
+        let alive = |bench: &Bench| bench.shared.encoders().0.admitted.load(Ordering::Relaxed);
         let mut body = bench.body(&path, &layout);
         assert!(matches!(body.piece_at(0), Lookup::NotYet));
         drop(body);

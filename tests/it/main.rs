@@ -24,6 +24,7 @@
 //! | `push.rs`      | uploading with `narwire push`                                                    |
 //! | `sandbox.rs`   | what a running server has given up                                                |
 //! | `slow.rs`      | clients that stop reading                                                         |
+//! | `overload.rs`  | clients that are too many, too slow, or want too much at once                      |
 //! | `upload.rs`    | what is uploaded to a cache directory, and what is refused                         |
 //! | `upload_clients.rs` | uploads by real Nix clients                                              |
 //! | `upload_faults.rs` | the same when it is killed, and when disks are full or broken              |
@@ -50,6 +51,7 @@ mod listen;
 mod nar_cache;
 mod nar_cache_faults;
 mod nix_serve;
+mod overload;
 mod page_cache;
 mod push;
 mod range;

@@ -12,7 +12,8 @@ use crate::codec::http::request::Request;
 use crate::codec::http::response::Fields;
 use crate::limits::{
     HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INPUT_LEN_MAX, INTAKE_BUFFERS_MAX, INTAKE_DIRECT_LEN_MIN,
-    INTAKE_PIECE_LEN_BYTES, LINGER_TIMEOUT_S, PACK_BUFFERS_MAX, PROGRESS_TIMEOUT_S, RECEIVE_TIMEOUT_S,
+    INTAKE_PIECE_LEN_BYTES, LINGER_TIMEOUT_S, PACK_BUFFERS_MAX, PROGRESS_TIMEOUT_S, RECEIVE_PROGRESS_LEN_MIN,
+    RECEIVE_TIMEOUT_S, SEND_PROGRESS_LEN_MIN,
 };
 use crate::ring::admission::Admission;
 use crate::ring::body::{Body, Lookup};
@@ -404,16 +405,109 @@ fn a_body_of_which_nothing_comes_is_answered_408() {
         let mut world = calm();
         let index = world.connect(silent(says));
         world.settle();
-        for _ in 0..9 {
-            world.say(index, b"G");
-            world.settle();
-            world.pass(RECEIVE_TIMEOUT_S);
-            assert!(world.sim.socket(index).sent().is_empty(), "each byte is another chance");
-        }
+        world.say(index, b"G");
+        world.settle();
+        world.pass(RECEIVE_TIMEOUT_S);
+        assert!(world.sim.socket(index).sent().is_empty());
         world.pass(1);
         world.settle();
         assert!(world.sim.socket(index).sent().starts_with(b"HTTP/1.1 408 "));
         assert!(world.is_empty());
+        world.end();
+    }
+}
+
+#[test]
+fn a_body_that_comes_slowly_is_taken_and_one_that_drips_is_not() {
+    let len = 3 * INTAKE_PIECE_LEN_BYTES;
+    let enough = usize::try_from(RECEIVE_PROGRESS_LEN_MIN).unwrap();
+    for (step, is_taken) in [(enough, true), (enough / 4, true), (enough / 5, false), (1, false)] {
+        for chunk_len in [None, Some(100_000)] {
+            let mut world = calm();
+            let says = put(taken_target(), "", &body(len), chunk_len);
+            let head_len = says.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+            let index = world.connect(silent(&says[..head_len]));
+            world.settle();
+            for piece in says[head_len..].chunks(step).take(1_000) {
+                // A quarter of the time.
+                for _ in 0..RECEIVE_TIMEOUT_S / 4 {
+                    world.pass(1);
+                }
+                if world.sim.socket(index).end().is_some() || world.sim.socket(index).is_shut() {
+                    break;
+                }
+                world.say(index, piece);
+                world.settle();
+            }
+            let status: &[u8] = if is_taken { b"HTTP/1.1 201 " } else { b"HTTP/1.1 408 " };
+            assert!(world.sim.socket(index).sent().starts_with(status), "in steps of {step}");
+            world.end();
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_reads_slowly_gets_all_and_one_that_only_sips_is_reset() {
+    let target = (0..50_000)
+        .filter(|&target| World::answer_len(0, target).is_some_and(|len| len < 1_500_000))
+        .max_by_key(|&target| World::answer_len(0, target))
+        .unwrap();
+    let len = World::answer_len(0, target).unwrap();
+    assert!(len > 3 * SOCKET_BUFFER_LEN);
+    let enough = usize::try_from(SEND_PROGRESS_LEN_MIN).unwrap();
+    // Half the time nothing, as Nix does it, and then enough; a little more than a third in a third of the time; too little.
+    for (step, pause_s, ends_well) in [
+        (enough + WRITABLE_ROOM_MIN, PROGRESS_TIMEOUT_S / 2, true),
+        (enough / 2, PROGRESS_TIMEOUT_S / 3, true),
+        (enough / 8, PROGRESS_TIMEOUT_S / 6, false),
+        (1, 1, false),
+    ] {
+        let mut world = calm();
+        let index = world.connect(Peer { reading: Reading::UpTo(0), ..peer(gets([target])) });
+        world.settle();
+        let mut read_len = 0;
+        for _ in 0..2_000 {
+            for _ in 0..pause_s {
+                world.pass(1);
+            }
+            read_len += step;
+            world.sim.socket_mut(index).peer.reading = Reading::UpTo(read_len);
+            world.settle();
+            if world.is_empty() {
+                break;
+            }
+        }
+        let end = if ends_well { End::Orderly } else { End::Reset };
+        world.settle();
+        assert_eq!(world.sim.socket(index).end(), Some(end), "{step} in {pause_s} s");
+        world.end();
+    }
+}
+
+/// No cable has to be watched: whatever a connection waits for, it does not wait longer than the longest of the deadlines.
+#[test]
+fn a_peer_that_vanishes_without_a_word_is_forgotten_whatever_it_was_doing() {
+    let len = 2 * INTAKE_PIECE_LEN_BYTES;
+    for says in [
+        Vec::new(),
+        gets([1]),
+        b"GET /half".to_vec(),
+        gets([long_target()]),
+        put_head("", len),
+        put_head("Expect: 100-continue\r\n", len),
+        [put_head("", len), body(1_000)].concat(),
+        b"GET / HTTP/9.9\r\n\r\n".to_vec(),
+    ] {
+        let mut world = calm();
+        let (reading, is_polite) = (Reading::UpTo(0), false);
+        let index = world.connect(Peer { reading, is_polite, ..silent(says) });
+        world.settle();
+        for _ in 0..=PROGRESS_TIMEOUT_S + LINGER_TIMEOUT_S {
+            world.pass(1);
+        }
+        world.settle();
+        assert!(world.is_empty());
+        assert!(world.sim.socket(index).end().is_some());
         world.end();
     }
 }

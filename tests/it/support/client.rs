@@ -33,7 +33,8 @@ impl Connection {
         TcpStream::connect(address).ok().map(Self::over)
     }
 
-    fn over(stream: TcpStream) -> Self {
+    /// The same over a connection that is there.
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -189,6 +190,12 @@ impl Connection {
     pub fn rest(&mut self) -> Vec<u8> {
         while self.receive() {}
         std::mem::take(&mut self.received)
+    }
+
+    /// So many bytes, or less if the connection ends.
+    pub fn rest_of(&mut self, len: usize) -> Vec<u8> {
+        while self.received.len() < len && self.receive() {}
+        self.received.drain(..len.min(self.received.len())).collect()
     }
 
     /// The same, compared while they come, so that many can be received at once.
