@@ -173,24 +173,9 @@ impl Server {
         error.context(text)
     }
 
-    /// What the kernel holds for the server's ends of its connections: buffers, without the sockets themselves. Bytes that
-    /// sendfile has queued are counted although they are the page cache's own. KiB; `None` without `ss`.
+    /// As [`socket_memory_kib`], of the server's port.
     pub fn socket_memory_kib(&self) -> Option<u64> {
-        let port = format!("sport = :{}", self.address.port());
-        let output = Command::new("ss").args(["-tmnH", &port]).output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        // skmem:(r<received>,rb…,t<sent>,tb…,f<reserved>,w<queued>,o…,bl…,d…)
-        let bytes = text.lines().filter_map(|line| line.split_once("skmem:(")?.1.split_once(')')).map(
-            |(fields, _)| {
-                let field = |name: &str| {
-                    let mut values =
-                        fields.split(',').filter_map(|field| field.strip_prefix(name)?.parse::<u64>().ok());
-                    values.next().unwrap_or(0)
-                };
-                field("r") + field("w") + field("f")
-            },
-        );
-        output.status.success().then(|| bytes.sum::<u64>() / 1024)
+        socket_memory_kib(self.address.port())
     }
 
     /// CPU time that the serving process has used, of all its threads, the ended ones too.
@@ -248,6 +233,25 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What the kernel holds for the ends at a port of all connections: buffers, without the sockets themselves. Bytes that
+/// sendfile has queued are counted although they are the page cache's own. KiB; `None` without `ss`.
+pub fn socket_memory_kib(port: u16) -> Option<u64> {
+    let port = format!("sport = :{port}");
+    let output = Command::new("ss").args(["-tmnH", &port]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    // skmem:(r<received>,rb…,t<sent>,tb…,f<reserved>,w<queued>,o…,bl…,d…)
+    let bytes =
+        text.lines().filter_map(|line| line.split_once("skmem:(")?.1.split_once(')')).map(|(fields, _)| {
+            let field = |name: &str| {
+                let mut values =
+                    fields.split(',').filter_map(|field| field.strip_prefix(name)?.parse::<u64>().ok());
+                values.next().unwrap_or(0)
+            };
+            field("r") + field("w") + field("f")
+        });
+    output.status.success().then(|| bytes.sum::<u64>() / 1024)
 }
 
 /// What nginx is and how to get it; an error when it is not there.

@@ -1,13 +1,15 @@
 //! The few system calls that are made at once and not through the ring. None of them waits for a peer or a disk.
+#![expect(unsafe_code, reason = "no safe wrapper knows TCP_NOTSENT_LOWAT")]
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::op::{FileKind, FileStatus};
+use crate::limits::UNSENT_LEN_MAX;
 
 /// What `fstat` says of an open file.
 pub fn status(file: BorrowedFd<'_>) -> Result<FileStatus, Errno> {
@@ -42,6 +44,22 @@ pub fn reset_on_close(socket: BorrowedFd<'_>) -> Result<(), Errno> {
 pub fn no_delay(socket: BorrowedFd<'_>) {
     // A unix socket refuses, which is as good: it never delays.
     let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
+}
+
+/// Lets the kernel take no more than [`UNSENT_LEN_MAX`] beyond what is on its way to the peer (tcp(7), `TCP_NOTSENT_LOWAT`): a peer that
+/// stops reading holds that much, and not megabytes, of what all sockets of the machine share. No-op on unix sockets.
+pub fn bound_unsent(socket: BorrowedFd<'_>) {
+    let len: libc::c_int = UNSENT_LEN_MAX;
+    // SAFETY: the kernel reads a number of this size from a place that outlives the call.
+    let _unix_sockets_refuse = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const len).cast(),
+            size_of_val(&len).try_into().unwrap_or(0),
+        )
+    };
 }
 
 /// Says something to a peer that is not listened to. What it has said already is read and dropped, as far as it would be a short request:

@@ -120,8 +120,10 @@ impl Server {
         let descriptors_max = raise_descriptor_limit();
         let listeners = listen::bind_all(config)?;
         for listener in &listeners {
-            // Accepted sockets inherit it.
-            sys::no_delay(rustix::fd::AsFd::as_fd(&listener.descriptor));
+            // Accepted sockets inherit both.
+            let socket = rustix::fd::AsFd::as_fd(&listener.descriptor);
+            sys::no_delay(socket);
+            sys::bound_unsent(socket);
         }
         let counters = open_databases(config)?;
         make_nar_cache(config);

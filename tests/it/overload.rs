@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::client::request_head;
+use crate::support::fixture::LARGE_LEN;
 use crate::support::nix::hash_part;
 use crate::support::server::{BINARY, command};
 use crate::support::{Connection, Narwire, assert_same_bytes, eventually, fixture, text};
@@ -255,6 +256,41 @@ fn a_server_without_descriptors_says_so_to_some_lets_others_wait_and_recovers() 
     assert_same_bytes(&server.get(&target).expect(200).body, &wanted, "a NAR afterwards");
     let complaints = server.output().matches("cannot accept").count();
     assert!((1..=4).contains(&complaints), "now and then, not each time: {complaints}");
+}
+
+/// What the kernel has for each connection of the server, not acknowledged by its peer. Bytes.
+fn sent_lens(server: &Narwire) -> Vec<usize> {
+    let port = format!(":{:04X}", server.address().port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let lens = table.lines().filter_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        // Local address, remote address, state (01 is established), lengths of the queues.
+        let (len, _) = words.get(4)?.split_once(':')?;
+        let is_own = words[1].ends_with(&port) && words[3] == "01";
+        is_own.then(|| usize::from_str_radix(len, 16).unwrap())
+    });
+    lens.collect()
+}
+
+#[test]
+fn a_reader_that_stops_has_little_of_the_kernel_s_memory() {
+    const { assert!(LARGE_LEN > 32 * 1024 * 1024, "more than any socket buffer holds") };
+    let server = server(&["--workers", "2"]);
+    let target = large_target(&server);
+    let mut stopped: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    for connection in &mut stopped {
+        connection.send(request_head("GET", &target, &[]));
+        connection.head().unwrap().expect(200);
+    }
+    let mut before = Vec::new();
+    eventually("nothing moves any more", || {
+        let lens = sent_lens(&server);
+        let is_still = lens.len() == stopped.len() && lens == before && lens.iter().all(|len| *len > 0);
+        before = lens;
+        is_still
+    });
+    let most = before.iter().max().unwrap();
+    assert!(*most < 1024 * 1024, "{most} bytes");
 }
 
 #[test]
