@@ -23,6 +23,8 @@ enum Inner {
     #[cfg(any(test, fuzzing))]
     Simulated {
         number: RawFd,
+        /// The real file, for those who make system calls.
+        file: Option<OwnedFd>,
         _open: OpenMark,
     },
 }
@@ -37,7 +39,24 @@ impl Descriptor {
     #[cfg(any(test, fuzzing))]
     pub fn simulated(number: RawFd, open_count: &Rc<Cell<usize>>) -> Self {
         open_count.set(open_count.get() + 1);
-        Self(Rc::new(Inner::Simulated { number, _open: OpenMark(Rc::clone(open_count)) }))
+        Self(Rc::new(Inner::Simulated { number, file: None, _open: OpenMark(Rc::clone(open_count)) }))
+    }
+
+    /// A descriptor of a real file that the simulated ring has opened.
+    #[cfg(any(test, fuzzing))]
+    pub fn simulated_file(file: OwnedFd, open_count: &Rc<Cell<usize>>) -> Self {
+        open_count.set(open_count.get() + 1);
+        let (number, file) = (file.as_raw_fd(), Some(file));
+        Self(Rc::new(Inner::Simulated { number, file, _open: OpenMark(Rc::clone(open_count)) }))
+    }
+
+    /// What system calls can be made on; nothing where all is simulated.
+    #[cfg(any(test, fuzzing))]
+    pub fn real(&self) -> Option<BorrowedFd<'_>> {
+        match &*self.0 {
+            Inner::Real(fd) => Some(fd.as_fd()),
+            Inner::Simulated { file, .. } => file.as_ref().map(OwnedFd::as_fd),
+        }
     }
 
     /// The address of the peer of this socket: as [`sys::peer_address`]. The peers of the simulated ring have one each.
@@ -77,10 +96,12 @@ impl Descriptor {
     /// The descriptor, for a system call that is made at once.
     ///
     /// # Panics
-    /// On a simulated descriptor, which no system call knows.
+    /// On a simulated descriptor without a real file, which no system call knows.
     pub fn borrow(&self) -> BorrowedFd<'_> {
         match &*self.0 {
             Inner::Real(fd) => fd.as_fd(),
+            #[cfg(any(test, fuzzing))]
+            Inner::Simulated { file: Some(file), .. } => file.as_fd(),
             #[cfg(any(test, fuzzing))]
             Inner::Simulated { number, .. } => panic!("simulated descriptor {number} in a system call"),
         }

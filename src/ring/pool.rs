@@ -38,15 +38,20 @@ pub struct Share {
 
 impl Default for Pool {
     fn default() -> Self {
-        Self {
-            answers: Vec::new(),
-            packs: Share::new(PACK_BUFFER_LEN_BYTES, PACK_BUFFERS_MAX),
-            intakes: Share::new(INTAKE_PIECE_LEN_BYTES, INTAKE_BUFFERS_MAX),
-        }
+        Self::bounded(PACK_BUFFERS_MAX, INTAKE_BUFFERS_MAX)
     }
 }
 
 impl Pool {
+    /// A pool of so many buffers of each kind.
+    pub fn bounded(packs_max: usize, intakes_max: usize) -> Self {
+        Self {
+            answers: Vec::new(),
+            packs: Share::new(PACK_BUFFER_LEN_BYTES, packs_max),
+            intakes: Share::new(INTAKE_PIECE_LEN_BYTES, intakes_max),
+        }
+    }
+
     /// An empty buffer for answers.
     pub fn take_answer(&mut self) -> BytesMut {
         self.answers.pop().unwrap_or_else(|| BytesMut::with_capacity(ANSWER_BUFFER_LEN_BYTES))

@@ -227,6 +227,30 @@ impl<D: Driver, N: Node> Reactor<D, N> {
     }
 }
 
+/// For simulations.
+#[cfg(test)]
+impl<D: Driver, N: Node> Reactor<D, N> {
+    /// What carries operations out.
+    pub fn driver_mut(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// What answers.
+    pub fn node(&self) -> &N {
+        &self.worker.node
+    }
+
+    /// Where buffers come from.
+    pub fn pool_mut(&mut self) -> &mut Pool {
+        &mut self.worker.pool
+    }
+
+    /// How many are connected.
+    pub fn connection_count(&self) -> usize {
+        self.worker.connections.len()
+    }
+}
+
 impl<N: Node> Worker<N> {
     fn await_inbox(&mut self, bell: &Descriptor) {
         let op = Op::AwaitInbox { eventfd: bell.clone() };

@@ -10,10 +10,15 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::RawFd;
+#[cfg(test)]
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+#[cfg(test)]
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Buf as _;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::body::Fault;
@@ -29,6 +34,9 @@ mod conformance;
 mod tests;
 mod world;
 
+mod disk;
+
+pub use disk::{Disk, DiskFaults};
 pub use world::fuzz_connection;
 
 /// What a receive brings at most, as in the real ring. Bytes.
@@ -83,6 +91,40 @@ impl Random {
     }
 }
 
+/// Runs worlds of a test: `NARWIRE_SEED` of them one again, `NARWIRE_SEEDS` so many as that says, and otherwise `count`. Threads
+/// share them; each prepares itself once. A seed that fails is printed.
+#[cfg(test)]
+pub fn for_each_seed<R: FnMut(u64)>(test: &str, count: u64, prepare: impl Fn() -> R + Sync) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seeds = match number("NARWIRE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("NARWIRE_SEEDS").unwrap_or(count),
+    };
+    let next = AtomicU64::new(seeds.start);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut run = prepare();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let result = std::panic::catch_unwind(AssertUnwindSafe(|| run(seed)));
+                    if let Err(panic) = result {
+                        eprintln!(
+                            "seed {seed} has failed; again: NARWIRE_SEED={seed} cargo test --lib {test}"
+                        );
+                        next.store(seeds.end, Ordering::Relaxed);
+                        std::panic::resume_unwind(panic);
+                    }
+                }
+            });
+        }
+    });
+}
+
 /// How often the simulated kernel does what it may do. Percent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
@@ -100,6 +142,8 @@ pub struct Faults {
     pub cold: usize,
     /// A send, or a receive into a buffer, is interrupted.
     pub interrupted: usize,
+    /// A peer cannot be accepted at the moment, or has gone.
+    pub refused: usize,
 }
 
 impl Faults {
@@ -114,6 +158,7 @@ impl Faults {
             unarmed: percent(),
             cold: percent(),
             interrupted: percent(),
+            refused: percent() / 2,
         }
     }
 }
@@ -197,6 +242,16 @@ impl Socket {
         &self.sent
     }
 
+    /// How much of what the peer says has arrived. Bytes.
+    pub fn said_len(&self) -> usize {
+        self.said_len
+    }
+
+    /// The peer goes on talking.
+    pub fn say(&mut self, says: &[u8]) {
+        self.peer.says.extend_from_slice(says);
+    }
+
     /// How much the server has received. Bytes.
     pub fn taken_len(&self) -> usize {
         self.taken_len
@@ -246,7 +301,7 @@ impl Socket {
             return;
         }
         self.read(random);
-        self.say(random);
+        self.talk(random);
         if random.chance(5) {
             self.paused_until = turn + 1 + random.below(PAUSE_TURNS_MAX) as u64;
         }
@@ -261,7 +316,7 @@ impl Socket {
         };
     }
 
-    fn say(&mut self, random: &mut Random) {
+    fn talk(&mut self, random: &mut Random) {
         let unsaid = self.peer.says.len() - self.said_len;
         let room = SOCKET_BUFFER_LEN - (self.said_len - self.taken_len);
         if unsaid > 0 {
@@ -326,6 +381,8 @@ pub struct Sim {
     /// Seconds since then.
     now_s: u64,
     is_stuck: bool,
+    /// Whether it is known by now if the bell rings.
+    was_bell_asked: bool,
     /// How often a socket was called writable that was not.
     spurious_wakes: usize,
     sockets: Vec<Socket>,
@@ -336,6 +393,8 @@ pub struct Sim {
     /// By their number; the same file can be open several times.
     opened: Vec<SimulatedFile>,
     creator: Creator,
+    /// For files that are real.
+    pub disk: Disk,
     /// Of files and directories.
     open_count: Rc<Cell<usize>>,
     in_flight: Vec<InFlight>,
@@ -368,6 +427,7 @@ impl Sim {
             start: Instant::now(),
             now_s: 0,
             is_stuck: false,
+            was_bell_asked: false,
             spurious_wakes: 0,
             sockets: Vec::new(),
             backlog: VecDeque::new(),
@@ -375,6 +435,7 @@ impl Sim {
             opened: Vec::new(),
             open_count: Rc::clone(&creator.open_count),
             creator,
+            disk: Disk::default(),
             in_flight: Vec::new(),
             ready: VecDeque::new(),
             lent: Vec::new(),
@@ -456,6 +517,8 @@ impl Sim {
     /// Everything was given back: no operation is in flight, and nothing is open.
     pub fn assert_at_rest(&mut self) {
         self.advance_peers();
+        // A worker that has ended does not wait for its bell any more; the kernel forgets it with the ring.
+        self.in_flight.retain(|in_flight| in_flight.token != Token::Inbox);
         let in_flight: Vec<_> = self.in_flight.iter().map(|in_flight| in_flight.token).collect();
         assert!(in_flight.is_empty(), "in flight: {in_flight:?}");
         assert!(self.ready.is_empty(), "completions that nobody took");
@@ -477,7 +540,13 @@ impl Sim {
                 return;
             }
             let index = self.random.below(self.in_flight.len());
-            if self.random.chance(self.faults.late) {
+            let is_of_disk = matches!(
+                self.in_flight[index].op,
+                Op::Open { .. } | Op::Read { .. } | Op::ReadFile { .. } | Op::Write { .. }
+            );
+            let late =
+                if is_of_disk { self.faults.late.max(self.disk.faults.slow) } else { self.faults.late };
+            if self.random.chance(late) {
                 continue;
             }
             let in_flight = self.in_flight.swap_remove(index);
@@ -487,6 +556,11 @@ impl Sim {
                 Attempt::Done(outcome) => self.ready.push_back((token, Ready::Other(outcome))),
                 Attempt::Received(result, rest) => {
                     self.ready.push_back((token, Ready::Received { result, armed: rest.is_some() }));
+                    self.in_flight.extend(rest);
+                }
+                Attempt::Accepted(result, rest) => {
+                    let outcome = Outcome::Accepted { result, armed: rest.is_some() };
+                    self.ready.push_back((token, Ready::Other(outcome)));
                     self.in_flight.extend(rest);
                 }
             }
@@ -536,10 +610,22 @@ impl Sim {
                 }
             }
             Op::Open { directory, path } => {
+                if let Some(directory) = directory.real() {
+                    let opened = self.disk.open(directory, &path, &mut self.random);
+                    let opened = opened.map(|(file, status)| OpenedFile {
+                        file: Descriptor::simulated_file(file, &self.open_count),
+                        status,
+                    });
+                    return Attempt::Done(Outcome::Opened(opened));
+                }
                 assert_eq!(directory.raw(), DIRECTORY_NUMBER, "opened beneath the directory");
                 Attempt::Done(Outcome::Opened(self.open(&path)))
             }
             Op::Read { file, offset, mut buffer } => {
+                if let Some(file) = file.real() {
+                    let result = self.disk.read(file, offset, &mut buffer, &mut self.random);
+                    return Attempt::Done(Outcome::Read { result, buffer });
+                }
                 let file = self.file_of(&file);
                 let result = match read(&file, offset, &mut buffer) {
                     Ok(len) if len == buffer.len() => Ok(()),
@@ -549,6 +635,10 @@ impl Sim {
                 Attempt::Done(Outcome::Read { result, buffer })
             }
             Op::ReadFile { directory, path, offset, mut buffer } => {
+                if let Some(directory) = directory.real() {
+                    let result = self.disk.read_file(directory, &path, offset, &mut buffer, &mut self.random);
+                    return Attempt::Done(Outcome::Read { result, buffer });
+                }
                 assert_eq!(directory.raw(), DIRECTORY_NUMBER, "read beneath the directory");
                 let result = match self.files.get(&path) {
                     None => Err(Errno::NOENT),
@@ -570,18 +660,25 @@ impl Sim {
                 }
                 result => Attempt::Done(Outcome::Written(result.map(drop))),
             },
-            Op::Accept { listener } => match self.backlog.pop_front() {
-                _ if is_canceled => {
-                    Attempt::Done(Outcome::Accepted { result: Err(Errno::CANCELED), armed: false })
+            Op::Accept { listener } => {
+                self.accept(InFlight { token, op: Op::Accept { listener }, is_canceled })
+            }
+            Op::AwaitInbox { eventfd } => {
+                // The bell is the kernel's own, also here. Nobody rings it while the ring is waited for: it is all one thread.
+                if std::mem::replace(&mut self.was_bell_asked, true) {
+                    return Attempt::Waits(InFlight { token, op: Op::AwaitInbox { eventfd }, is_canceled });
                 }
-                Some(peer) => {
-                    let result = Ok(self.connect(peer));
-                    Attempt::Done(Outcome::Accepted { result, armed: false })
+                let bell = eventfd.borrow();
+                let is_ringing = rustix::event::poll(
+                    &mut [PollFd::new(&bell, PollFlags::IN)],
+                    Some(&Timespec { tv_sec: 0, tv_nsec: 0 }),
+                );
+                if is_ringing == Ok(0) {
+                    return Attempt::Waits(InFlight { token, op: Op::AwaitInbox { eventfd }, is_canceled });
                 }
-                None => Attempt::Waits(InFlight { token, op: Op::Accept { listener }, is_canceled }),
-            },
-            // The bell is the kernel's own, so it is guessed: to look into the inbox too often does no harm.
-            Op::AwaitInbox { .. } => Attempt::Done(Outcome::InboxRung),
+                rustix::io::read(bell, &mut [0; 8]).expect("it rings");
+                Attempt::Done(Outcome::InboxRung)
+            }
             Op::SendFile { .. }
             | Op::Cancel(_)
             | Op::ShutdownWrite { .. }
@@ -590,6 +687,21 @@ impl Sim {
                 unreachable!("carried out when it is submitted")
             }
         }
+    }
+
+    fn accept(&mut self, in_flight: InFlight) -> Attempt {
+        let armed = !in_flight.is_canceled && !self.random.chance(self.faults.unarmed);
+        let result = if in_flight.is_canceled {
+            Err(Errno::CANCELED)
+        } else if self.backlog.is_empty() {
+            return Attempt::Waits(in_flight);
+        } else if self.random.chance(self.faults.refused) {
+            return Attempt::Accepted(Err(self.random.pick(&[Errno::MFILE, Errno::CONNABORTED])), None);
+        } else {
+            let peer = self.backlog.pop_front().expect("somebody waits");
+            Ok(self.connect(peer))
+        };
+        Attempt::Accepted(result, armed.then_some(in_flight))
     }
 
     fn receive(&mut self, in_flight: InFlight) -> Attempt {
@@ -666,6 +778,13 @@ impl Sim {
     /// Some of `bytes`, or all.
     fn write(&mut self, file: &Descriptor, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
         assert!(!bytes.is_empty(), "a write of nothing");
+        if let Some(file) = file.real() {
+            let mut len = bytes.len();
+            if self.random.chance(self.faults.short) {
+                len = 1 + self.random.below(len);
+            }
+            return self.disk.write(file, offset, &bytes[..len], &mut self.random);
+        }
         let file = self.creator.created.borrow()[index_of(file, CREATED_NUMBER_MIN)].clone();
         let start = usize::try_from(offset).map_err(|_| Errno::FBIG)?;
         let room = file.room.map_or(bytes.len(), |room| room.saturating_sub(start));
@@ -728,8 +847,7 @@ impl Sim {
         if self.random.chance(self.faults.cold) {
             return Err(SendFileError::Cold);
         }
-        let file = self.file_of(file);
-        let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+        let state = &self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
         assert!(!state.is_shut, "bytes after the end");
         if state.peer_reset {
             return Err(SendFileError::Failed(Errno::PIPE));
@@ -737,17 +855,24 @@ impl Sim {
         if state.room() == 0 || self.random.chance(self.faults.spurious) {
             return Err(SendFileError::WouldBlock);
         }
-        let rest = rest_of(&file, offset);
-        let mut len = len.min(rest.len()).min(state.room());
-        match (len, file.is_damaged) {
-            (0, true) => return Err(SendFileError::Failed(Errno::IO)),
-            (0, false) => return Err(SendFileError::Truncated),
-            _ => {}
-        }
+        let len = len.min(state.room());
+        let bytes = if let Some(file) = file.real() {
+            self.disk.read_to_send(file, offset, len, &mut self.random)?
+        } else {
+            let file = self.file_of(file);
+            let rest = rest_of(&file, offset);
+            match (rest.len().min(len), file.is_damaged) {
+                (0, true) => return Err(SendFileError::Failed(Errno::IO)),
+                (0, false) => return Err(SendFileError::Truncated),
+                (len, _) => rest[..len].to_vec(),
+            }
+        };
+        let mut len = bytes.len();
         if self.random.chance(self.faults.short) {
             len = 1 + self.random.below(len);
         }
-        state.sent.extend_from_slice(&rest[..len]);
+        let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+        state.sent.extend_from_slice(&bytes[..len]);
         state.is_held_back = false;
         Ok(len)
     }
@@ -779,6 +904,8 @@ enum Attempt {
     Done(Outcome<'static>),
     /// With what goes on.
     Received(Result<Vec<u8>, Errno>, Option<InFlight>),
+    /// With what goes on.
+    Accepted(Result<Descriptor, Errno>, Option<InFlight>),
 }
 
 fn index_of(descriptor: &Descriptor, number_min: RawFd) -> usize {
@@ -838,13 +965,15 @@ impl Driver for Sim {
         self.in_flight.push(InFlight { token, op, is_canceled: false });
     }
 
-    /// Time does not pass here: without anything that can happen it comes back, and [`Sim::is_stuck`] says so.
-    fn wait(&mut self, _timeout: Option<Duration>) -> io::Result<()> {
-        if self.is_stuck {
+    /// Without anything that can happen it comes back, and [`Sim::is_stuck`] says so. Only then time passes, up to the timeout.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if self.is_stuck && timeout.is_none() {
             // To find that out takes longer than all the rest, and nothing has happened since but that sockets were closed.
             self.advance_peers();
             return Ok(());
         }
+        self.is_stuck = false;
+        self.was_bell_asked = false;
         for _ in 0..STUCK_TURNS {
             self.advance_peers();
             self.attempt_all();
@@ -853,6 +982,7 @@ impl Driver for Sim {
             }
         }
         self.is_stuck = true;
+        self.now_s += timeout.map_or(0, |timeout| timeout.as_secs());
         Ok(())
     }
 

@@ -71,6 +71,12 @@ impl Encoders {
         let less = |refused: usize| refused.checked_sub(1);
         self.0.refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.0.admitted.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Admission {

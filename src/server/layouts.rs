@@ -56,6 +56,8 @@ pub struct Layouts {
     walks: HashMap<NarKey, Walk>,
     damaged: HashMap<NarKey, Damage>,
     footprint: Footprint,
+    /// No walk begins above it. Bytes.
+    alive_len_max: usize,
 }
 
 /// A walk under way.
@@ -96,16 +98,22 @@ pub struct Told {
 
 impl Default for Layouts {
     fn default() -> Self {
-        Self {
-            kept: Cache::with_weighter(128, LAYOUTS_LEN_MAX, LayoutWeighter),
-            walks: HashMap::new(),
-            damaged: HashMap::new(),
-            footprint: Footprint::default(),
-        }
+        Self::bounded(LAYOUTS_LEN_MAX, LAYOUTS_ALIVE_LEN_MAX)
     }
 }
 
 impl Layouts {
+    /// None yet, and at most so many bytes of them: kept, and all together.
+    pub fn bounded(kept_len_max: u64, alive_len_max: usize) -> Self {
+        Self {
+            kept: Cache::with_weighter(128, kept_len_max, LayoutWeighter),
+            walks: HashMap::new(),
+            damaged: HashMap::new(),
+            footprint: Footprint::default(),
+            alive_len_max,
+        }
+    }
+
     /// The layout of a NAR that is here to its last byte, so that its root does not matter. It has the hash of the key.
     pub fn whole(&self, key: &NarKey) -> Option<Rc<SharedLayout>> {
         self.kept.get(key).filter(|layout| layout.is_whole()).map(Rc::clone)
@@ -151,7 +159,7 @@ impl Layouts {
     /// Whether another layout may be made. The ones that are being sent cannot be given up, however slow their readers are; and
     /// each walk under way may bring a good deal more.
     pub fn has_room(&self) -> bool {
-        self.footprint.get() + self.walks.len() * KEPT_CONTENTS_LEN_MAX < LAYOUTS_ALIVE_LEN_MAX
+        self.footprint.get() + self.walks.len() * KEPT_CONTENTS_LEN_MAX < self.alive_len_max
     }
 
     /// Notes that a walk was begun for `id`. It goes on while `interest` is held here.
@@ -253,6 +261,18 @@ impl Layouts {
             self.damaged.clear();
         }
         self.damaged.insert(key, Damage { until: Instant::now() + DAMAGE_REMEMBERED, stamp });
+    }
+}
+
+/// For simulations.
+#[cfg(test)]
+impl Layouts {
+    /// Checks that nothing is under way, and that nothing but what is kept takes memory.
+    pub fn assert_at_rest(&self) {
+        assert!(self.walks.is_empty(), "{} walks are left", self.walks.len());
+        assert!(self.footprint.get() as u64 <= self.kept.weight(), "layouts are left that nobody keeps");
+        assert!(self.kept.weight() <= self.kept.capacity(), "more is kept than may be");
+        assert!(self.damaged.len() <= DAMAGED_PATHS_MAX, "too many damaged paths are remembered");
     }
 }
 

@@ -646,6 +646,23 @@ impl LiveStore {
     }
 }
 
+/// For simulations.
+#[cfg(test)]
+impl LiveStore {
+    /// The same with these bounds of its layouts.
+    #[must_use]
+    pub fn with_layouts(self, layouts: Layouts) -> Self {
+        Self { layouts, ..self }
+    }
+
+    /// Checks that nothing is under way.
+    pub fn assert_at_rest(&self) {
+        assert!(self.asked.is_empty(), "questions are left");
+        self.layouts.assert_at_rest();
+        self.shared.assert_at_rest();
+    }
+}
+
 fn flat_reply(
     request: &NarRequest,
     conditions: &Conditions,

@@ -291,6 +291,16 @@ impl SharedStore {
     }
 }
 
+/// For simulations.
+#[cfg(test)]
+impl SharedStore {
+    /// Checks that nothing is being sent.
+    pub fn assert_at_rest(&self) {
+        assert_eq!(self.made_len.load(Ordering::Relaxed), 0, "long texts are left");
+        assert_eq!(self.encoders.count(), 0, "encoders are left");
+    }
+}
+
 /// A text that counts while somebody holds it.
 struct Claimed {
     text: Vec<u8>,

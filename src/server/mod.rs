@@ -23,6 +23,8 @@ pub mod refusal;
 pub mod representation;
 pub mod request;
 pub mod sandbox;
+#[cfg(test)]
+mod sim;
 pub mod systemd;
 pub mod uploads;
 

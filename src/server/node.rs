@@ -288,6 +288,23 @@ impl CacheNode {
     }
 }
 
+/// For simulations.
+#[cfg(test)]
+impl CacheNode {
+    /// Checks that nobody waits, and nothing is under way.
+    pub fn assert_at_rest(&self) {
+        assert!(self.pending.is_empty(), "{} requests are left", self.pending.len());
+        for source in &self.sources {
+            if let Source::Store(store) = source {
+                store.assert_at_rest();
+            }
+        }
+        if let Some(uploads) = &self.uploads {
+            uploads.assert_at_rest();
+        }
+    }
+}
+
 impl Service for CacheNode {
     fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
         let mut answer = self.respond(caller, request);

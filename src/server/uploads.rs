@@ -301,10 +301,12 @@ impl SharedUploads {
             long: (UPLOADS_MAX / workers).max(UPLOADS_PER_WORKER_MIN),
             short: (SHORT_UPLOADS_MAX / workers).max(SHORT_UPLOADS_PER_WORKER_MIN),
         };
-        let jobs_max = workers * (places.long + places.short);
-        let plane = Plane::start_for("upload", UPLOAD_THREADS, UPLOAD_NICE, jobs_max)?;
-        let counts = Arc::default();
-        Ok(Arc::new(Self { folder: Arc::new(folder), others, plane, places, counts }))
+        let plane = Plane::start_for("upload", UPLOAD_THREADS, UPLOAD_NICE, places.jobs_max(workers))?;
+        Ok(Self::new(folder, others, plane, places))
+    }
+
+    fn new(folder: UploadFolder, others: Vec<OtherSource>, plane: Plane, places: Places) -> Arc<Self> {
+        Arc::new(Self { folder: Arc::new(folder), others, plane, places, counts: Arc::default() })
     }
 
     /// What has become of uploads.
@@ -320,6 +322,44 @@ impl SharedUploads {
             }
         }
         Ok(false)
+    }
+}
+
+impl Places {
+    /// Jobs that there can be at once on so many workers: one of each upload.
+    fn jobs_max(self, workers: usize) -> usize {
+        workers * (self.long + self.short)
+    }
+}
+
+/// For simulations.
+#[cfg(test)]
+impl SharedUploads {
+    /// Uploads into `folder` on one worker that has so many places, and the jobs that somebody has to do.
+    pub fn by_hand(
+        folder: UploadFolder,
+        others: Vec<OtherSource>,
+        (long, short): (usize, usize),
+    ) -> (Arc<Self>, std::sync::mpsc::Receiver<super::plane::Job>) {
+        let places = Places { long, short };
+        let (plane, jobs) = Plane::queue(places.jobs_max(1));
+        (Self::new(folder, others, plane, places), jobs)
+    }
+}
+
+/// For simulations.
+#[cfg(test)]
+impl Uploads {
+    /// Checks that nothing is under way.
+    pub fn assert_at_rest(&self) {
+        assert!(self.states.is_empty(), "{} uploads are left", self.states.len());
+        let Places { long, short } = self.shared.places;
+        for (admission, places) in [(&self.long, long), (&self.short, short)] {
+            assert!(admission.line.is_empty(), "somebody stands in line");
+            assert_eq!(admission.free_places, places, "a place was lost, or given twice");
+        }
+        let counts = &self.shared.counts;
+        assert_eq!((counts.under_way(), counts.waiting()), (0, 0), "uploads are counted");
     }
 }
 

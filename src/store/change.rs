@@ -116,6 +116,15 @@ impl ChangeCounter {
     ///
     /// Two loads with a mapping; otherwise one or two `stat` calls.
     pub fn stamp(&self) -> Stamp {
+        #[cfg(test)]
+        meanwhile::happen();
+        let stamp = self.read_stamp();
+        #[cfg(test)]
+        meanwhile::happen();
+        stamp
+    }
+
+    fn read_stamp(&self) -> Stamp {
         let mut header = self.header.load(Ordering::Acquire);
         if header.is_null() && self.mode == Mode::WriteAhead {
             header = self.map();
@@ -187,6 +196,29 @@ impl ChangeCounter {
     /// A stamp that equals no other: two changes within one tick of the clock leave the same attributes behind.
     fn unsettled_words(&self) -> [u64; 2] {
         [0, 1 + self.unsettled.fetch_add(1, Ordering::Relaxed)]
+    }
+}
+
+/// What others do to the database in the moment before a stamp is read, and after: for simulations.
+#[cfg(test)]
+pub mod meanwhile {
+    use std::cell::RefCell;
+
+    thread_local! {
+        static DEED: RefCell<Option<Box<dyn FnMut()>>> = const { RefCell::new(None) };
+    }
+
+    /// From now on this happens on the calling thread, or nothing.
+    pub fn set(deed: Option<Box<dyn FnMut()>>) {
+        DEED.replace(deed);
+    }
+
+    pub(super) fn happen() {
+        // Whoever reads a stamp meanwhile is left alone.
+        if let Some(mut deed) = DEED.take() {
+            deed();
+            DEED.replace(Some(deed));
+        }
     }
 }
 

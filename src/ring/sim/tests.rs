@@ -144,28 +144,16 @@ fn run(seed: u64) {
     world.end();
 }
 
-/// Seeds decide everything. `NARWIRE_SIM_SEED` runs one of them again.
+/// Seeds decide everything.
 #[test]
 fn every_request_is_answered_whole_or_not_at_all() {
-    let seeds = match std::env::var("NARWIRE_SIM_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().unwrap();
-            seed..seed + 1
-        }
-        Err(_) => 0..SEEDS,
-    };
-    for seed in seeds {
-        if let Err(panic) = std::panic::catch_unwind(|| run(seed)) {
-            eprintln!("NARWIRE_SIM_SEED={seed} runs this again");
-            std::panic::resume_unwind(panic);
-        }
-    }
+    for_each_seed("every_request_is_answered_whole_or_not_at_all", SEEDS, || run);
 }
 
 /// Requests in which bytes were changed: what the fuzzer begins with.
 #[test]
 fn whatever_a_peer_says_is_answered_as_the_oracle_says() {
-    for seed in 0..SEEDS / 3 {
+    let changed = |seed: u64| {
         let mut random = Random(seed);
         let mut data = seed.to_ne_bytes().to_vec();
         data.extend(says(&mut random));
@@ -174,7 +162,8 @@ fn whatever_a_peer_says_is_answered_as_the_oracle_says() {
             data[at] = random.pick(b"\r\n :/\0G1,\xff");
         }
         fuzz_connection(&data);
-    }
+    };
+    for_each_seed("whatever_a_peer_says_is_answered_as_the_oracle_says", SEEDS / 3, || changed);
 }
 
 /// A world without a fault.

@@ -890,7 +890,7 @@ impl World {
     #[cfg(test)]
     pub fn say(&mut self, index: usize, says: &[u8]) {
         self.peers[index].0.extend_from_slice(says);
-        self.sim.socket_mut(index).peer.says.extend_from_slice(says);
+        self.sim.socket_mut(index).say(says);
     }
 
     /// How long the body is that is answered at once to `/<target>`, when it can be sent and nothing delays it.
