@@ -28,6 +28,8 @@ pub struct Ground {
     /// Trees that are away, and second copies.
     aside: PathBuf,
     signature: u32,
+    /// The path that all want in this seed, and others change: what is rare between two paths happens with one.
+    favourite: usize,
 }
 
 /// What the database says: for each path the number of its signature, or that it is not valid.
@@ -150,7 +152,7 @@ impl Ground {
         // Nobody pulls the plug during a test.
         writer.pragma_update(None, "synchronous", "off").unwrap();
         let history = vec![vec![Some(0); paths.len()]];
-        Self { demo, writer, paths, history, aside, signature: 0 }
+        Self { demo, writer, paths, history, aside, signature: 0, favourite: 0 }
     }
 
     /// Puts everything back to how each seed finds it.
@@ -176,6 +178,16 @@ impl Ground {
         }
         self.history.drain(..self.history.len() - 1);
         self.signature = 0;
+    }
+
+    /// Chooses what this seed is about.
+    pub fn choose(&mut self, random: &mut Random) {
+        self.favourite = random.below(self.paths.len());
+    }
+
+    /// A path.
+    pub fn drawn(&self, random: &mut Random) -> usize {
+        if random.chance(50) { self.favourite } else { random.below(self.paths.len()) }
     }
 
     /// Rises with every commit.
@@ -216,7 +228,7 @@ impl Ground {
 
     /// Something that others do, as the seed wants it.
     pub fn change(&mut self, random: &mut Random, may_damage: bool) {
-        let index = random.below(self.paths.len());
+        let index = self.drawn(random);
         match random.below(10) {
             0..=3 => self.toggle(index),
             4..=6 if self.now()[index].is_some() => {
@@ -231,7 +243,7 @@ impl Ground {
 
     /// Something that others do to the database alone.
     pub fn commit_something(&mut self, random: &mut Random) {
-        let index = random.below(self.paths.len());
+        let index = self.drawn(random);
         if self.now()[index].is_some() {
             self.signature += 1;
             self.sign(index, self.signature);
@@ -287,8 +299,12 @@ impl Ground {
         fs::rename(&away, &twin).unwrap();
     }
 
-    /// Changes a file so that it can be noticed, or removes it.
+    /// Changes a file, or removes it. Once, and so that the NAR gets another length: what leaves its length, nobody notices whose contents
+    /// are not all in memory.
     fn damage(&mut self, index: usize, random: &mut Random) {
+        if self.paths[index].is_damaged {
+            return;
+        }
         let root = if self.now()[index].is_some() { self.root(index) } else { self.away(index) };
         let file = match &self.paths[index].tree {
             Tree::Regular { .. } => root,
@@ -301,8 +317,8 @@ impl Ground {
         self.paths[index].is_damaged = true;
         let Ok(contents) = fs::read(&file) else { return };
         match random.below(4) {
-            0 => fs::write(&file, &contents[..contents.len() / 2]).unwrap(),
-            1 => fs::write(&file, [&*contents, b"and more"].concat()).unwrap(),
+            0 if contents.len() >= 16 => fs::write(&file, &contents[..contents.len() / 2]).unwrap(),
+            0 | 1 => fs::write(&file, [&*contents, b"and more"].concat()).unwrap(),
             2 if matches!(self.paths[index].tree, Tree::Directory(_)) => fs::remove_file(&file).unwrap(),
             _ => {
                 fs::remove_file(&file).unwrap();

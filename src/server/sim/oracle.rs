@@ -149,8 +149,7 @@ impl Ask {
             let index = random.below(items.len());
             return if random.chance(60) { Self::Put(index) } else { Self::Item(index) };
         }
-        let count = ground.paths.len();
-        let mut path = random.below(count);
+        let mut path = ground.drawn(random);
         if path == super::ground::MANY && random.chance(50) {
             path = 0;
         }
