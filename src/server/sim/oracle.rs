@@ -469,8 +469,12 @@ impl Judge<'_> {
             if field(&heard.head, "Retry-After").is_none() {
                 return Err("it does not say when to come again".to_owned());
             }
+            // Another tree was there while it was walked.
             let is_moved = match &said.ask {
-                Ask::Nar { path, .. } | Ask::Zstd(path) => self.ground.paths[*path].is_moved,
+                Ask::Nar { path, .. } | Ask::Zstd(path) => {
+                    let facts = &self.ground.paths[*path];
+                    facts.is_moved || facts.is_damaged
+                }
                 _ => false,
             };
             let may_refuse = self.troubles.is_scarce || self.troubles.has_bad_disk || is_moved;
