@@ -19,6 +19,8 @@ use crate::limits::{CHUNK_EXTENSIONS_LEN_MAX, TRAILERS_LEN_MAX};
 #[derive(Clone, Debug)]
 pub struct BodyDecoder {
     state: State,
+    /// Where in the extensions of a chunk, in [`State::Extension`]: beside the state, which is matched for every byte of framing.
+    extension: ExtensionPart,
     extensions_len: usize,
     trailers_len: usize,
 }
@@ -80,7 +82,6 @@ enum State {
     /// Behind a chunk size.
     Extension {
         size: u64,
-        at: ExtensionPart,
     },
     /// The LF of the line with the chunk size.
     ChunkSizeLf {
@@ -135,7 +136,7 @@ impl BodyDecoder {
             BodyLength::Length(remaining) => State::Length { remaining },
             BodyLength::Chunked => State::ChunkSize { size: 0, digit_count: 0 },
         };
-        Self { state, extensions_len: 0, trailers_len: 0 }
+        Self { state, extension: ExtensionPart::Semicolon, extensions_len: 0, trailers_len: 0 }
     }
 
     /// Whether the whole body has been decoded.
@@ -190,7 +191,8 @@ impl BodyDecoder {
             (State::ChunkSize { digit_count: 0, .. }, _) => Err(BadBody::ChunkSize),
             (State::ChunkSize { size, .. }, b'\r') => Ok(State::ChunkSizeLf { size }),
             (State::ChunkSize { size, .. }, b' ' | b'\t' | b';') => {
-                self.extension(size, ExtensionPart::Semicolon, byte)
+                self.extension = ExtensionPart::Semicolon;
+                self.extension(size, byte)
             }
             (
                 State::ChunkSize { .. }
@@ -201,7 +203,7 @@ impl BodyDecoder {
                 b'\n',
             ) => Err(BadBody::LineEnding),
             (State::ChunkSize { .. }, _) => Err(BadBody::ChunkSize),
-            (State::Extension { size, at }, _) => self.extension(size, at, byte),
+            (State::Extension { size }, _) => self.extension(size, byte),
             (State::ChunkSizeLf { size: 0 } | State::TrailerLf, b'\n') => Ok(State::TrailerStart),
             (State::ChunkSizeLf { size }, b'\n') => Ok(State::Chunk { remaining: size }),
             (State::ChunkCr, b'\r') => Ok(State::ChunkLf),
@@ -226,17 +228,18 @@ impl BodyDecoder {
 
     /// The state after one byte behind a chunk size, which is no LF.
     #[cold]
-    fn extension(&mut self, size: u64, at: ExtensionPart, byte: u8) -> Result<State, BadBody> {
+    fn extension(&mut self, size: u64, byte: u8) -> Result<State, BadBody> {
         use ExtensionPart::{
             Escaped, Name, NameEnd, NameStart, Quoted, Semicolon, Unquoted, Value, ValueStart,
         };
+        let at = self.extension;
         match (at, byte) {
             (Name | Value | Unquoted, b'\r') => return Ok(State::ChunkSizeLf { size }),
             (Semicolon, b'\r') => return Err(BadBody::ChunkSize),
             (_, b'\r') => return Err(BadBody::Extension),
             _ => refuse_control(byte)?,
         }
-        let at = match (at, byte) {
+        self.extension = match (at, byte) {
             (Quoted, b'"') => Unquoted,
             (Quoted, b'\\') => Escaped,
             (Quoted | Escaped, _) | (ValueStart, b'"') => Quoted,
@@ -252,7 +255,7 @@ impl BodyDecoder {
             _ => return Err(BadBody::Extension),
         };
         self.count_extension_byte()?;
-        Ok(State::Extension { size, at })
+        Ok(State::Extension { size })
     }
 
     /// The state after one byte of a trailer field, which is no LF, and no CR at the end of one.
