@@ -19,6 +19,8 @@
 pub mod background;
 pub mod cli;
 pub mod codec;
+#[cfg(test)]
+mod corpus;
 pub mod limits;
 pub mod push;
 pub mod residency;

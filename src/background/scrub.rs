@@ -99,7 +99,7 @@ pub enum ScrubError {
 
 impl Findings {
     fn add(&mut self, name: String) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         if self.names.len() < SCRUB_FINDINGS_MAX {
             self.names.push(name);
         }
@@ -215,6 +215,25 @@ impl Kept {
         serde_json::from_str(&text).ok()
     }
 
+    // What was kept may say anything, such as that there is no greater number.
+
+    fn count_bytes(&mut self, len: u64) {
+        self.done_bytes = self.done_bytes.saturating_add(len);
+        self.outcome.bytes = self.outcome.bytes.saturating_add(len);
+    }
+
+    fn count_one(&mut self) {
+        self.done = self.done.saturating_add(1);
+    }
+
+    fn count_path(&mut self) {
+        self.outcome.paths = self.outcome.paths.saturating_add(1);
+    }
+
+    fn count_file(&mut self) {
+        self.outcome.files = self.outcome.files.saturating_add(1);
+    }
+
     fn is_recent(&self) -> bool {
         let age_s = now_s().checked_sub(self.began_s);
         age_s.is_some_and(|age_s| age_s <= SCRUB_RESUMED_MAX.as_secs())
@@ -293,7 +312,7 @@ impl Pass<'_> {
         let checked =
             check_path(&self.disks, database, places, info, &mut async |len| meter.read(len).await).await?;
         if matches!(checked, CheckedPath::Sound | CheckedPath::Damaged(..)) {
-            self.meter.kept.outcome.paths += 1;
+            self.meter.kept.count_path();
             if let Listener::Plane(workshop, _) = &self.meter.listener {
                 workshop.shared.counters.scrubbed_paths.add(1);
             }
@@ -321,7 +340,9 @@ impl Pass<'_> {
             .collect();
         files.sort_by(|(left, ..), (right, ..)| left.cmp(right));
         self.meter.total = files.len() as u64;
-        self.meter.total_bytes = files.iter().map(|(_, _, stored)| stored.file_size).sum();
+        // A record can say anything as well.
+        self.meter.total_bytes =
+            files.iter().fold(0, |sum: u64, (.., stored)| sum.saturating_add(stored.file_size));
         let first = files.partition_point(|(name, ..)| *name <= self.meter.kept.file);
         for (name, record, stored) in files.drain(first..) {
             self.scrub_file(&folder, &name, record, &stored).await?;
@@ -356,7 +377,7 @@ impl Pass<'_> {
         let mut watch = async |len| meter.read(len).await;
         let checked = check_file(&self.disks, folder, &record.nar, stored, &mut watch).await?;
         if matches!(checked, CheckedFile::Sound | CheckedFile::Damaged(_)) {
-            self.meter.kept.outcome.files += 1;
+            self.meter.kept.count_file();
             if let Listener::Plane(workshop, _) = self.meter.listener {
                 workshop.shared.counters.scrubbed_files.add(1);
             }
@@ -454,8 +475,7 @@ impl<'a> Meter<'a> {
     }
 
     async fn read(&mut self, len: u64) -> Result<(), SinkError> {
-        self.kept.done_bytes += len;
-        self.kept.outcome.bytes += len;
+        self.kept.count_bytes(len);
         if let Listener::Plane(workshop, pace) = &mut self.listener {
             workshop.shared.counters.scrubbed_bytes.add(len);
             let early = pace.spend(len);
@@ -468,7 +488,7 @@ impl<'a> Meter<'a> {
     }
 
     fn finish_one(&mut self) {
-        self.kept.done += 1;
+        self.kept.count_one();
         self.tell();
     }
 
@@ -541,3 +561,23 @@ const PACE_LEN_MIN: u64 = 4096;
 const PACE_STEP: Duration = Duration::from_millis(20);
 /// How far a scrub may fall behind and catch up.
 const PACE_FORGET: Duration = Duration::from_secs(1);
+
+/// Whatever is taken for the state of a pass is read back alike once it is written, and a pass can go on from there.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_scrub_state(data: &[u8]) {
+    if let Ok(mut kept) = serde_json::from_slice::<Kept>(data) {
+        let text = serde_json::to_string(&kept).expect("a state is JSON");
+        assert_eq!(serde_json::from_str::<Kept>(&text).ok().as_ref(), Some(&kept));
+        assert!(!kept.is_recent() || kept.began_s <= now_s());
+        let before = kept.outcome.clone();
+        kept.count_bytes(u64::MAX);
+        kept.count_one();
+        kept.count_path();
+        kept.count_file();
+        let findings = &mut kept.outcome.damaged_paths;
+        findings.add("a path".to_owned());
+        assert!(findings.count >= before.damaged_paths.count && kept.outcome.paths >= before.paths);
+        let names_len_max = SCRUB_FINDINGS_MAX.max(before.damaged_paths.names.len());
+        assert!(kept.outcome.damaged_paths.names.len() <= names_len_max);
+    }
+}

@@ -80,6 +80,37 @@ impl<T: FromStr<Err: fmt::Display>> FromTexts for Vec<T> {
     }
 }
 
+/// Any bytes as a configuration file: it gives settings, or an error that names a line that it has, on one line. Settings that are complete
+/// are within their bounds, and the same file as a second layer changes nothing.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_file(data: &[u8]) {
+    use super::settings::Settings;
+    use crate::limits::{PRIORITY_MAX, WORKERS_MAX};
+    let Ok(text) = str::from_utf8(data) else { return };
+    let arguments = match parse(Path::new("narwire.toml"), text) {
+        Ok(arguments) => arguments,
+        Err(FileError::Malformed { line, cause, .. }) => {
+            assert!((1..=1 + text.matches('\n').count()).contains(&line), "line {line}");
+            assert!(!cause.contains('\n'), "{cause}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let settings = Settings::merge([arguments.clone()]);
+    assert_eq!(Settings::merge([arguments.clone(), arguments]), settings);
+    match settings {
+        Ok(settings) => {
+            assert!(!settings.listen.is_empty());
+            assert!(settings.store.is_some() || !settings.directories.is_empty());
+            assert!(settings.priority <= PRIORITY_MAX);
+            assert!(settings.workers.is_none_or(|workers| (1..=WORKERS_MAX).contains(&workers)));
+            assert!(settings.connections.all_max.is_none_or(|most| most > 0));
+            assert!(settings.connections.per_address_max.is_none_or(|most| most > 0));
+        }
+        Err(error) => assert_eq!(error.to_string().lines().count(), 1, "{error}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

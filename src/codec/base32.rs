@@ -71,7 +71,7 @@ pub fn decode_digest(text: &[u8]) -> Option<[u8; 32]> {
 }
 
 /// Whatever is taken for a digest is the one text of that digest.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub fn fuzz_base32(data: &[u8]) {
     if let Some(digest) = decode_digest(data) {
         assert_eq!(encode_digest(&digest).as_bytes(), data);

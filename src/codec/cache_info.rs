@@ -57,6 +57,17 @@ impl CacheInfo {
     }
 }
 
+/// Whatever is taken for a `nix-cache-info` is read back alike once it is written.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_cache_info(data: &[u8]) {
+    let (Ok(text), Ok(store_dir)) = (str::from_utf8(data), StoreDir::parse("/nix/store")) else { return };
+    if let Ok(info) = CacheInfo::parse(text, &store_dir) {
+        let mut written = String::new();
+        info.write(&mut written);
+        assert_eq!(CacheInfo::parse(&written, &store_dir), Ok(info));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

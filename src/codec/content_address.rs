@@ -116,6 +116,31 @@ fn parse_hash(text: &str) -> Result<(&str, String), ContentAddressError> {
     parsed.ok_or(ContentAddressError::Unknown)
 }
 
+/// The content address of a narinfo belongs to one path at most: when another one is named, it is that of the other, and of no third.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_content_address(data: &[u8]) {
+    use super::narinfo::NarInfo;
+    let (Ok(text), Ok(store_dir)) = (str::from_utf8(data), StoreDir::parse("/nix/store")) else { return };
+    let Ok(NarInfo { mut info, .. }) = NarInfo::parse(text, &store_dir) else { return };
+    let other = match check(&store_dir, &info) {
+        Ok(()) if info.ca.is_none() => return,
+        Ok(()) => info.path.clone(),
+        Err(ContentAddressError::OtherPath(path)) => path,
+        Err(_) => return,
+    };
+    // A reference to the path itself is made of something else.
+    if info.references.contains(&info.path) || info.references.contains(&other) {
+        return;
+    }
+    info.path = other.clone();
+    assert_eq!(check(&store_dir, &info), Ok(()));
+    let third = format!("{}-{}", "0".repeat(32), info.path.name());
+    info.path = StorePath::parse_base_name(&third).expect("a name that was a name before");
+    if info.path != other && !info.references.contains(&info.path) {
+        assert_eq!(check(&store_dir, &info), Err(ContentAddressError::OtherPath(other)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

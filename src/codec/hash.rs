@@ -151,6 +151,22 @@ fn hex_value(digit: u8) -> Option<u8> {
     }
 }
 
+/// Whatever is taken for a digest is the same in each of its forms, and a form is taken in one way only.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_hash(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok(digest) = Sha256Digest::parse(text) {
+        let hex = format!("sha256:{}", digest.to_hex());
+        let base64 = format!("sha256-{}", BASE64.encode(digest.0));
+        for form in [digest.to_string(), hex.clone(), base64.clone(), base64.replace('-', ":")] {
+            assert_eq!(Sha256Digest::parse(&form), Ok(digest), "{form}");
+        }
+        let is_hex = text.eq_ignore_ascii_case(&hex);
+        assert!(is_hex || text == digest.to_string() || text.replace('-', ":") == base64.replace('-', ":"));
+        assert_eq!(Sha256Digest::from_database_text(text).is_ok(), is_hex);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -165,7 +165,7 @@ impl Compression {
 }
 
 /// Whatever is taken for a narinfo is read back alike once it is written.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub fn fuzz_narinfo(data: &[u8]) {
     let (Ok(text), Ok(store_dir)) = (str::from_utf8(data), StoreDir::parse("/nix/store")) else { return };
     if let Ok(narinfo) = NarInfo::parse(text, &store_dir) {

@@ -226,6 +226,20 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
+/// Whatever is taken for a realisation, of either form, is read back alike once it is written, and written alike once it is read.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_realisation(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok((id, realisation)) = Realisation::parse_keyed_json(text) {
+        let written = realisation.to_keyed_json(&id);
+        assert_eq!(Realisation::parse_keyed_json(&written).ok(), Some((id, realisation)));
+    }
+    if let Ok(realisation) = Realisation::parse_build_trace_json(text) {
+        let written = realisation.to_build_trace_json();
+        assert_eq!(Realisation::parse_build_trace_json(&written).ok(), Some(realisation));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

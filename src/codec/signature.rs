@@ -293,7 +293,7 @@ fn fingerprint_len_max(store_dir: &StoreDir, path: &StorePath, references: &[Sto
 
 /// A key made of any seed signs what its public half verifies, and every text that is taken is written back
 /// alike.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub fn fuzz_keys(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(secret) = SecretKey::parse(&text) {

@@ -203,6 +203,28 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), StorePathError> {
     }
 }
 
+/// Whatever is taken for a store path is written back alike, and is a safe file name; a full path is that of its base name.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_store_path(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let (dir_text, base_name) = text.rsplit_once('/').unwrap_or(("/nix/store", text));
+    let parsed = StorePath::parse_base_name(base_name);
+    if let Ok(path) = &parsed {
+        assert_eq!(path.to_string(), base_name);
+        assert!(base_name.is_ascii() && !base_name.contains(['/', '\0', '\n', ' ', ':']));
+        assert_eq!(HashPart::parse(&base_name.as_bytes()[..32]), Some(path.hash_part()));
+        assert_eq!(format!("{}-{}", path.hash_part(), path.name()), base_name);
+    }
+    if let Ok(store_dir) = StoreDir::parse(dir_text) {
+        assert_eq!(StoreDir::parse(&store_dir.to_string()), Ok(store_dir.clone()));
+        let full = format!("{store_dir}/{base_name}");
+        assert_eq!(StorePath::parse_full(&store_dir, &full).ok(), parsed.as_ref().ok().cloned());
+        if let Ok(path) = parsed {
+            assert_eq!(path.full(&store_dir), full);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -376,7 +376,7 @@ fn decode<const LEN: usize>(engine: &GeneralPurpose, text: &[u8]) -> Option<Zero
 }
 
 /// Whatever is taken for a token or a record is written back alike, and a token that is presented is the one that was sent.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub fn fuzz_token(data: &[u8]) {
     if let Ok(token) = Token::parse(data) {
         assert_eq!(token.to_text().as_bytes(), data);

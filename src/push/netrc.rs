@@ -109,6 +109,20 @@ impl Words<'_> {
     }
 }
 
+/// Any text is read to its end; an entry in front of it counts, whatever the text is.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_netrc(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    for user in [None, Some("a"), Some("")] {
+        let Some(login) = find(text, "host", user) else { continue };
+        assert!(user.is_none_or(|user| user == login.user), "another user than {user:?}");
+        assert!(login.user.len() + login.password.len() <= text.len() + 1);
+    }
+    let before = format!("machine HOST login \"a\" password \"b c\"\nmachine other {text}");
+    let found = find(&before, "host", None).map(|login| (login.user, login.password.to_string()));
+    assert_eq!(found, Some(("a".to_owned(), "b c".to_owned())));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

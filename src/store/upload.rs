@@ -44,9 +44,13 @@ use super::directory::{Directory, Obstacle};
 use super::fault;
 use super::nar_cache::{NAR_NAME, OWN_NAME, read_cache_info};
 use crate::codec::build_id::BuildId;
+#[cfg(any(test, fuzzing))]
+use crate::codec::hash::Sha256;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::nar::verify::{NarFacts, VerifyError};
 use crate::codec::narinfo::Compression;
+#[cfg(any(test, fuzzing))]
+use crate::codec::narinfo::NarInfo;
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
@@ -494,6 +498,149 @@ fn quoted(text: &str) -> String {
 
 /// As much of it as is shown. Bytes.
 const QUOTED_LEN_MAX: usize = 100;
+
+/// Any bytes as an upload of any kind, cut anywhere, into a cache that has one NAR: what is refused changes nothing, what is accepted is
+/// there and is what it says, the same again changes nothing, and no draft stays.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_upload(data: &[u8]) {
+    let Some((&[kind, coding, cut], body)) = data.split_first_chunk() else { return };
+    let temp = tempfile::tempdir().expect("the fuzzer has a disk");
+    let folder = Arc::new(check::folder(temp.path()));
+    let nar = crate::codec::nar::naive::nar(&crate::codec::nar::naive::Tree::Symlink(b"target".to_vec()));
+    let nar_target = Target::Nar { file_hash: Sha256::digest(&nar), compression: Compression::None };
+    check::upload(&folder, &nar_target, None, &nar, 64).expect("a NAR is taken");
+    let Some(target) = check::target(kind, body) else { return };
+    let coding = ["identity", "zstd", "xz", "gzip", "bzip2", "br"].get(usize::from(coding));
+    let before = check::files(temp.path());
+    let piece_len = usize::from(cut) + 1;
+    let outcome = check::upload(&folder, &target, coding.copied(), body, piece_len);
+    let after = check::files(temp.path());
+    match outcome {
+        Err(Refusal::Failed(error)) => panic!("{error}"),
+        // Each path of an import is on its own.
+        Err(_) if target == Target::Export => {}
+        Err(refusal) => {
+            assert!(before == after, "{refusal}, and yet something changed");
+            let text = refusal.to_string();
+            assert!(!text.is_empty() && text.len() <= REASON_LEN_MAX && text.lines().count() == 1, "{text}");
+        }
+        Ok(_) => {
+            check::upload(&folder, &target, coding.copied(), body, usize::MAX).expect("it was taken before");
+            assert!(check::files(temp.path()) == after, "the second time it is another one");
+        }
+    }
+    for (name, content) in before {
+        assert!(after.get(&name) == Some(&content), "{name} was there before");
+    }
+    for (name, content) in after {
+        let text = str::from_utf8(&content);
+        if let Some(digits) = name.strip_prefix("nar/").and_then(|name| name.get(..52)) {
+            assert_eq!(Sha256::digest(&content).to_nix32(), digits);
+        } else if let Some(hash_part) = name.strip_suffix(".narinfo") {
+            let narinfo = text.ok().and_then(|text| NarInfo::parse(text, &folder.settings.store_dir).ok());
+            let narinfo = narinfo.expect("a narinfo");
+            assert_eq!(narinfo.info.path.hash_part().as_str(), hash_part);
+            let file = std::fs::read(temp.path().join(&narinfo.url)).expect("the NAR of a narinfo is there");
+            assert_eq!(narinfo.file_hash, Some(Sha256::digest(&file)));
+            assert_eq!(narinfo.file_size, Some(file.len() as u64));
+        } else {
+            assert!(!name.starts_with(".narwire-uploads/"), "a draft: {name}");
+        }
+    }
+}
+
+/// What fuzzing looks at a cache directory with.
+#[cfg(any(test, fuzzing))]
+mod check {
+    use super::{
+        Accepted, Arc, BTreeMap, BuildId, Bytes, Compression, DrvOutput, HashPart, OutputName, Path, Refusal,
+        Sha256, StoreDir, StorePath, Target, UploadFolder, UploadSettings,
+    };
+
+    pub fn folder(path: &Path) -> UploadFolder {
+        let settings = UploadSettings {
+            directory: path.to_path_buf(),
+            store_dir: StoreDir::parse("/nix/store").expect("a store directory"),
+            required_keys: Vec::new(),
+            len_max: 1 << 20,
+            free_min: Some(0),
+        };
+        UploadFolder::open(settings).expect("the fuzzer has a disk")
+    }
+
+    /// A target of each kind; names that must go with the content do so where there is one.
+    pub fn target(kind: u8, body: &[u8]) -> Option<Target> {
+        let path = StorePath::parse_base_name("0000000000000000000000000000000a-a.drv").expect("a path");
+        let hash_part = memchr::memmem::find(body, b"StorePath: /nix/store/")
+            .and_then(|at| HashPart::parse(body.get(at + 22..at + 54)?))
+            .unwrap_or(path.hash_part());
+        let compressions = [
+            Compression::None,
+            Compression::Zstd,
+            Compression::Xz,
+            Compression::Gzip,
+            Compression::Bzip2,
+            Compression::Br,
+        ];
+        let build_id = BuildId::parse(&[b'a'; 40]).expect("a build id");
+        Some(match kind {
+            0 => Target::CacheInfo,
+            1 => Target::NarInfo(hash_part),
+            2 => Target::Listing(hash_part),
+            3 => Target::Log(path),
+            4 => Target::Realisation(
+                DrvOutput::parse(&format!("sha256:{}!out", "0".repeat(64))).expect("an id"),
+            ),
+            5 => Target::BuildTrace { derivation: path, output: OutputName::parse("out").expect("a name") },
+            6..=7 => Target::DebugInfo { build_id, has_suffix: kind == 7 },
+            8 => Target::Export,
+            kind => Target::Nar {
+                file_hash: Sha256::digest(body),
+                compression: *compressions.get(usize::from(kind - 9))?,
+            },
+        })
+    }
+
+    pub fn upload(
+        folder: &Arc<UploadFolder>,
+        target: &Target,
+        coding: Option<&str>,
+        body: &[u8],
+        piece_len: usize,
+    ) -> Result<Accepted, Refusal> {
+        let len = (!body.len().is_multiple_of(3)).then_some(body.len() as u64);
+        let mut upload = folder.begin(target.clone(), coding, len)?;
+        let mut offset = 0;
+        for piece in body.chunks(piece_len) {
+            if let Some(file) = upload.file() {
+                rustix::io::pwrite(file, piece, offset).expect("the fuzzer has a disk");
+            }
+            offset += piece.len() as u64;
+            let mut piece = Bytes::copy_from_slice(piece);
+            while !piece.is_empty() {
+                upload.push(&mut piece)?;
+            }
+        }
+        upload.finish(&mut |_| Ok(false))
+    }
+
+    /// All files with their contents, by their names in the directory.
+    pub fn files(path: &Path) -> BTreeMap<String, Vec<u8>> {
+        let (mut files, mut folders) = (BTreeMap::new(), vec![path.to_path_buf()]);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("a folder") {
+                let entry = entry.expect("an entry").path();
+                if entry.is_dir() {
+                    folders.push(entry);
+                    continue;
+                }
+                let name = entry.strip_prefix(path).expect("beneath it").display().to_string();
+                files.insert(name, std::fs::read(&entry).expect("a file"));
+            }
+        }
+        files
+    }
+}
 
 #[cfg(test)]
 mod tests;
