@@ -35,22 +35,32 @@ impl BufferRing {
 
     /// Makes the buffers and hands all of them to the kernel. They must outlive the ring (see [`super::uring`]).
     pub fn register(submitter: &Submitter<'_>) -> io::Result<Self> {
-        let entries = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * size_of::<BufRingEntry>())?;
-        let buffers = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_LEN_BYTES as usize)?;
+        let mut ring = Self::empty()?;
         // SAFETY: the mapping is page-aligned, as long as the entries need, and is unmapped only after the ring is gone.
         unsafe {
             submitter.register_buf_ring_with_flags(
-                entries.as_ptr() as u64,
+                ring.entries.as_ptr() as u64,
                 RECEIVE_BUFFERS,
                 Self::GROUP,
                 0,
             )?;
         }
-        let mut ring = Self { entries, buffers, tail: 0 };
-        for id in 0..RECEIVE_BUFFERS {
-            ring.give_back(Lent { id, len_bytes: 0 });
-        }
+        ring.fill();
         Ok(ring)
+    }
+
+    /// The memory alone; none of the buffers can be chosen yet.
+    fn empty() -> io::Result<Self> {
+        let entries = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * size_of::<BufRingEntry>())?;
+        let buffers = MmapMut::map_anon(usize::from(RECEIVE_BUFFERS) * RECEIVE_BUFFER_LEN_BYTES as usize)?;
+        Ok(Self { entries, buffers, tail: 0 })
+    }
+
+    /// Lets the kernel use all of them.
+    fn fill(&mut self) {
+        for id in 0..RECEIVE_BUFFERS {
+            self.give_back(Lent { id, len_bytes: 0 });
+        }
     }
 
     /// What the kernel put into a buffer.
@@ -74,8 +84,49 @@ impl BufferRing {
         entry.set_len(RECEIVE_BUFFER_LEN_BYTES);
         entry.set_bid(lent.id);
         self.tail = self.tail.wrapping_add(1);
-        // SAFETY: `base` is the first entry of a registered ring, whose tail the kernel reads with acquire.
+        // SAFETY: `base` is the first entry of a mapping that is aligned for all of them, and its tail is two bytes of that, in which
+        // `entry` has nothing to say any more. The kernel reads it with acquire.
         let tail = unsafe { &*BufRingEntry::tail(base).cast::<AtomicU16>() };
         tail.store(self.tail, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel sees: address, length and number of an entry, and the tail.
+    #[expect(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
+    fn seen(ring: &BufferRing, index: u16) -> (u64, u32, u16, u16) {
+        let base = ring.entries.as_ptr().cast::<BufRingEntry>();
+        // SAFETY: there are so many entries in the mapping, and the tail is a part of the first; nobody writes them meanwhile.
+        let (entry, tail) = unsafe {
+            let tail = BufRingEntry::tail(base);
+            (&*base.add(usize::from(index)), tail.read())
+        };
+        (entry.addr(), entry.len(), entry.bid(), tail)
+    }
+
+    // Runs in Miri, too (tests/sanitize): there is no kernel in it.
+    #[test]
+    fn a_buffer_that_is_given_back_is_the_next_of_the_ring() {
+        let mut ring = BufferRing::empty().unwrap();
+        ring.fill();
+        let start = ring.buffers.as_ptr() as u64;
+        let address_of = |id: u16| start + u64::from(id) * u64::from(RECEIVE_BUFFER_LEN_BYTES);
+        for id in 0..RECEIVE_BUFFERS {
+            assert_eq!(seen(&ring, id), (address_of(id), RECEIVE_BUFFER_LEN_BYTES, id, RECEIVE_BUFFERS));
+        }
+        // Twice around, and past the end of the tail's numbers.
+        ring.tail = u16::MAX - RECEIVE_BUFFERS + 1;
+        for number in 0..2 * RECEIVE_BUFFERS {
+            let id = number.wrapping_mul(7) % RECEIVE_BUFFERS;
+            ring.buffers[usize::from(id) * RECEIVE_BUFFER_LEN_BYTES as usize] = 9;
+            assert_eq!(ring.bytes(&Lent { id, len_bytes: 1 }), [9]);
+            let index = ring.tail % RECEIVE_BUFFERS;
+            ring.give_back(Lent { id, len_bytes: 1 });
+            assert_eq!(seen(&ring, index), (address_of(id), RECEIVE_BUFFER_LEN_BYTES, id, ring.tail));
+        }
+        assert_eq!(ring.tail, RECEIVE_BUFFERS);
     }
 }

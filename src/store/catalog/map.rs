@@ -105,3 +105,21 @@ impl ProcessWords {
         unsafe { &*self.0.as_mut_ptr().cast::<AtomicU32>().add(index) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Runs in Miri, too (tests/sanitize).
+    #[test]
+    fn words_of_the_process_are_zero_and_shared_by_its_threads() {
+        let words = ProcessWords::zeroed(3).unwrap();
+        assert!((0..3).all(|index| words.get(index).load(Ordering::Relaxed) == 0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| words.get(2).fetch_add(7, Ordering::Relaxed));
+            }
+        });
+        assert_eq!([0, 1, 2].map(|index| words.get(index).load(Ordering::Relaxed)), [0, 0, 28]);
+    }
+}
