@@ -334,6 +334,7 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     let (packs, intakes) = (few(PACK_BUFFERS_MAX, &[1, 2, 5]), few(INTAKE_BUFFERS_MAX, &[2, 3, 6]));
     let [lookups, walks] = [0; 2].map(|_| few(PLANE_QUEUE_LEN_MAX, &[1, 2, 8, PLANE_QUEUE_LEN_MAX]));
     let connections_max = few(1_000, &[1, 2, 3]);
+    let has_few_places = connections_max < 1_000;
     let places = (few(32, &[1, 2]), few(256, &[1, 3]));
     let alive_len_max =
         few(LAYOUTS_ALIVE_LEN_MAX, &[1, KEPT_CONTENTS_LEN_MAX + 200_000, LAYOUTS_ALIVE_LEN_MAX]);
@@ -445,7 +446,7 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     drop((reactor, planes, shared));
     sim.assert_at_rest();
     let ground = ground.borrow();
-    let troubles = Troubles { is_scarce, has_bad_disk, is_drained, is_private };
+    let troubles = Troubles { is_scarce, has_bad_disk, is_drained, is_private, has_few_places };
     let mut talks = talks;
     for (index, talk) in talks.iter_mut().enumerate() {
         talk.end = sim.sockets().get(index).and_then(Socket::end);

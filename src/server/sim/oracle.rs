@@ -374,6 +374,8 @@ pub struct Troubles {
     pub is_drained: bool,
     /// Who has no token may do nothing.
     pub is_private: bool,
+    /// There are fewer places than peers, so one that has not asked for anything for a second may lose its own.
+    pub has_few_places: bool,
 }
 
 /// Knows what has to be heard.
@@ -438,6 +440,10 @@ impl Judge<'_> {
         if is_missing && !talk.is_cut && !self.troubles.is_drained {
             // The reset behind a broken body can come before its first byte.
             if may_break && talk.end == Some(End::Reset) {
+                return Ok(());
+            }
+            // It asked in the moment in which its place was given to another.
+            if self.troubles.has_few_places && matches!(talk.end, Some(End::Orderly | End::UnreadReset)) {
                 return Ok(());
             }
             return Err(format!(
