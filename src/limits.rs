@@ -77,9 +77,14 @@ pub const SENDFILE_LEN_MAX: usize = 256 * 1024;
 /// The same for a connection that nobody shares the worker with at the moment: each call costs 5 us besides. Who comes meanwhile
 /// waits a quarter of a millisecond. Bytes.
 pub const SENDFILE_ALONE_LEN_MAX: usize = 2 * 1024 * 1024;
-/// What the kernel takes for a peer beyond what is on its way to it: one step of sendfile. Without it 5,000 readers that stop fill what all
-/// sockets of a machine with 24 GB may take together, and much less does not save much (PERF.md has the table). Bytes.
-pub const UNSENT_LEN_MAX: i32 = 256 * 1024;
+/// What the kernel takes for a peer beyond what is on its way to it. Without it 5,000 readers that stop fill what all sockets of a machine
+/// with 24 GB may take together. It costs CPU where a peer reads fast (PERF.md has the table). Bytes.
+pub const UNSENT_LEN_MAX: u32 = 128 * 1024;
+/// Connections of all workers for which the kernel takes what it likes, up to 4 MiB each (`tcp_wmem`): the first that are sent a long body,
+/// until they end. 256 MiB.
+pub const EXEMPTIONS_MAX: usize = 64;
+/// A body that is worth an exemption: a shorter one is mostly on its way before the bound is met. Bytes.
+pub const EXEMPT_BODY_LEN_MIN: u64 = 1024 * 1024;
 /// A buffer that small files and framing are packed into. Bytes.
 pub const PACK_BUFFER_LEN_BYTES: usize = 256 * 1024;
 /// Pack buffers that are in use at once; further connections wait for one. Per worker: 16 MiB.

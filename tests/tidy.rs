@@ -45,14 +45,13 @@ const IMPURE: [&str; 9] =
     ["std::fs", "std::net", "std::time", "std::thread", "rustix", "libc", "io_uring", "rusqlite", "tracing"];
 
 /// The files that may talk to the kernel in ways the compiler cannot check.
-const UNSAFE_FILES: [&str; 10] = [
+const UNSAFE_FILES: [&str; 9] = [
     "benches/harness/server.rs",
     "benches/ring/bare_ring.rs",
     "src/background/priority.rs",
     "src/residency.rs",
     "src/ring/buffer_ring.rs",
     "src/ring/capability.rs",
-    "src/ring/sys.rs",
     "src/ring/uring.rs",
     "src/store/catalog/map.rs",
     "src/store/change.rs",

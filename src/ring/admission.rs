@@ -6,6 +6,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::pool::Exemptions;
+use crate::limits::EXEMPTIONS_MAX;
+
 /// The connections of all workers.
 ///
 /// They are counted when they come and when they go, never when they ask for something.
@@ -17,6 +20,7 @@ pub struct Admission {
     taken: AtomicUsize,
     all_max: usize,
     addresses: Option<Addresses>,
+    exemptions: Exemptions,
 }
 
 /// How many connections each address has. There are no more addresses in it than connections that were accepted.
@@ -45,7 +49,13 @@ impl Admission {
     pub fn new(workers: usize, all_max: usize, per_address_max: Option<usize>) -> Arc<Self> {
         let addresses = per_address_max.map(|each_max| Addresses { counts: Mutex::default(), each_max });
         let loads = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        Arc::new(Self { loads, taken: AtomicUsize::new(0), all_max, addresses })
+        let exemptions = Exemptions::new(EXEMPTIONS_MAX);
+        Arc::new(Self { loads, taken: AtomicUsize::new(0), all_max, addresses, exemptions })
+    }
+
+    /// Which connections may have the kernel keep more than others.
+    pub fn exemptions(&self) -> Exemptions {
+        self.exemptions.clone()
     }
 
     /// Whether anybody has to know from where a connection comes.

@@ -19,16 +19,16 @@ use super::body::{Body, BytesBody};
 use super::descriptor::Descriptor;
 use super::intake::{self, Intake};
 use super::op::{ConnectionId, Op, Outcome, Purpose, Submission, Token};
-use super::pool::Pool;
+use super::pool::{Exemption, Pool};
 use super::service::{Answer, Caller, Reply, ReplyBody, Service};
 use super::transfer::{Extent, Progress, Tools, Transfer};
 use crate::codec::http::request::{self, BodyLength, Parsed};
 use crate::codec::http::response::{CHUNKED_HEAD_END, CONTINUE, Content, Persistence, write_head_start};
 use crate::codec::http::{Method, Status, Version};
 use crate::limits::{
-    ANSWERS_WAITING_LEN_MAX, HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INLINE_BODY_LEN_MAX, INPUT_LEN_MAX,
-    LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S, RECEIVE_PROGRESS_LEN_MIN, RECEIVE_TIMEOUT_S,
-    SEND_PROGRESS_LEN_MIN,
+    ANSWERS_WAITING_LEN_MAX, EXEMPT_BODY_LEN_MIN, HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INLINE_BODY_LEN_MAX,
+    INPUT_LEN_MAX, LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S, RECEIVE_PROGRESS_LEN_MIN,
+    RECEIVE_TIMEOUT_S, SEND_PROGRESS_LEN_MIN,
 };
 
 /// One peer.
@@ -55,6 +55,8 @@ pub struct Connection {
     progress_s: u64,
     /// How much of a body has come or gone since then. Bytes.
     moved_len: u64,
+    /// Whether the kernel may take more than it does for others.
+    exemption: Option<Exemption>,
 }
 
 /// What the receiving side does.
@@ -142,6 +144,7 @@ impl Connection {
             is_next_last: false,
             progress_s: context.now_s,
             moved_len: 0,
+            exemption: None,
         };
         connection.receive(context);
         connection
@@ -637,7 +640,20 @@ impl Connection {
         if self.output.is_empty() {
             context.pool.give_back_answer(std::mem::take(&mut self.output));
         }
+        if matches!(&extent, Extent::Range(range) if range.end - range.start >= EXEMPT_BODY_LEN_MIN) {
+            self.exempt(context);
+        }
         self.exchange = Exchange::Streaming(Transfer::new(lead, body, extent));
+    }
+
+    /// Lets the kernel take what it likes from here on, if there are few that it may do so for.
+    fn exempt(&mut self, context: &mut Context<'_>) {
+        if self.exemption.is_none() {
+            self.exemption = context.pool.exemptions.take();
+            if self.exemption.is_some() {
+                self.command(Op::Exempt { socket: self.socket.clone() }, context);
+            }
+        }
     }
 
     /// Where answers are put.

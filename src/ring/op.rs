@@ -159,6 +159,11 @@ pub enum Op {
         /// Little enough for the buffer of a new socket.
         answer: &'static [u8],
     },
+    /// Let the kernel take what it likes of what is sent here, also while the peer does not read. No completion.
+    Exempt {
+        /// A connected socket. Its listener has bounded what the kernel takes.
+        socket: Descriptor,
+    },
     /// Make the coming close a reset, so that the peer cannot take a cut body for a whole one. No completion.
     ResetOnClose {
         /// A connected socket.

@@ -1,12 +1,14 @@
 //! The buffers of one worker: taken when bytes are made or come, given back when the kernel, or who looks at them, is done.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 
 use super::op::ConnectionId;
 use crate::limits::{
-    ANSWER_BUFFER_LEN_BYTES, ANSWER_BUFFERS_KEPT, INTAKE_BUFFERS_MAX, INTAKE_PIECE_LEN_BYTES,
+    ANSWER_BUFFER_LEN_BYTES, ANSWER_BUFFERS_KEPT, EXEMPTIONS_MAX, INTAKE_BUFFERS_MAX, INTAKE_PIECE_LEN_BYTES,
     PACK_BUFFER_LEN_BYTES, PACK_BUFFERS_MAX,
 };
 
@@ -17,6 +19,37 @@ pub struct Pool {
     pub packs: Share,
     /// What bodies of requests are received into.
     pub intakes: Share,
+    /// Who may have the kernel keep more than others.
+    pub exemptions: Exemptions,
+}
+
+/// Exemptions from [`crate::limits::UNSENT_LEN_MAX`] that nobody has. All workers share them, as they share the kernel's memory.
+#[derive(Clone, Debug)]
+pub struct Exemptions(Arc<AtomicUsize>);
+
+/// The exemption of a connection, which keeps it to its end: nothing but that end says that the kernel has let go of what it took.
+/// Dropping it gives it back.
+#[derive(Debug)]
+pub struct Exemption(Exemptions);
+
+impl Exemptions {
+    /// So many.
+    pub fn new(count: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(count)))
+    }
+
+    /// One, if there is one.
+    pub fn take(&self) -> Option<Exemption> {
+        let less_one = |left: usize| left.checked_sub(1);
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less_one);
+        taken.is_ok().then(|| Exemption(self.clone()))
+    }
+}
+
+impl Drop for Exemption {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Buffers of one length, a bounded number of them, for connections that hold one for a short time each.
@@ -43,12 +76,18 @@ impl Default for Pool {
 }
 
 impl Pool {
+    /// A pool with buffers of its own and exemptions that others take as well.
+    pub fn sharing(exemptions: Exemptions) -> Self {
+        Self { exemptions, ..Self::default() }
+    }
+
     /// A pool of so many buffers of each kind.
     pub fn bounded(packs_max: usize, intakes_max: usize) -> Self {
         Self {
             answers: Vec::new(),
             packs: Share::new(PACK_BUFFER_LEN_BYTES, packs_max),
             intakes: Share::new(INTAKE_PIECE_LEN_BYTES, intakes_max),
+            exemptions: Exemptions::new(EXEMPTIONS_MAX),
         }
     }
 

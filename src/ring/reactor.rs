@@ -154,7 +154,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             shortage: Complaint::default(),
             crowding: Complaint::default(),
             submissions: Vec::new(),
-            pool: Pool::default(),
+            pool: Pool::sharing(peers.admission.exemptions()),
             effects: Effects::default(),
             clock: Clock::new(driver.time()),
             sendfile_len_max: SENDFILE_LEN_MAX,
@@ -597,12 +597,13 @@ mod tests {
     use super::*;
     use crate::codec::http::Status;
     use crate::codec::http::request::Request;
+    use crate::limits::{EXEMPT_BODY_LEN_MIN, EXEMPTIONS_MAX, PROGRESS_TIMEOUT_S};
     use crate::ring::inbox::inbox;
     use crate::ring::op::OpenedFile;
     use crate::ring::service::{Answer, Caller, Reply, Service};
     use crate::ring::sim::{End, Ending, Faults, Peer, Reading, Sim};
 
-    /// Answers at once, but `/later` only when it is told to.
+    /// Answers at once, but `/later` only when it is told to; `/long` with a body that is worth an exemption.
     #[derive(Default)]
     struct Greeter {
         waiting: Vec<ConnectionId>,
@@ -614,7 +615,12 @@ mod tests {
                 self.waiting.push(caller.id);
                 return Answer::Pending;
             }
-            Answer::Reply(Reply::text(Status::Ok, "hello\n"))
+            let len = usize::try_from(EXEMPT_BODY_LEN_MIN).unwrap();
+            Answer::Reply(match request.target {
+                b"/long" => Reply::text(Status::Ok, vec![b'x'; len]),
+                b"/shorter" => Reply::text(Status::Ok, vec![b'x'; len - 1]),
+                _ => Reply::text(Status::Ok, "hello\n"),
+            })
         }
 
         fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {
@@ -677,7 +683,9 @@ mod tests {
                 "" => Vec::new(),
                 target => format!("GET {target} HTTP/1.1\r\nHost: here\r\n\r\n").into_bytes(),
             };
-            let (ending, reading) = (Ending::Silence, Reading::Eager);
+            // Who is not told to go on has heard the head of a long answer, and stops there.
+            let reading = if target == "/long" { Reading::UpTo(1) } else { Reading::Eager };
+            let ending = Ending::Silence;
             self.reactor.driver.dial(Peer { says, ending, reading, resets_at: None, is_polite: true });
             self.settle();
             self.peers += 1;
@@ -805,6 +813,28 @@ mod tests {
         bench.mailbox.send(Message::Node(())).unwrap();
         while bench.reactor.turn().unwrap() {}
         assert!(bench.is_answered(busy));
+    }
+
+    #[test]
+    fn the_first_who_are_sent_much_are_exempt_until_they_end() {
+        let mut bench = Bench::new(2 * EXEMPTIONS_MAX);
+        let is_exempt =
+            |bench: &mut Bench, peer: usize| bench.reactor.driver_mut().sockets()[peer].is_exempt();
+        for target in ["/", "/shorter"] {
+            let peer = bench.dial(target);
+            assert!(bench.is_answered(peer) && !is_exempt(&mut bench, peer), "{target}");
+        }
+        for _ in 0..EXEMPTIONS_MAX {
+            let peer = bench.dial("/long");
+            assert!(is_exempt(&mut bench, peer));
+        }
+        let late = bench.dial("/long");
+        assert!(!is_exempt(&mut bench, late));
+        bench.pass(PROGRESS_TIMEOUT_S + 1);
+        bench.settle();
+        assert_eq!(bench.end(late), Some(End::Reset));
+        let afterwards = bench.dial("/long");
+        assert!(is_exempt(&mut bench, afterwards));
     }
 
     #[test]

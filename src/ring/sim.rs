@@ -233,6 +233,7 @@ pub struct Socket {
     /// The server has ended its side.
     is_shut: bool,
     resets_on_close: bool,
+    is_exempt: bool,
     end: Option<End>,
 }
 
@@ -240,6 +241,11 @@ impl Socket {
     /// Everything that the server sent.
     pub fn sent(&self) -> &[u8] {
         &self.sent
+    }
+
+    /// As [`Op::Exempt`] asked for.
+    pub fn is_exempt(&self) -> bool {
+        self.is_exempt
     }
 
     /// How much of what the peer says has arrived. Bytes.
@@ -477,6 +483,7 @@ impl Sim {
             read_len: 0,
             is_shut: false,
             resets_on_close: false,
+            is_exempt: false,
             end: None,
         });
         descriptor
@@ -683,6 +690,7 @@ impl Sim {
             | Op::Cancel(_)
             | Op::ShutdownWrite { .. }
             | Op::TurnAway { .. }
+            | Op::Exempt { .. }
             | Op::ResetOnClose { .. } => {
                 unreachable!("carried out when it is submitted")
             }
@@ -949,6 +957,12 @@ impl Driver for Sim {
             }
             Op::ShutdownWrite { socket } => {
                 self.sockets[index_of(socket, SOCKET_NUMBER_MIN)].is_shut = true;
+                return;
+            }
+            Op::Exempt { socket } => {
+                let socket = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
+                assert!(!socket.is_exempt, "once is enough");
+                socket.is_exempt = true;
                 return;
             }
             Op::ResetOnClose { socket } => {

@@ -1,12 +1,12 @@
 //! The few system calls that are made at once and not through the ring. None of them waits for a peer or a disk.
-#![expect(unsafe_code, reason = "no safe wrapper knows TCP_NOTSENT_LOWAT")]
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use socket2::SockRef;
 
 use super::op::{FileKind, FileStatus};
 use crate::limits::UNSENT_LEN_MAX;
@@ -49,17 +49,13 @@ pub fn no_delay(socket: BorrowedFd<'_>) {
 /// Lets the kernel take no more than [`UNSENT_LEN_MAX`] beyond what is on its way to the peer (tcp(7), `TCP_NOTSENT_LOWAT`): a peer that
 /// stops reading holds that much, and not megabytes, of what all sockets of the machine share. No-op on unix sockets.
 pub fn bound_unsent(socket: BorrowedFd<'_>) {
-    let len: libc::c_int = UNSENT_LEN_MAX;
-    // SAFETY: the kernel reads a number of this size from a place that outlives the call.
-    let _unix_sockets_refuse = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_NOTSENT_LOWAT,
-            (&raw const len).cast(),
-            size_of_val(&len).try_into().unwrap_or(0),
-        )
-    };
+    let _unix_sockets_refuse = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_LEN_MAX);
+}
+
+/// Takes back what [`bound_unsent`] has said.
+pub fn exempt(socket: BorrowedFd<'_>) {
+    // Zero is what the machine has for all sockets, which is no bound.
+    let _unix_sockets_refuse = SockRef::from(&socket).set_tcp_notsent_lowat(0);
 }
 
 /// Says something to a peer that is not listened to. What it has said already is read and dropped, as far as it would be a short request:
@@ -91,6 +87,18 @@ mod tests {
         assert_eq!(status(file.as_fd()).unwrap().kind, FileKind::Regular);
         let directory = std::fs::File::open("/").unwrap();
         assert_eq!(status(directory.as_fd()).unwrap().kind, FileKind::Directory);
+    }
+
+    #[test]
+    fn accepted_sockets_have_the_bound_of_their_listener_until_they_are_exempt() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        bound_unsent(listener.as_fd());
+        let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        assert_eq!(SockRef::from(&socket).tcp_notsent_lowat().unwrap(), UNSENT_LEN_MAX);
+        exempt(socket.as_fd());
+        assert_eq!(SockRef::from(&socket).tcp_notsent_lowat().unwrap(), 0);
+        assert_eq!(SockRef::from(&listener).tcp_notsent_lowat().unwrap(), UNSENT_LEN_MAX);
     }
 
     #[test]

@@ -276,6 +276,7 @@ impl Uring {
             | Op::Cancel(_)
             | Op::ShutdownWrite { .. }
             | Op::TurnAway { .. }
+            | Op::Exempt { .. }
             | Op::ResetOnClose { .. } => {
                 unreachable!("handled in `submit`")
             }
@@ -435,6 +436,7 @@ impl Driver for Uring {
             // A socket that the peer has reset refuses both, and nobody is left who would want to know.
             Op::ShutdownWrite { socket } => drop(sys::shutdown_write(socket.borrow())),
             Op::TurnAway { socket, answer } => sys::turn_away(socket.borrow(), answer),
+            Op::Exempt { socket } => sys::exempt(socket.borrow()),
             Op::ResetOnClose { socket } => drop(sys::reset_on_close(socket.borrow())),
             op => {
                 let receive_buffer = (matches!(op, Op::Receive { .. }) && self.buffers.is_none())
@@ -551,6 +553,7 @@ impl Driver for Uring {
                 | Op::Cancel(_)
                 | Op::ShutdownWrite { .. }
                 | Op::TurnAway { .. }
+                | Op::Exempt { .. }
                 | Op::ResetOnClose { .. } => {
                     continue;
                 }
@@ -635,6 +638,8 @@ mod tests {
     use std::ffi::CString;
     use std::fs;
     use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixStream;
 
     use bytes::Bytes;
@@ -683,6 +688,21 @@ mod tests {
             }
         }
         results.into_iter().map(Option::unwrap).collect()
+    }
+
+    #[test]
+    fn who_is_exempt_is_so_before_anything_is_sent() {
+        for mut ring in rings() {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            sys::bound_unsent(listener.as_fd());
+            let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, _) = listener.accept().unwrap();
+            let bound = socket2::SockRef::from(&socket).tcp_notsent_lowat().unwrap();
+            let submitted = Descriptor::from(OwnedFd::from(socket.try_clone().unwrap()));
+            ring.submit(Submission { token: token(0), op: Op::Exempt { socket: submitted } });
+            let exempt = socket2::SockRef::from(&socket).tcp_notsent_lowat().unwrap();
+            assert_eq!((bound, exempt), (crate::limits::UNSENT_LEN_MAX, 0));
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Server {
         let descriptors_max = raise_descriptor_limit();
         let listeners = listen::bind_all(config)?;
         for listener in &listeners {
-            // Accepted sockets inherit both.
+            // Accepted sockets inherit both. Some will be exempt from the second (`Op::Exempt`).
             let socket = rustix::fd::AsFd::as_fd(&listener.descriptor);
             sys::no_delay(socket);
             sys::bound_unsent(socket);

@@ -25,6 +25,9 @@ const DRIPPING: usize = 300;
 const PIPELINES: usize = 20;
 const PIPELINED: usize = 100_000;
 
+/// Connections for which the kernel takes what it likes.
+const EXEMPTIONS_MAX: usize = 64;
+
 const INFO: &str = "/nix-cache-info";
 
 /// A server on the loopback with these flags beside those of the fixture's store.
@@ -273,11 +276,11 @@ fn sent_lens(server: &Narwire) -> Vec<usize> {
 }
 
 #[test]
-fn a_reader_that_stops_has_little_of_the_kernel_s_memory() {
+fn of_readers_that_stop_only_the_first_have_much_of_the_kernel_s_memory() {
     const { assert!(LARGE_LEN > 32 * 1024 * 1024, "more than any socket buffer holds") };
     let server = server(&["--workers", "2"]);
     let target = large_target(&server);
-    let mut stopped: Vec<_> = (0..10).map(|_| server.connect()).collect();
+    let mut stopped: Vec<_> = (0..EXEMPTIONS_MAX + 20).map(|_| server.connect()).collect();
     for connection in &mut stopped {
         connection.send(request_head("GET", &target, &[]));
         connection.head().unwrap().expect(200);
@@ -289,8 +292,9 @@ fn a_reader_that_stops_has_little_of_the_kernel_s_memory() {
         before = lens;
         is_still
     });
-    let most = before.iter().max().unwrap();
-    assert!(*most < 1024 * 1024, "{most} bytes");
+    let have_much = before.iter().filter(|len| **len > 512 * 1024).count();
+    // None, where the machine's sockets have filled what there is for all of them.
+    assert!(have_much <= EXEMPTIONS_MAX, "{have_much} of {before:?}");
 }
 
 #[test]
