@@ -133,6 +133,9 @@ impl SharedStore {
     /// Follows a database that was replaced.
     pub fn refresh(&self) {
         if self.counter().still_current() {
+            // What was taken away may have been put back.
+            self.is_lost.store(false, Ordering::Relaxed);
+            self.is_stale.store(false, Ordering::Relaxed);
             return;
         }
         match ChangeCounter::open(&self.places) {

@@ -151,8 +151,9 @@ impl ChangeCounter {
         if now.database.is_none() || now.database != self.files.database {
             return false; // gone counts as replaced: opening again says what is wrong
         }
-        // Outside write-ahead mode an index that appears says that somebody now writes one.
+        // Outside write-ahead mode an index that appears says that somebody now writes one; a log does so where the index was left over.
         now.index == self.files.index
+            && (self.mode != Mode::Immutable || db::is_log_absent(&self.files.database_path))
     }
 
     /// Whether the shared index at its place is not the one that SQLite gives this counter, because somebody removed the one that

@@ -172,18 +172,23 @@ impl Database {
         self.last_row().map(drop)
     }
 
-    /// Asks once, and again when an immutable database changed meanwhile.
+    /// Asks once, and again when an immutable database changed meanwhile, or when a live one cannot be read any more: a writer that
+    /// turned the write-ahead log on, and took it away when it closed, leaves a file that this connection can make no log for.
     fn ask<T>(
         &mut self,
         question: impl Fn(&Opened, &LocalStore) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        for _ in 0..DATABASE_REOPEN_MAX {
-            if !self.opened.is_current(&self.store) {
+        let mut is_usable = true;
+        for attempt in 0..DATABASE_REOPEN_MAX {
+            if !is_usable || !self.opened.is_current(&self.store) {
                 self.opened = Opened::open(&self.store)?;
             }
             let answer = question(&self.opened, &self.store);
+            is_usable = attempt > 0
+                || !matches!(&answer, Err(StoreError::Database { fault: DatabaseFault::Unreadable, .. }));
             // Without locks a query can read half of a change, so an answer counts only if there was none.
-            if self.opened.access == Access::Live || self.opened.is_current(&self.store) {
+            let is_whole = self.opened.access == Access::Live || self.opened.is_current(&self.store);
+            if is_usable && is_whole {
                 return answer;
             }
         }
@@ -400,21 +405,28 @@ fn damaged_row(row: &str, reason: impl std::fmt::Display) -> StoreError {
 /// Opens a connection the best way that works.
 pub(super) fn connect(store: &LocalStore) -> Result<(Connection, Access), StoreError> {
     let path = &store.database;
-    let live = open_connection(path.as_os_str().as_bytes(), OpenFlags::empty());
-    let refused = match live {
-        Ok(connection) => return Ok((connection, Access::Live)),
-        Err(error) => error,
-    };
-    let cannot_create_log = matches!(
-        refused.sqlite_error_code(),
-        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied)
-    );
-    if !cannot_create_log || !path.exists() || !is_log_absent(path) {
-        return Err(fault(path, refused));
+    let mut attempt = 1;
+    loop {
+        let live = open_connection(path.as_os_str().as_bytes(), OpenFlags::empty());
+        let refused = match live {
+            Ok(connection) => return Ok((connection, Access::Live)),
+            Err(error) => error,
+        };
+        let cannot_create_log = matches!(
+            refused.sqlite_error_code(),
+            Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied)
+        );
+        if cannot_create_log && path.exists() && is_log_absent(path) {
+            let uri = immutable_uri(path);
+            let connection = open_connection(uri.as_bytes(), OpenFlags::SQLITE_OPEN_URI);
+            return Ok((connection.map_err(|error| fault(path, error))?, Access::Immutable));
+        }
+        // Somebody may have made the log between the two looks.
+        if !cannot_create_log || attempt == DATABASE_REOPEN_MAX {
+            return Err(fault(path, refused));
+        }
+        attempt += 1;
     }
-    let uri = immutable_uri(path);
-    let connection = open_connection(uri.as_bytes(), OpenFlags::SQLITE_OPEN_URI);
-    Ok((connection.map_err(|error| fault(path, error))?, Access::Immutable))
 }
 
 /// Opens read-only and reads once, because SQLite opens files only when it needs them.
@@ -441,12 +453,11 @@ pub(super) fn sibling(database: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Whether nothing beside the database says that somebody writes or has left something unfinished.
-fn is_log_absent(database: &Path) -> bool {
+/// Whether nothing beside the database is a part of it that it lacks. The shared index is none: it is made after the log, removed
+/// after it, and without one says nothing.
+pub(super) fn is_log_absent(database: &Path) -> bool {
     let is_empty = |path: &Path| std::fs::metadata(path).map_or(true, |metadata| metadata.len() == 0);
-    is_empty(&sibling(database, "-wal"))
-        && is_empty(&sibling(database, "-journal"))
-        && !sibling(database, "-shm").exists()
+    is_empty(&sibling(database, "-wal")) && is_empty(&sibling(database, "-journal"))
 }
 
 /// <https://sqlite.org/uri.html>: `%`, `?` and `#` have a meaning and are escaped; the rest stands as it is.
@@ -981,6 +992,42 @@ mod tests {
         assert_eq!(reader.ask(C), "Live mapped same found");
         register(&fixture.writer(), "0000000000000000000000000000000d-delta");
         assert_eq!(reader.ask("0000000000000000000000000000000d-delta"), "Live mapped moved found");
+        reader.end();
+    }
+
+    #[test]
+    fn an_unprivileged_reader_follows_a_replaced_database_that_gets_its_log_later() {
+        let fixture = Fixture::new();
+        register(&fixture.writer(), A);
+        let Some(mut reader) = Reader::start(&fixture) else { return };
+        assert_eq!(reader.ask(A), "Immutable unmapped moved found");
+        // As a backup is: without a log, until Nix opens it.
+        let staged = fixture.folder.path().join("staged");
+        fixture.writer().execute("vacuum into ?1", [staged.to_str().unwrap()]).unwrap();
+        let new = Connection::open(&staged).unwrap();
+        register(&new, B);
+        drop(new);
+        std::fs::rename(&staged, &fixture.store.database).unwrap();
+        assert_eq!(reader.ask(B), "Live unmapped moved found");
+        let writer = fixture.writer();
+        writer.pragma_update(None, "journal_mode", "wal").unwrap();
+        register(&writer, C);
+        drop(writer);
+        assert_eq!(reader.ask(C), "Immutable unmapped moved found");
+        reader.end();
+    }
+
+    #[test]
+    fn an_unprivileged_reader_is_not_kept_off_by_an_index_without_a_log() {
+        let fixture = Fixture::new();
+        register(&fixture.writer(), A);
+        // As a writer leaves it that was killed while it closed.
+        std::fs::write(sibling(&fixture.store.database, "-shm"), vec![0; 32768]).unwrap();
+        let Some(mut reader) = Reader::start(&fixture) else { return };
+        assert_eq!(reader.ask(A), "Immutable unmapped moved found");
+        let writer = fixture.writer();
+        register(&writer, B);
+        assert_eq!(reader.ask(B), "Live mapped moved found");
         reader.end();
     }
 }

@@ -8,6 +8,7 @@ use std::thread;
 use rusqlite::Connection as Database;
 
 use crate::support::nix::hash_part;
+use crate::support::server::{command, command_of_nobody};
 use crate::support::{Narwire, Nix, Store, assert_same_bytes, eventually};
 
 /// Paths that one test registers one after the other, each while it is being asked for.
@@ -164,11 +165,18 @@ fn replace(store: &Store, change: impl FnOnce(&Database)) {
     fs::rename(&staged, &database).unwrap();
 }
 
-fn follows_a_replaced_database(nix: Nix) {
+/// The server is run by the user of the tests, or by one who may only read.
+fn follows_a_replaced_database(nix: Nix, is_privileged: bool) {
     let store = Store::new(nix);
     let (kept, gone) = (store.add_bytes("kept", b"contents"), store.add_bytes("gone", b"other contents"));
-    // Beside a new database SQLite needs a new shared index, which nobody makes who may only read.
-    let server = Narwire::start(store.flags().into_iter().chain(["--sandbox".into(), "off".into()]));
+    let (_folder, mut command) = if is_privileged {
+        (None, command())
+    } else {
+        let (folder, command) = command_of_nobody();
+        (Some(folder), command)
+    };
+    let server = Narwire::spawn(command.args(store.flags()).args(["--listen", "127.0.0.1:0"]));
+    server.wait_for("listening on ");
     let mut connection = server.connect();
     for path in [&kept, &gone] {
         connection.get(&narinfo(path)).expect(200);
@@ -199,13 +207,23 @@ fn follows_a_replaced_database(nix: Nix) {
 #[test]
 fn a_replaced_database_is_followed() {
     for nix in Nix::all() {
-        follows_a_replaced_database(nix);
+        follows_a_replaced_database(nix, true);
     }
 }
 
 #[test]
 fn a_replaced_database_is_followed_without_a_log() {
-    follows_a_replaced_database(nix_without_log());
+    follows_a_replaced_database(nix_without_log(), true);
+}
+
+#[test]
+fn a_replaced_database_is_followed_by_who_may_only_read_it() {
+    if !rustix::process::geteuid().is_root() {
+        return; // nobody else can be run as
+    }
+    for nix in Nix::all().into_iter().chain([nix_without_log()]) {
+        follows_a_replaced_database(nix, false);
+    }
 }
 
 #[test]

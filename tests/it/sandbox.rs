@@ -9,8 +9,8 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::support::nix::hash_part;
-use crate::support::server::{BINARY, command};
-use crate::support::{Narwire, PATIENCE, fixture, run, text};
+use crate::support::server::{BINARY, command, command_of_nobody, traced};
+use crate::support::{Narwire, PATIENCE, assert_same_bytes, fixture, text};
 
 /// The user that some tests run as: nobody.
 const USER: u32 = 65534;
@@ -91,6 +91,40 @@ fn what_was_taken_away_is_no_warning_but_a_reason_not_to_start_where_all_is_requ
     assert!(said.contains("--sandbox=require") && said.contains("io_uring"), "{said}");
 }
 
+/// The same program on a kernel without one of the two, as strace makes it seem.
+#[test]
+fn a_kernel_that_lacks_something_is_one_warning_and_where_all_is_required_a_reason_not_to_start() {
+    let fixture = fixture();
+    let folder = tempfile::tempdir().unwrap();
+    // How many filters each thread has: one is of strace.
+    for (lack, name, filters_len) in [
+        ("landlock_create_ruleset:error=ENOSYS", "Landlock", "3"),
+        ("landlock_create_ruleset:error=EOPNOTSUPP", "Landlock", "3"),
+        ("seccomp:error=EINVAL", "system calls are not filtered", "1"),
+    ] {
+        let start = |mode: &str| {
+            let mut command = traced(&folder.path().join("log"), &[lack]);
+            command.arg(BINARY).args(["--listen", "127.0.0.1:0", "--sandbox", mode]);
+            command.args(fixture.store.flags());
+            Narwire::spawn(&mut command)
+        };
+        let server = start("on");
+        server.wait_for("listening on ");
+        let warnings: Vec<_> =
+            server.output().lines().filter(|line| line.contains("WARN")).map(str::to_owned).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains(name), "{warnings:?}");
+        let path = fixture.path("large");
+        assert_same_bytes(&server.nar(hash_part(path)).expect(200).body, &fixture.store.dump(path), path);
+        let filters = of_each_thread(&server, "Seccomp_filters");
+        assert!(filters.iter().all(|count| count == filters_len), "{lack}: {filters:?}");
+        let mut refusal = start("require");
+        assert_eq!(refusal.exit().code(), Some(2), "{}", refusal.output());
+        refusal.wait_for("--sandbox=require");
+        assert!(refusal.output().contains(name), "{}", refusal.output());
+        assert_eq!(refusal.output().lines().count(), 1, "{}", refusal.output());
+    }
+}
+
 #[test]
 fn the_service_manager_is_told_from_inside() {
     let folder = tempfile::tempdir().unwrap();
@@ -113,18 +147,11 @@ fn the_service_manager_is_told_from_inside() {
 
 /// A server that runs as [`USER`], which owns what it serves, with these flags; and whether that user sees what it has open.
 fn is_seen_by_its_user(flags: &[String]) -> bool {
-    let as_user = || {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        command
-    };
-    let folder =
-        tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir_in("/tmp").unwrap();
-    let binary = folder.path().join("narwire");
-    run(Command::new("cp").arg(BINARY).arg(&binary));
-    let server = Narwire::spawn(as_user().arg(&binary).args(flags).args(["--listen", "127.0.0.1:0"]));
+    let (_folder, mut command) = command_of_nobody();
+    let server = Narwire::spawn(command.args(flags).args(["--listen", "127.0.0.1:0"]));
     server.wait_for("listening on ");
-    let mut look = as_user();
+    let mut look = Command::new("setpriv");
+    look.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     look.args(["ls", "-l", &format!("/proc/{}/fd/", server.pid().as_raw_pid())]);
     let output = look.output().unwrap();
     let is_refused = String::from_utf8_lossy(&output.stderr).contains("Permission denied");

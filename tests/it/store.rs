@@ -1,7 +1,6 @@
 //! A live Nix store, as real Nix clients see it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -434,18 +433,8 @@ fn a_server_without_privileges_sees_the_database_live() {
     for nix in Nix::all() {
         let store = Store::new(nix);
         let first = store.add_bytes("first", b"contents");
-        // A copy of the program where everybody may read it and nothing forbids to run it.
-        let folder = tempfile::Builder::new()
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir_in("/tmp")
-            .unwrap();
-        let binary = folder.path().join("narwire");
-        // By another process: a file that this one still has open for writing, in a child that another test has just made,
-        // could not be run.
-        run(Command::new("cp").arg(server::BINARY).arg(&binary));
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary).args(store.flags());
-        let server = Narwire::spawn(command.args(["--listen", "127.0.0.1:0"]));
+        let (_folder, mut command) = server::command_of_nobody();
+        let server = Narwire::spawn(command.args(store.flags()).args(["--listen", "127.0.0.1:0"]));
         server.wait_for("listening on ");
         assert_same_bytes(&server.nar(hash_part(&first)).expect(200).body, &store.dump(&first), &first);
         let second = store.add_bytes("second", b"more");

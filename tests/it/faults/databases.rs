@@ -223,6 +223,21 @@ fn one_whose_index_is_removed_is_said_to_need_a_new_process() {
 }
 
 #[test]
+fn one_whose_index_is_taken_away_and_put_back_is_healthy_again() {
+    let asked = Asked::new(Nix::installed());
+    let server = asked.serve();
+    let index = companion(&asked.store.database(), "-shm");
+    let away = index.with_extension("away");
+    fs::rename(&index, &away).unwrap();
+    // Whoever opens the database makes another.
+    asked.open().query_row("select count(*) from ValidPaths", [], |_| Ok(())).unwrap();
+    eventually("it says so", || server.get("/health").status == 503);
+    fs::rename(&away, &index).unwrap();
+    eventually("all is as it was", || server.get("/health").status == 200);
+    asked.is_well(&server);
+}
+
+#[test]
 fn a_check_of_one_that_is_no_database_names_it() {
     let asked = Asked::new(Nix::installed());
     asked.settle();

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::nix_upload::contents_beneath;
-use super::{Connection, PATIENCE, Reply, eventually};
+use super::{Connection, PATIENCE, Reply, eventually, run};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_narwire");
 
@@ -209,6 +211,22 @@ pub fn command_of(program: impl AsRef<OsStr>) -> Command {
         command.arg("--without").arg(capabilities);
     }
     command
+}
+
+/// `narwire` as the user nobody, who may read and not write, in a copy that everybody may run for as long as the folder is there. For
+/// root, who alone may become somebody else.
+pub fn command_of_nobody() -> (tempfile::TempDir, Command) {
+    let readable = Permissions::from_mode(0o755);
+    let folder = tempfile::Builder::new().permissions(readable).tempdir_in("/tmp").unwrap();
+    let binary = folder.path().join("narwire");
+    // By another process: a file that this one still has open for writing, in a child that another test has just made, could not be run.
+    run(Command::new("cp").arg(BINARY).arg(&binary));
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary).stdin(Stdio::null());
+    if let Some(capabilities) = std::env::var_os("NARWIRE_TEST_WITHOUT") {
+        command.arg("--without").arg(capabilities);
+    }
+    (folder, command)
 }
 
 /// A command that runs what is added to it under strace, with its system calls tampered with; the process is the program's own. What
