@@ -329,6 +329,11 @@ pub const FAILURE_WINDOW: Duration = Duration::from_mins(1);
 pub const FAILING_CLIENTS_MAX: usize = 4096;
 /// Refusals for want of a token that are logged in a window; the rest is counted. Per worker.
 pub const REFUSALS_LOGGED_MAX: u32 = 10;
+/// Lines that one place in the program logs in a [`LOG_WINDOW`], whatever it says in them; the rest is counted. There are some 80 such
+/// places, so a flood of requests that all meet a fault writes less than 1 MiB a minute, and not as much as there are requests.
+pub const LOGGED_ALIKE_MAX: u32 = 60;
+/// How long that is.
+pub const LOG_WINDOW: Duration = Duration::from_mins(1);
 /// Most that is said of a panic before the process ends: what a pipe takes at once (PIPE_BUF), so that nobody who does not read it keeps
 /// the process from ending. Bytes.
 pub const LAST_WORDS_LEN_MAX: usize = 4096;

@@ -8,6 +8,7 @@ pub mod environment;
 pub mod file;
 pub mod key;
 pub mod load;
+pub mod log;
 pub mod nix_serve;
 pub mod push;
 pub mod scrub;
@@ -16,11 +17,10 @@ pub mod size;
 pub mod token;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
 use crate::server::config::{Config, SourceConfig};
 use crate::server::listen::Listener;
@@ -123,14 +123,14 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
             print(&result)
         }
         Command::Demo(arguments) => {
-            start_log(variable("RUST_LOG"));
+            log::start(variable("RUST_LOG"));
             demo::run(&arguments, load::cores())
         }
     }
 }
 
 fn serve(arguments: ServeArguments, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
-    start_log(variable("RUST_LOG"));
+    log::start(variable("RUST_LOG"));
     let config = configure(arguments, variable)?;
     let has_store = config.sources.iter().any(|source| matches!(source, SourceConfig::Store(_)));
     let could_cache = has_store && config.nar_cache.is_none();
@@ -204,17 +204,6 @@ fn is_usage_or_pointer(paragraph: &str) -> bool {
 
 fn on_one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn start_log(filter: Option<OsString>) {
-    let filter = filter.and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        // It would be said where nothing could be written, and end the process.
-        .log_internal_errors(false)
-        .init();
 }
 
 #[cfg(test)]

@@ -205,7 +205,7 @@ impl Layouts {
             let goes_on = is_wanted || !walk.was_unwanted;
             walk.was_unwanted = !is_wanted;
             if !goes_on && walk.is_suspect {
-                damaged.insert(*key, Damage { until: Instant::now(), stamp: walk.stamp });
+                remember(damaged, *key, Damage { until: Instant::now(), stamp: walk.stamp });
             }
             goes_on
         });
@@ -257,11 +257,15 @@ impl Layouts {
 
     /// Remembers that the tree of a NAR was found damaged, in this state of the database.
     pub fn remember_damage(&mut self, key: NarKey, stamp: Stamp) {
-        if self.damaged.len() >= DAMAGED_PATHS_MAX {
-            self.damaged.clear();
-        }
-        self.damaged.insert(key, Damage { until: Instant::now() + DAMAGE_REMEMBERED, stamp });
+        remember(&mut self.damaged, key, Damage { until: Instant::now() + DAMAGE_REMEMBERED, stamp });
     }
+}
+
+fn remember(damaged: &mut HashMap<NarKey, Damage>, key: NarKey, damage: Damage) {
+    if damaged.len() >= DAMAGED_PATHS_MAX {
+        damaged.clear();
+    }
+    damaged.insert(key, damage);
 }
 
 /// For simulations.

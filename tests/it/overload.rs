@@ -315,3 +315,18 @@ fn connections_that_come_and_go_leave_nothing_behind() {
     server.get(INFO).expect(200);
     eventually("every descriptor is closed", || server.descriptors() <= before);
 }
+
+#[test]
+fn requests_that_all_meet_a_fault_do_not_fill_the_disk_with_lines_about_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Narwire::start(["--workers", "1", text(folder.path())].map(ToOwned::to_owned));
+    // From now on each request for it fails, and says so.
+    fs::create_dir(folder.path().join("nix-cache-info")).unwrap();
+    let mut connection = server.connect();
+    for _ in 0..1_000 {
+        connection.get(INFO).expect(500);
+    }
+    eventually("it is said that lines are left out", || server.output().contains("left out"));
+    let lines = server.output().matches("cannot read nix-cache-info").count();
+    assert!((1..100).contains(&lines), "{lines} lines");
+}
