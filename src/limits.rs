@@ -259,8 +259,11 @@ const _: () = assert!(DECODED_BUFFER_LEN_BYTES <= VERIFIED_AT_ONCE_LEN_MAX, "a w
 pub const PLANE_QUEUE_LEN_MAX: usize = 1024;
 /// Threads that ask databases; each has a connection of its own.
 pub const LOOKUP_THREADS: usize = 4;
-/// Threads that walk directories and read logs; a slow disk keeps them all waiting, and nobody else.
+/// Threads that walk directories for NARs; a slow disk keeps them all waiting, and nobody else.
 pub const WALK_THREADS: usize = 8;
+/// Threads that make listings, read logs and look for debug symbols. A listing of a large tree takes a tenth of a second of one, so these
+/// are fewer.
+pub const TEXT_THREADS: usize = 4;
 /// How far these stand back behind the workers: a worker that shares a core with a walk runs at once when the walk has found
 /// something, and not after the walk's slice of time, which is 3 ms.
 pub const WALK_NICE: i32 = 10;

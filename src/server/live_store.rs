@@ -144,13 +144,13 @@ impl LiveStore {
             },
             Route::Log(derivation) => {
                 let derivation = derivation.clone();
-                self.make(id, |planes| &planes.walks, move |shared, _, _| shared.build_log(&derivation))
+                self.make(id, |planes| &planes.texts, move |shared, _, _| shared.build_log(&derivation))
             }
             Route::DebugInfo { build_id, .. } => {
                 let build_id = *build_id;
                 self.make(
                     id,
-                    |planes| &planes.walks,
+                    |planes| &planes.texts,
                     move |shared, toolbox, _| shared.debug_info(toolbox, build_id),
                 )
             }
@@ -545,7 +545,7 @@ impl LiveStore {
 
     fn list(&mut self, id: ConnectionId, path: Option<Arc<KnownPath>>) -> Step {
         let Some(path) = path else { return Step::Absent };
-        self.make(id, |planes| &planes.walks, move |shared, _, demand| shared.listing(&path, demand))
+        self.make(id, |planes| &planes.texts, move |shared, _, demand| shared.listing(&path, demand))
     }
 
     fn nar_reply(
@@ -757,8 +757,9 @@ mod tests {
             let cache = cache(&demo);
             let shared = Arc::new(SharedStore::open(demo.store.clone(), cache).unwrap());
             let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
-            let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
-            let planes = Planes { lookups, walks, encodes };
+            let [lookups, walks, texts, encodes] =
+                ["l", "w", "t", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
+            let planes = Planes { lookups, walks, texts, encodes };
             let (mailbox, inbox) = inbox().unwrap();
             let store = LiveStore::new(shared, Descriptor::from(directory), planes, mailbox);
             Self { demo, store, inbox }

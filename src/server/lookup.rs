@@ -217,7 +217,7 @@ impl SharedStore {
 
     /// The build log of a derivation.
     pub fn build_log(&self, derivation: &StorePath) -> Result<Option<Made>, Failure> {
-        fault::may_panic("walk: log asked");
+        fault::may_panic("text: log asked");
         let content = match log::open(&self.places, derivation).map_err(|error| Failure::log(&error))? {
             None => return Ok(None),
             Some(BuildLog::Plain { file, len_bytes }) => MadeContent::File(file, len_bytes),

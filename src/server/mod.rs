@@ -57,7 +57,7 @@ use self::plane::{Plane, Planes};
 use self::request::Message;
 use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
-use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, WALK_NICE, WALK_THREADS};
+use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, TEXT_THREADS, WALK_NICE, WALK_THREADS};
 use crate::ring::admission::Admission;
 use crate::ring::capability::Capabilities;
 use crate::ring::descriptor::Descriptor;
@@ -149,6 +149,7 @@ impl Server {
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
             walks: Plane::start("walk", WALK_THREADS, WALK_NICE).context("cannot start threads")?,
+            texts: Plane::start("text", TEXT_THREADS, WALK_NICE).context("cannot start threads")?,
             encodes: Plane::start("encode", ENCODE_THREADS, ENCODE_NICE).context("cannot start threads")?,
         };
         let (sender, events) = mpsc::channel();

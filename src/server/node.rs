@@ -475,8 +475,9 @@ mod tests {
         if !capabilities.has(Capability::BufferRing) {
             return None;
         }
-        let [lookups, walks, encodes] = ["l", "w", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
-        let planes = Planes { lookups, walks, encodes };
+        let [lookups, walks, texts, encodes] =
+            ["l", "w", "t", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
+        let planes = Planes { lookups, walks, texts, encodes };
         let (mailbox, inbox) = inbox().unwrap();
         let shared = Arc::new(SharedStore::open(demo.store.clone(), cache).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));

@@ -29,8 +29,11 @@ pub struct Plane {
 pub struct Planes {
     /// For databases: short questions.
     pub lookups: Plane,
-    /// For directory walks and files: long ones.
+    /// For what a NAR waits for, and whether the server is well: walks.
     pub walks: Plane,
+    /// For listings, logs and links to debug symbols. Each costs a walk, or a file, and anybody can ask for many: they wait for one
+    /// another, and no NAR for them.
+    pub texts: Plane,
     /// For compression.
     pub encodes: Plane,
 }

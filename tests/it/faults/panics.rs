@@ -44,7 +44,7 @@ impl<'a> Household<'a> {
         match thread {
             "worker-" => drop(server.try_get("/health")),
             "lookup-" => drop(server.try_get(&format!("/{}.narinfo", self.nar.hash_part()))),
-            "walk-" => drop(server.try_get(&format!("/log/{}.drv", &self.nar.path["/nix/store/".len()..]))),
+            "text-" => drop(server.try_get(&format!("/log/{}.drv", &self.nar.path["/nix/store/".len()..]))),
             "encode-" => drop(server.try_get(&compressed(target))),
             "upload-" => {
                 let package = Package::new('1', b"contents", Packing::Zstd);
@@ -65,7 +65,7 @@ fn whichever_thread_panics_the_process_aborts_and_the_next_one_goes_on() {
     for (thread, point) in [
         ("worker-", "worker: health asked"),
         ("lookup-", "lookup: path asked"),
-        ("walk-", "walk: log asked"),
+        ("text-", "text: log asked"),
         ("encode-", "encode: begun"),
         ("upload-", "draft: begun"),
         ("background", "background: order taken"),

@@ -10,8 +10,10 @@ use crate::support::nix::hash_part;
 use crate::support::server::{BINARY, traced};
 use crate::support::{Connection, Narwire, assert_same_bytes, eventually, fixture};
 
-/// Threads that walk; and workers, each of which has a walk of its own of the same tree.
+/// Threads that walk for NARs; and workers, each of which has a walk of its own of the same tree.
 const WALKS: usize = 8;
+/// Threads that walk for listings.
+const LISTINGS: usize = 4;
 
 /// A server to which each look at a file takes so long that the widest tree takes a quarter of an hour, and where its looks are noted.
 fn serve_on_a_slow_disk() -> (Narwire, TempDir) {
@@ -32,17 +34,19 @@ fn walking(folder: &TempDir) -> usize {
     looks.values().filter(|&&looks| looks > 30).count()
 }
 
-/// Asks for the widest tree until every walk thread is at work on it, goes, and asks for something else that needs such a thread.
-fn asked_for_and_left(target: impl Fn(&Narwire) -> String) {
+/// Asks for the widest tree until all of so many threads are at work on it, does something, goes, and asks for something else that needs
+/// such a thread.
+fn asked_for_and_left(threads: usize, target: impl Fn(&Narwire) -> String, meanwhile: impl Fn(&Narwire)) {
     let (server, folder) = serve_on_a_slow_disk();
     let (target, small) = (target(&server), server.nar_target(hash_part(fixture().path("small"))));
     let wanted = server.get(&small).expect(200).body;
     let before = server.descriptors();
-    let mut clients: Vec<_> = (0..2 * WALKS).map(|_| server.connect()).collect();
+    let mut clients: Vec<_> = (0..2 * threads).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send(request_head("GET", &target, &[]));
     }
-    eventually("every thread walks", || walking(&folder) >= WALKS);
+    eventually("every thread walks", || walking(&folder) >= threads);
+    meanwhile(&server);
     clients.into_iter().for_each(Connection::reset);
     server.get("/health").expect(200);
     let listing = server.get(&format!("/{}.ls", hash_part(fixture().path("odd")))).expect(200);
@@ -53,10 +57,14 @@ fn asked_for_and_left(target: impl Fn(&Narwire) -> String) {
 
 #[test]
 fn nars_that_were_asked_for_and_left_keep_no_thread() {
-    asked_for_and_left(|server| server.nar_target(hash_part(fixture().path("many"))));
+    asked_for_and_left(WALKS, |server| server.nar_target(hash_part(fixture().path("many"))), |_| ());
 }
 
 #[test]
-fn listings_that_were_asked_for_and_left_keep_no_thread() {
-    asked_for_and_left(|_| format!("/{}.ls", hash_part(fixture().path("many"))));
+fn listings_that_were_asked_for_keep_no_nar_waiting_and_once_left_no_thread() {
+    let listing = |_: &Narwire| format!("/{}.ls", hash_part(fixture().path("many")));
+    asked_for_and_left(LISTINGS, listing, |server| {
+        server.get(&server.nar_target(hash_part(fixture().path("odd")))).expect(200);
+        server.get("/health").expect(200);
+    });
 }
