@@ -137,9 +137,11 @@ pub const SEND_PROGRESS_LEN_MIN: u64 = 128 * 1024;
 pub const RECEIVE_TIMEOUT_S: u64 = 120;
 /// What comes of a body in a [`RECEIVE_TIMEOUT_S`] at least, unless it ends before: 270 bytes a second, as above. Bytes.
 pub const RECEIVE_PROGRESS_LEN_MIN: u64 = 32 * 1024;
-/// While others are refused, a NAR that is compressed on its way is broken off when its peer has taken less than
-/// [`SEND_PROGRESS_LEN_MIN`] for this long: its place is one of [`ENCODERS_MAX`]. Seconds.
-pub const ENCODER_STALL_MAX_S: u64 = 60;
+/// While others are refused, a NAR that is compressed on its way, or has a large layout, is broken off when its peer has taken less than
+/// [`SEND_PROGRESS_LEN_MIN`] for this long: its place is one of [`ENCODERS_MAX`], or it takes a part of [`LAYOUTS_ALIVE_LEN_MAX`]. Seconds.
+pub const STALL_MAX_S: u64 = 60;
+/// A layout that takes less than this is not worth breaking off a download for: of those that are alive, 500 have room. Bytes.
+pub const YIELDING_LAYOUT_LEN_MIN: usize = 1024 * 1024;
 /// How long a closing connection still reads, so that the peer sees the answer and not a reset. Seconds.
 pub const LINGER_TIMEOUT_S: u64 = 2;
 /// What happens with each connection while there are too many is logged this often. Seconds.

@@ -27,9 +27,7 @@ use super::request::{Damaged, Message};
 use crate::codec::hash::Sha256;
 use crate::codec::nar::layout::{self, Cursor, FileRange, Layout};
 use crate::codec::zstd::{FrameEncoder, FrameError};
-use crate::limits::{
-    ENCODE_INPUT_LEN_MAX, ENCODE_LEVEL, ENCODED_CHUNK_LEN_BYTES, ENCODER_STALL_MAX_S, ENCODERS_MAX,
-};
+use crate::limits::{ENCODE_INPUT_LEN_MAX, ENCODE_LEVEL, ENCODED_CHUNK_LEN_BYTES, ENCODERS_MAX, STALL_MAX_S};
 use crate::ring::body::{Body, Lookup, Piece};
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::ConnectionId;
@@ -252,7 +250,7 @@ impl Body for EncodedBody {
     }
 
     fn yields(&mut self, stalled_s: u64) -> bool {
-        let yields = stalled_s > ENCODER_STALL_MAX_S && self.encoders.give_way();
+        let yields = stalled_s > STALL_MAX_S && self.encoders.give_way();
         if yields {
             warn!(
                 "a download of a compressed NAR was broken off: its client takes nothing, and others wait for its place"
@@ -639,12 +637,12 @@ mod tests {
         let layout = layout(&bench, &path);
         let encoders = bench.shared.encoders().clone();
         let mut bodies: Vec<_> = (0..3).map(|_| bench.body(&path, &layout)).collect();
-        assert!(!bodies[0].yields(ENCODER_STALL_MAX_S + 1), "nobody wants its place");
+        assert!(!bodies[0].yields(STALL_MAX_S + 1), "nobody wants its place");
         let others: Vec<_> = (bodies.len()..ENCODERS_MAX).map(|_| encoders.admit().unwrap()).collect();
         assert!(encoders.admit().is_none());
-        assert!(!bodies[0].yields(ENCODER_STALL_MAX_S), "it may be slow");
-        assert!(bodies[1].yields(ENCODER_STALL_MAX_S + 1));
-        assert!(!bodies[2].yields(ENCODER_STALL_MAX_S + 1), "one was refused");
+        assert!(!bodies[0].yields(STALL_MAX_S), "it may be slow");
+        assert!(bodies[1].yields(STALL_MAX_S + 1));
+        assert!(!bodies[2].yields(STALL_MAX_S + 1), "one was refused");
         bodies.remove(1);
         assert!(encoders.admit().is_some());
         drop(others);
@@ -653,7 +651,7 @@ mod tests {
         assert!(encoders.admit().is_none());
         drop(others);
         assert!(encoders.admit().is_some());
-        assert!(!bodies[0].yields(ENCODER_STALL_MAX_S + 1));
+        assert!(!bodies[0].yields(STALL_MAX_S + 1));
     }
 
     #[test]

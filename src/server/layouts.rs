@@ -156,10 +156,13 @@ impl Layouts {
         Found::Layout(Rc::clone(&walk.layout))
     }
 
-    /// Whether another layout may be made. The ones that are being sent cannot be given up, however slow their readers are; and
-    /// each walk under way may bring a good deal more.
+    /// Whether another layout may be made. The ones that are being sent cannot be given up, unless their readers stall; and each walk
+    /// under way may bring a good deal more.
     pub fn has_room(&self) -> bool {
-        self.footprint.get() + self.walks.len() * KEPT_CONTENTS_LEN_MAX < self.alive_len_max
+        let len_bytes = self.footprint.len_bytes() + self.walks.len() * KEPT_CONTENTS_LEN_MAX;
+        let has_room = len_bytes < self.alive_len_max;
+        self.footprint.note(!has_room);
+        has_room
     }
 
     /// Notes that a walk was begun for `id`. It goes on while `interest` is held here.
@@ -176,7 +179,7 @@ impl Layouts {
         // A kept one that is still there was found damaged while it was sent, or the path has changed.
         let broke = self.kept.remove(&key).is_some();
         let walk = Walk {
-            layout: Rc::new(SharedLayout::new(path.nar_size, root_status, Rc::clone(&self.footprint))),
+            layout: Rc::new(SharedLayout::new(path.nar_size, root_status, self.footprint.clone())),
             path,
             stamp,
             is_suspect: was_damaged || broke,
@@ -274,7 +277,10 @@ impl Layouts {
     /// Checks that nothing is under way, and that nothing but what is kept takes memory.
     pub fn assert_at_rest(&self) {
         assert!(self.walks.is_empty(), "{} walks are left", self.walks.len());
-        assert!(self.footprint.get() as u64 <= self.kept.weight(), "layouts are left that nobody keeps");
+        assert!(
+            self.footprint.len_bytes() as u64 <= self.kept.weight(),
+            "layouts are left that nobody keeps"
+        );
         assert!(self.kept.weight() <= self.kept.capacity(), "more is kept than may be");
         assert!(self.damaged.len() <= DAMAGED_PATHS_MAX, "too many damaged paths are remembered");
     }
@@ -527,13 +533,13 @@ mod tests {
         let (key, part_len) = (key_of(&path), part.memory_len_bytes());
         let demand = begin(&mut layouts, &path, None, clock.stamp());
         let told = layouts.take(key, &demand, WalkNews::Complete(Some(part), len_bytes)).unwrap();
-        assert_eq!(layouts.footprint.get(), part_len);
+        assert_eq!(layouts.footprint.len_bytes(), part_len);
         layouts.kept.clear();
-        assert_eq!(layouts.footprint.get(), part_len, "a reader has it");
+        assert_eq!(layouts.footprint.len_bytes(), part_len, "a reader has it");
         drop(told);
-        assert_eq!(layouts.footprint.get(), 0);
+        assert_eq!(layouts.footprint.len_bytes(), 0);
         assert!(layouts.has_room());
-        layouts.footprint.set(LAYOUTS_ALIVE_LEN_MAX);
+        layouts.alive_len_max = 0;
         assert!(!layouts.has_room());
     }
 }

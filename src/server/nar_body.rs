@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::codec::nar::layout::{self, Cursor, Layout, Part};
 use crate::codec::store_path::StorePath;
-use crate::limits::UNCOMPARED_CONTENTS_KEPT;
+use crate::limits::{STALL_MAX_S, UNCOMPARED_CONTENTS_KEPT, YIELDING_LAYOUT_LEN_MIN};
 use crate::ring::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
 use crate::ring::op::{FileKind, FileStatus, OpenedFile};
 
@@ -27,8 +27,35 @@ pub struct SharedLayout {
     footprint: Footprint,
 }
 
-/// Memory of all layouts of one worker that are kept, walked, or being sent. Bytes.
-pub type Footprint = Rc<Cell<usize>>;
+/// Memory of all layouts of one worker that are kept, walked, or being sent.
+#[derive(Clone, Default)]
+pub struct Footprint(Rc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    len_bytes: Cell<usize>,
+    /// Walks that were refused since one had room, or a stalled download gave way for.
+    refused: Cell<usize>,
+}
+
+impl Footprint {
+    /// What they take. Bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.0.len_bytes.get()
+    }
+
+    /// Notes that a walk was refused for want of room, or that there was room for one.
+    pub fn note(&self, is_refused: bool) {
+        self.0.refused.update(|refused| if is_refused { refused + 1 } else { 0 });
+    }
+
+    /// Whether a walk was refused for which no download has given way yet; now one has.
+    fn give_way(&self) -> bool {
+        let refused = self.0.refused.get();
+        self.0.refused.set(refused.saturating_sub(1));
+        refused > 0
+    }
+}
 
 /// How far the walk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +83,7 @@ impl SharedLayout {
             return;
         }
         let known_len = {
-            self.footprint.update(|len| len + part.memory_len_bytes());
+            self.footprint.0.len_bytes.update(|len| len + part.memory_len_bytes());
             let mut layout = self.layout.borrow_mut();
             Rc::make_mut(&mut layout).push(Arc::new(part));
             layout.known_len_bytes()
@@ -148,7 +175,7 @@ impl SharedLayout {
 impl Drop for SharedLayout {
     fn drop(&mut self) {
         let parts_len = self.layout.get_mut().parts_memory_len_bytes();
-        self.footprint.update(|len| len - parts_len);
+        self.footprint.0.len_bytes.update(|len| len - parts_len);
     }
 }
 
@@ -222,6 +249,20 @@ impl Body for NarBody {
         Lookup::Piece(Piece::File(FilePiece { source, offset: range.offset, len: range.len }))
     }
 
+    /// Layouts that are being sent keep those out that have to be made, so who does not read must not keep a large one.
+    fn yields(&mut self, stalled_s: u64) -> bool {
+        let yields = stalled_s > STALL_MAX_S
+            && self.shared.memory_len_bytes() >= YIELDING_LAYOUT_LEN_MIN
+            && self.shared.footprint.give_way();
+        if yields {
+            warn!(
+                "the download of {} was broken off: its client takes nothing, and others wait for room for their trees",
+                self.path.base_name()
+            );
+        }
+        yields
+    }
+
     fn broke(&mut self, fault: Fault) {
         let name = self.path.base_name();
         if let Fault::File(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN) = fault {
@@ -265,6 +306,32 @@ mod tests {
         assert!(
             matches!(body.piece_at(0), Lookup::Piece(Piece::Bytes(bytes)) if bytes.len() as u64 == len_bytes)
         );
+    }
+
+    #[test]
+    fn who_does_not_read_gives_way_where_a_walk_was_refused_and_its_layout_is_large() {
+        let footprint = Footprint::default();
+        let body = |count: u64| {
+            let shared = Rc::new(SharedLayout::new(u64::MAX, None, footprint.clone()));
+            let mut builder = Builder::new();
+            builder.directory().unwrap();
+            for number in 0..count {
+                builder.entry(format!("{number:08}").as_bytes()).unwrap();
+                builder.symlink(b"target").unwrap();
+            }
+            shared.push(builder.take_part().unwrap());
+            NarBody::new(path(), Root::Unneeded, shared)
+        };
+        let (mut small, mut large, mut larger) = (body(10), body(20_000), body(30_000));
+        assert!(large.shared.memory_len_bytes() >= YIELDING_LAYOUT_LEN_MIN, "it is large");
+        assert!(!large.yields(STALL_MAX_S + 1), "nobody wants its room");
+        footprint.note(true);
+        assert!(!small.yields(STALL_MAX_S + 1) && !large.yields(STALL_MAX_S));
+        assert!(large.yields(STALL_MAX_S + 1));
+        assert!(!larger.yields(STALL_MAX_S + 1), "one was refused");
+        footprint.note(true);
+        footprint.note(false);
+        assert!(!larger.yields(STALL_MAX_S + 1), "there is room");
     }
 
     #[test]
