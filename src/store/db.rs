@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use rusqlite::types::FromSql;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row};
+use rustix::io::Errno;
 
 use crate::codec::hash::Sha256Digest;
 use crate::codec::narinfo::PathInfo;
@@ -491,7 +492,20 @@ fn check_schema_version(database: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// Whether there are no descriptors for a database, its log and its shared index: SQLite does not say why it cannot open a file. None of
+/// these is opened to find that out, because closing one would give up SQLite's locks on it.
+fn lack_of_descriptors() -> Option<Errno> {
+    let opened: Result<Vec<_>, _> =
+        (0..3).map(|_| rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), 0)).collect();
+    opened.err().filter(|errno| matches!(*errno, Errno::MFILE | Errno::NFILE))
+}
+
 fn fault(path: &Path, source: rusqlite::Error) -> StoreError {
+    if source.sqlite_error_code() == Some(ErrorCode::CannotOpen)
+        && let Some(errno) = lack_of_descriptors()
+    {
+        return StoreError::io("open", path, errno);
+    }
     let fault = match source.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => {
             DatabaseFault::Busy
