@@ -63,16 +63,6 @@ impl Admission {
         self.addresses.is_some()
     }
 
-    /// Whether no place is free.
-    pub fn is_full(&self) -> bool {
-        self.taken.load(Ordering::Relaxed) >= self.all_max
-    }
-
-    /// Connections that have a place, of all workers.
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
-    }
-
     /// Lets a connection in from this address, as far as its address is concerned; `None` if that has too many. Those without an address
     /// (unix sockets) do not count.
     pub fn visit(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Visit> {
@@ -111,6 +101,20 @@ impl Admission {
         self.taken.fetch_add(1, Ordering::Relaxed);
         self.loads[worker].fetch_add(1, Ordering::Relaxed);
         Place { visit, worker }
+    }
+}
+
+/// For simulations.
+#[cfg(test)]
+impl Admission {
+    /// Whether no place is free.
+    pub fn is_full(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= self.all_max
+    }
+
+    /// Connections that have a place, of all workers.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
     }
 }
 
