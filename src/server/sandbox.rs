@@ -333,6 +333,48 @@ mod tests {
         });
     }
 
+    /// What is sent for opening a connection asks Landlock of no Linux so far, and a listener that was shut down can do it.
+    #[test]
+    fn nothing_that_is_sent_opens_a_connection() {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = elsewhere.local_addr().unwrap();
+        let (_folder, config) = places();
+        aside(|| {
+            let [listening, listener] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+            rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+            assert_eq!(confine_thread(&config), []);
+            for how in [rustix::net::Shutdown::Both, rustix::net::Shutdown::Read] {
+                assert_eq!(rustix::net::shutdown(&listening, how), Err(Errno::NOSYS));
+            }
+            let flags = rustix::net::SendFlags::from_bits_retain(libc::MSG_FASTOPEN.unsigned_abs());
+            let sent = rustix::net::sendto(&listener, b"out", flags, &address);
+            assert_eq!(sent, Err(Errno::NOSYS));
+            let parts = [io::IoSlice::new(b"out")];
+            let mut nothing = rustix::net::SendAncillaryBuffer::default();
+            let sent = rustix::net::sendmsg_addr(&listener, &address, &parts, &mut nothing, flags);
+            assert_eq!(sent, Err(Errno::NOSYS));
+        });
+    }
+
+    #[test]
+    fn nobody_is_reached_over_a_pair_of_sockets_and_no_descriptor_gets_an_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("manager");
+        let _manager = UnixDatagram::bind(&name).unwrap();
+        let (_places, config) = places();
+        aside(|| {
+            let (before, _) = UnixDatagram::pair().unwrap();
+            assert_eq!(confine_thread(&config), []);
+            assert_refused(UnixDatagram::pair(), Errno::NOSYS, "a pair that can send to others");
+            assert_refused(before.send_to(b"out", &name), Errno::NOSYS, "a message to others");
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            rustix::io::ioctl_fionbio(&ours, true).unwrap();
+            rustix::io::fcntl_dupfd_cloexec(&ours, 0).unwrap();
+            // F_SETOWN has no name in rustix; whatever is not in the list is refused alike.
+            assert_eq!(rustix::fs::fcntl_add_seals(&ours, rustix::fs::SealFlags::SEAL), Err(Errno::NOSYS));
+        });
+    }
+
     #[test]
     fn once_sealed_nobody_makes_a_ring() {
         let (_folder, config) = places();

@@ -37,10 +37,7 @@ const CALLS: &[i64] = &[
     libc::SYS_getsockopt,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
     libc::SYS_setsockopt,
-    libc::SYS_shutdown,
     // Files.
     libc::SYS_close,
     libc::SYS_close_range,
@@ -51,7 +48,6 @@ const CALLS: &[i64] = &[
     libc::SYS_faccessat2,
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstat,
@@ -191,6 +187,32 @@ const TCGETS2: u64 = 0x802c_542a;
 /// `SOCK_TYPE_MASK` (include/linux/net.h): the flags stand above.
 const SOCKET_TYPE_MASK: u64 = 0xf;
 
+const THREAD: i32 = libc::CLONE_THREAD;
+/// Root could give a thread of its own a network without the firewall's rules.
+const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWUTS;
+/// What is asked of descriptors: copies, flags, and SQLite's locks.
+const DESCRIPTOR_COMMANDS: [i32; 13] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+    libc::F_GET_SEALS,
+];
+
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FilterError {
@@ -240,7 +262,7 @@ fn conditional(notifies: bool) -> Result<Rules, BackendError> {
         (libc::SYS_mmap, vec![one(2, Dword, MaskedEq(bits(libc::PROT_EXEC)), 0)?]),
         (libc::SYS_mprotect, vec![one(2, Dword, MaskedEq(bits(libc::PROT_EXEC)), 0)?]),
         // Threads, and no processes. clone3(2) hides its flags in memory; libraries go on with clone(2).
-        (libc::SYS_clone, vec![one(0, Qword, MaskedEq(bits(libc::CLONE_THREAD)), bits(libc::CLONE_THREAD))?]),
+        (libc::SYS_clone, vec![one(0, Qword, MaskedEq(bits(THREAD | NAMESPACES)), bits(THREAD))?]),
         // Signals to itself: abort(3), and the end that a planned fault brings.
         (libc::SYS_kill, vec![one(0, Dword, Eq, process)?]),
         (libc::SYS_tgkill, vec![one(0, Dword, Eq, process)?]),
@@ -255,7 +277,27 @@ fn conditional(notifies: bool) -> Result<Rules, BackendError> {
             libc::SYS_ioctl,
             any_of(1, &[libc::FIONBIO, libc::FIONREAD, libc::TIOCOUTQ, libc::TCGETS, TCGETS2])?,
         ),
-        (libc::SYS_socketpair, vec![one(0, Dword, Eq, bits(libc::AF_UNIX))?]),
+        // One of datagrams can send to any socket that has a name.
+        (
+            libc::SYS_socketpair,
+            vec![SeccompRule::new(vec![
+                SeccompCondition::new(0, Dword, Eq, bits(libc::AF_UNIX))?,
+                SeccompCondition::new(1, Dword, MaskedEq(SOCKET_TYPE_MASK), bits(libc::SOCK_STREAM))?,
+            ])?],
+        ),
+        // To the peer that is there. What is sent with TCP Fast Open connects, which Landlock does not see (Linux 6.18); a listener
+        // could do that, were it not kept from ceasing to be one.
+        (
+            libc::SYS_sendto,
+            vec![SeccompRule::new(vec![
+                SeccompCondition::new(3, Dword, MaskedEq(bits(libc::MSG_FASTOPEN)), 0)?,
+                SeccompCondition::new(4, Qword, Eq, 0)?,
+            ])?],
+        ),
+        (libc::SYS_sendmsg, vec![one(2, Dword, MaskedEq(bits(libc::MSG_FASTOPEN)), 0)?]),
+        (libc::SYS_shutdown, vec![one(1, Dword, Eq, bits(libc::SHUT_WR))?]),
+        // A descriptor with an owner sends signals (F_SETOWN), and so does a lease.
+        (libc::SYS_fcntl, any_of(1, &DESCRIPTOR_COMMANDS.map(bits))?),
     ]);
     if notifies {
         let socket = SeccompRule::new(vec![
