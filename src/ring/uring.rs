@@ -13,6 +13,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -45,6 +46,9 @@ static OPEN_DIRECT_HOW: OpenHow = OpenHow::new()
 /// User data of entries whose completion says nothing (cancellations).
 const SILENT: u64 = u64::MAX;
 
+/// Where every ring's kernel reads the inbox's eventfd into. Nobody looks at what it says.
+static BELL: AtomicU64 = AtomicU64::new(0);
+
 /// A ring of this thread.
 pub struct Uring {
     ring: IoUring,
@@ -65,16 +69,15 @@ pub struct Uring {
     buffers: Option<BufferRing>,
     /// What the last completion lent to its reader.
     lent: Lending,
-    /// Where the inbox's eventfd is read into.
-    bell: Box<u64>,
 }
 
 /// An operation in the kernel: what it owns until its last completion.
 struct InFlight {
     token: Token,
     op: Op,
-    /// The buffer of a receive on a kernel that cannot choose buffers itself.
-    receive_buffer: Option<Box<[u8]>>,
+    /// The buffer of a receive on a kernel that cannot choose buffers itself. No `Box`: moving one says that nobody else has a
+    /// pointer into it, and these are moved while the kernel writes to them.
+    receive_buffer: Option<Vec<u8>>,
     /// Whether it was given to a kernel thread because it could not be done at once.
     is_retried: bool,
     /// The place that is set aside for the file of an [`Op::ReadFile`].
@@ -103,7 +106,7 @@ enum LocalOutcome {
 enum Lending {
     Nothing,
     Ring(Lent),
-    Own(Box<[u8]>),
+    Own(Vec<u8>),
 }
 
 impl Uring {
@@ -134,7 +137,6 @@ impl Uring {
             free_slots: if has_slots { (0..DIRECT_FILES).collect() } else { Vec::new() },
             buffers,
             lent: Lending::Nothing,
-            bell: Box::new(0),
         })
     }
 
@@ -145,7 +147,7 @@ impl Uring {
             return;
         }
         // SAFETY: every pointer in `entry` points into an operation that `in_flight` owns until the completion, into
-        // `bell`, into the buffer ring, or to a static. None of them moves: buffers and paths are heap allocations.
+        // the buffer ring, or to a static. None of them moves: buffers and paths are heap allocations.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.backlog.push_back(entry);
         }
@@ -189,7 +191,7 @@ impl Uring {
 
     /// The entry for an operation whose buffers are already owned by `in_flight`. Its code and flags are among those that
     /// [`restriction`] lists.
-    fn entry(in_flight: &mut InFlight, bell: *mut u64, capabilities: Capabilities) -> squeue::Entry {
+    fn entry(in_flight: &mut InFlight, capabilities: Capabilities) -> squeue::Entry {
         match &mut in_flight.op {
             Op::Accept { listener } => {
                 let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -271,7 +273,9 @@ impl Uring {
                     }
                 }
             }
-            Op::AwaitInbox { eventfd } => opcode::Read::new(Fd(eventfd.raw()), bell.cast(), 8).build(),
+            Op::AwaitInbox { eventfd } => {
+                opcode::Read::new(Fd(eventfd.raw()), BELL.as_ptr().cast(), 8).build()
+            }
             Op::SendFile { .. }
             | Op::Cancel(_)
             | Op::ShutdownWrite { .. }
@@ -328,7 +332,7 @@ impl Uring {
     }
 
     /// The outcome of a receive: the bytes are lent until the next completion is taken.
-    fn received(&mut self, cqe: &cqueue::Entry, own: Option<Box<[u8]>>, armed: bool) -> Outcome<'_> {
+    fn received(&mut self, cqe: &cqueue::Entry, own: Option<Vec<u8>>, armed: bool) -> Outcome<'_> {
         let result = result_of(cqe);
         self.lent = match (cqueue::buffer_select(cqe.flags()), own) {
             (Some(id), _) => Lending::Ring(Lent { id, len_bytes: result.unwrap_or(0) }),
@@ -440,7 +444,7 @@ impl Driver for Uring {
             Op::ResetOnClose { socket } => drop(sys::reset_on_close(socket.borrow())),
             op => {
                 let receive_buffer = (matches!(op, Op::Receive { .. }) && self.buffers.is_none())
-                    .then(|| vec![0; RECEIVE_BUFFER_LEN_BYTES as usize].into_boxed_slice());
+                    .then(|| vec![0; RECEIVE_BUFFER_LEN_BYTES as usize]);
                 let key = token.pack();
                 let is_direct = self.is_table_used && matches!(op, Op::ReadFile { .. });
                 let slot = if is_direct { self.free_slots.pop() } else { None };
@@ -463,7 +467,7 @@ impl Driver for Uring {
                         occupied.into_mut()
                     }
                 };
-                let entry = Self::entry(in_flight, &raw mut *self.bell, self.capabilities).user_data(key);
+                let entry = Self::entry(in_flight, self.capabilities).user_data(key);
                 self.push(entry);
             }
         }
@@ -505,7 +509,7 @@ impl Driver for Uring {
             if matches!(in_flight.op, Op::Read { .. } | Op::ReadFile { .. }) {
                 match in_flight.read_on(&cqe) {
                     ControlFlow::Continue((flags, slot)) => {
-                        let entry = Self::entry(in_flight, &raw mut *self.bell, self.capabilities);
+                        let entry = Self::entry(in_flight, self.capabilities);
                         self.push(entry.user_data(key).flags(flags));
                         if let Some(slot) = slot {
                             self.empty_slot(slot);
@@ -519,7 +523,7 @@ impl Driver for Uring {
             if matches!(in_flight.op, Op::Write { .. }) {
                 match in_flight.write_on(&cqe) {
                     ControlFlow::Continue(flags) => {
-                        let entry = Self::entry(in_flight, &raw mut *self.bell, self.capabilities);
+                        let entry = Self::entry(in_flight, self.capabilities);
                         self.push(entry.user_data(key).flags(flags));
                         continue;
                     }
@@ -578,7 +582,6 @@ impl Drop for Uring {
             let _ = self.ring.submitter().unregister_buf_ring(BufferRing::GROUP);
             std::mem::forget(buffers);
         }
-        std::mem::forget(std::mem::take(&mut self.bell));
     }
 }
 
