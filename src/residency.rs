@@ -40,7 +40,7 @@ pub fn is_in_memory(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<bool,
         return Err(last_errno());
     }
     let first = offset / PAGE_LEN_BYTES;
-    let end = (offset + len).div_ceil(PAGE_LEN_BYTES);
+    let end = offset.saturating_add(len).div_ceil(PAGE_LEN_BYTES);
     if stat.cached < end - first {
         return Ok(false);
     }
@@ -48,7 +48,7 @@ pub fn is_in_memory(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<bool,
     let read = rustix::io::preadv2(
         file,
         &mut [std::io::IoSliceMut::new(&mut last)],
-        offset + len - 1,
+        offset.saturating_add(len).saturating_sub(1),
         ReadWriteFlags::NOWAIT,
     );
     match read {

@@ -225,6 +225,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_nested_without_end_is_refused() {
+        for (open, close) in [("[", "]"), ("{ a = ", "}")] {
+            let nested = format!("workers = {}0{}", open.repeat(100_000), close.repeat(100_000));
+            assert!(matches!(parse_text(&nested), Err(FileError::Malformed { .. })));
+        }
+        assert!(parse_text(&format!("{}\n", "[a]".repeat(100_000))).is_err());
+        assert!(parse_text(&format!("[{}]\n", vec!["a"; 100_000].join("."))).is_err());
+    }
+
+    #[test]
     fn a_file_that_cannot_be_read_is_named() {
         let line = read(Path::new("/nonexistent/narwire.toml")).unwrap_err().to_string();
         assert!(line.contains("/nonexistent/narwire.toml"), "{line}");

@@ -320,6 +320,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_nested_without_end_is_refused() {
+        let bare = r#"{"outPath":"80217n478aixyi6mgbwnvx1xz8as79wl-high","strange":VALUE}"#;
+        for (open, value, close) in [("[", "0", "]"), (r#"{"a":"#, "0", "}")] {
+            let nested = |levels| [&open.repeat(levels), value, &close.repeat(levels)].concat();
+            assert!(Realisation::parse_build_trace_json(&bare.replace("VALUE", &nested(100_000))).is_err());
+            assert!(Realisation::parse_build_trace_json(&nested(100_000)).is_err());
+            assert!(Realisation::parse_keyed_json(&nested(100_000)).is_err());
+        }
+    }
+
+    #[test]
     fn every_prefix_is_refused() {
         for end in 0..KEYED.len() {
             Realisation::parse_keyed_json(&KEYED[..end]).unwrap_err();

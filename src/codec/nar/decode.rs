@@ -653,6 +653,18 @@ mod tests {
     }
 
     #[test]
+    fn the_last_of_many_names_must_be_in_order_too() {
+        let mut names: Vec<_> = (0..5_000).map(|number| format!("{number:04}").into_bytes()).collect();
+        let ends =
+            |names: &[Vec<u8>]| ends_with_names(&names.iter().map(|name| &name[..]).collect::<Vec<_>>());
+        assert!(ends(&names).is_ok());
+        names.push(names[0].clone());
+        assert_eq!(ends(&names), Err(DecodeCause::Tree(TreeError::NameOrder)));
+        names.reverse();
+        assert_eq!(ends(&names), Err(DecodeCause::Tree(TreeError::NameOrder)));
+    }
+
+    #[test]
     fn targets_keep_the_rules() {
         let link = |target| ends(&[b"nix-archive-1", b"(", b"type", b"symlink", b"target", target, b")"]);
         assert!(link(b"../x\xff").is_ok());

@@ -340,6 +340,21 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_may_have_a_million_entries() {
+        let entries = 1_000_000;
+        let mut listing = Listing::new();
+        listing.event(Event::Directory);
+        for number in 0..entries {
+            listing.event(Event::Entry { name: format!("{number:07}").as_bytes() });
+            listing.event(Event::Regular { executable: false, size: number, contents_offset: number });
+        }
+        listing.event(Event::EndDirectory);
+        let text = listing.finish();
+        assert_eq!(text.matches("narOffset").count() as u64, entries);
+        assert!(check(text.as_bytes()).is_ok());
+    }
+
+    #[test]
     fn a_listing_may_be_as_deep_as_all_but_the_deepest_trees() {
         let nested = |levels: usize| {
             let (head, tail) =

@@ -369,3 +369,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_path_may_have_ten_thousand_references_and_signatures() {
+    // From the last to the first, and each of them twice.
+    let names: Vec<_> = (0..10_000).rev().map(|number| format!("{number:032}-{number}")).collect();
+    let twice = [&names[..], &names[..]].concat().join(" ");
+    let references = with_line("References", &format!("References: {twice}\n")).unwrap();
+    assert_eq!(references.info.references.len(), names.len());
+    assert!(references.info.references.is_sorted());
+    let signature = CONTENT_ADDRESSED.lines().find(|line| line.starts_with("Sig:")).unwrap();
+    let signed = with_line("Sig", &format!("{signature}\n").repeat(10_000)).unwrap();
+    assert_eq!(signed.info.signatures.len(), 10_000);
+    for narinfo in [references, signed] {
+        assert_eq!(parse(&write(&narinfo)).unwrap(), narinfo);
+    }
+}
