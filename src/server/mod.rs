@@ -203,7 +203,7 @@ impl Server {
         info!(
             workers = config.workers,
             capabilities = capabilities.names().collect::<Vec<_>>().join(","),
-            %sandbox,
+            sandbox = %sandbox.in_brief(),
             "serving"
         );
         let (drain_timeout, token_file) = (config.drain_timeout, config.access.token_file.clone());

@@ -79,7 +79,7 @@ pub enum Sandbox {
     On(Vec<Lack>),
 }
 
-/// For the log, and for people who ask what would be.
+/// For people who ask what would be.
 impl fmt::Display for Sandbox {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -148,6 +148,15 @@ fn judge(config: &Config, capabilities: Capabilities, mut lacks: Vec<Lack>) -> a
 }
 
 impl Sandbox {
+    /// For a log that has had the warning.
+    pub fn in_brief(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On(lacks) if lacks.is_empty() => "on",
+            Self::On(_) => "on in part",
+        }
+    }
+
     /// Gives up making rings as well, in all threads: those that are there are restricted, and a new one would not be. For when
     /// nobody is going to make another.
     pub fn seal(&self) {
