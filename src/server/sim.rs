@@ -47,7 +47,7 @@ use crate::store::change::{ChangeCounter, meanwhile};
 use crate::store::upload::{UploadFolder, UploadSettings};
 
 /// Worlds of one run.
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 2_000;
 /// Turns after which a world that still moves is taken to go round in circles.
 const TURNS_MAX: usize = 60_000;
 /// The same while the worker ends: when it is stuck, a second passes in each of them.
