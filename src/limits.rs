@@ -85,6 +85,10 @@ pub const UNSENT_LEN_MAX: u32 = 128 * 1024;
 pub const EXEMPTIONS_MAX: usize = 64;
 /// A body that is worth an exemption: a shorter one is mostly on its way before the bound is met. Bytes.
 pub const EXEMPT_BODY_LEN_MIN: u64 = 1024 * 1024;
+/// No further file is sent in a turn in which this much was: about a millisecond, which is what short answers wait for. Bytes.
+pub const SENDFILE_TURN_LEN_MAX: usize = 2 * 1024 * 1024;
+/// The same for the calls, most of which bring little when thousands of peers read slowly.
+pub const SENDFILE_TURN_CALLS_MAX: usize = 16;
 /// A buffer that small files and framing are packed into. Bytes.
 pub const PACK_BUFFER_LEN_BYTES: usize = 256 * 1024;
 /// Pack buffers that are in use at once; further connections wait for one. Per worker: 16 MiB.

@@ -1,8 +1,8 @@
 //! The real ring: operations become submission queue entries, completion queue entries become outcomes.
 //!
-//! Four operations are not the kernel's own and are carried out at once, when they are submitted: sending a file
-//! (io_uring has no sendfile, and its splice always goes through a worker thread: about four times the CPU at 4 KiB),
-//! shutting down, turning away and resetting. The last three never wait; sending asks first whether the range is in memory, so it waits
+//! Some operations are not the kernel's own. Shutting down, turning away, exempting and resetting are carried out at once, when they are
+//! submitted, and never wait. Sending a file (io_uring has no sendfile, and its splice always goes through a worker thread: about four
+//! times the CPU at 4 KiB) is carried out before the next wait, for a few files in each turn, so that short answers go out between them; it asks first whether the range is in memory, so it waits
 //! only for a page that is evicted between the question and the call.
 #![expect(unsafe_code, reason = "the kernel is given pointers; each block says why they stay valid")]
 
@@ -30,7 +30,7 @@ use super::op::{Completion, FileKind, Op, OpenedFile, Outcome, SendFileError, Su
 use super::{Driver, Time, restriction, sys};
 use crate::limits::{
     COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_ALONE_LEN_MAX,
-    SUBMISSION_ENTRIES,
+    SENDFILE_TURN_CALLS_MAX, SENDFILE_TURN_LEN_MAX, SUBMISSION_ENTRIES,
 };
 use crate::residency::is_in_memory;
 
@@ -57,6 +57,8 @@ pub struct Uring {
     in_flight: HashMap<u64, InFlight, BuildHasherDefault<TokenHasher>>,
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
+    /// Files to be sent, first come, first served: a few in each turn, so that short answers need not wait for all of them.
+    unsent: VecDeque<UnsentFile>,
     /// Completions of what was carried out at once.
     local: VecDeque<(Token, LocalOutcome)>,
     /// Completions taken from the kernel and not yet given out.
@@ -97,6 +99,15 @@ enum OwnFile {
     Descriptor(OpenedFile),
 }
 
+/// An [`Op::SendFile`] that waits for its turn.
+struct UnsentFile {
+    token: Token,
+    socket: Descriptor,
+    file: Descriptor,
+    offset: u64,
+    len: usize,
+}
+
 /// What was carried out at once.
 enum LocalOutcome {
     FileSent(Result<usize, SendFileError>),
@@ -131,6 +142,7 @@ impl Uring {
             capabilities,
             in_flight: HashMap::default(),
             backlog: VecDeque::new(),
+            unsent: VecDeque::new(),
             local: VecDeque::new(),
             reaped: VecDeque::with_capacity(COMPLETION_ENTRIES as usize),
             is_table_used: has_slots,
@@ -287,6 +299,22 @@ impl Uring {
         }
     }
 
+    /// Sends files, as many as one turn may.
+    fn send_files(&mut self) {
+        let mut sent_len = 0;
+        for _ in 0..SENDFILE_TURN_CALLS_MAX {
+            if sent_len >= SENDFILE_TURN_LEN_MAX {
+                return;
+            }
+            let Some(UnsentFile { token, socket, file, offset, len }) = self.unsent.pop_front() else {
+                return;
+            };
+            let result = self.send_file(&socket, &file, offset, len);
+            sent_len += *result.as_ref().unwrap_or(&0);
+            self.local.push_back((token, LocalOutcome::FileSent(result)));
+        }
+    }
+
     /// sendfile(2), if the range is in memory and as far as the socket takes it.
     fn send_file(
         &self,
@@ -431,8 +459,7 @@ impl Driver for Uring {
         let Submission { token, op } = submission;
         match op {
             Op::SendFile { socket, file, offset, len } => {
-                let result = self.send_file(&socket, &file, offset, len);
-                self.local.push_back((token, LocalOutcome::FileSent(result)));
+                self.unsent.push_back(UnsentFile { token, socket, file, offset, len });
             }
             Op::Cancel(target) => {
                 self.push(opcode::AsyncCancel::new(target.pack()).build().user_data(SILENT));
@@ -475,9 +502,11 @@ impl Driver for Uring {
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.take_back_lent();
+        self.send_files();
         loop {
             let backlogged = !self.backlog.is_empty();
-            let ready = backlogged || !self.local.is_empty() || !self.reaped.is_empty();
+            let ready =
+                backlogged || !self.unsent.is_empty() || !self.local.is_empty() || !self.reaped.is_empty();
             self.enter(usize::from(!ready), timeout)?;
             self.reap();
             self.push_backlog();
