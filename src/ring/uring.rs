@@ -850,6 +850,41 @@ mod tests {
         }
     }
 
+    /// Short answers go out between two turns. Without sendfile it is said of each file that it has to be read, in the same order.
+    #[test]
+    fn a_few_files_are_sent_in_each_turn_and_all_in_the_end() {
+        let count = 3 * SENDFILE_TURN_CALLS_MAX + 1;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let file = Descriptor::from(OwnedFd::from(file));
+        for mut ring in rings() {
+            let (socket, mut peer) = UnixStream::pair().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let socket = Descriptor::from(OwnedFd::from(socket));
+            for number in 0..count {
+                let op = Op::SendFile { socket: socket.clone(), file: file.clone(), offset: 0, len: 10 };
+                ring.submit(Submission { token: token(number), op });
+            }
+            let (mut order, mut sent_len) = (Vec::new(), 0);
+            while order.len() < count {
+                let before = order.len();
+                ring.wait(Some(Duration::from_secs(10))).unwrap();
+                while let Some(Completion { token, outcome: Outcome::FileSent(result) }) =
+                    ring.next_completion()
+                {
+                    order.push(token);
+                    sent_len += result.unwrap_or(0);
+                }
+                assert!((1..=SENDFILE_TURN_CALLS_MAX).contains(&(order.len() - before)));
+            }
+            assert!(order.into_iter().eq((0..count).map(token)));
+            drop((ring, socket));
+            let mut read = Vec::new();
+            peer.read_to_end(&mut read).unwrap();
+            assert_eq!(read.len(), sent_len);
+        }
+    }
+
     #[test]
     fn pieces_are_written_where_they_belong_and_are_nobodys_then() {
         let bytes: Vec<u8> = (0..=255).cycle().take(3 << 20).collect();
