@@ -2,8 +2,8 @@
 //!
 //! Some operations are not the kernel's own. Shutting down, turning away, exempting and resetting are carried out at once, when they are
 //! submitted, and never wait. Sending a file (io_uring has no sendfile, and its splice always goes through a worker thread: about four
-//! times the CPU at 4 KiB) is carried out before the next wait, for a few files in each turn, so that short answers go out between them; it asks first whether the range is in memory, so it waits
-//! only for a page that is evicted between the question and the call.
+//! times the CPU at 4 KiB) is carried out before the next wait, for a few files in each turn, so that short answers go out between
+//! them; it asks first whether the range is in memory, so it waits only for a page that is evicted between the question and the call.
 #![expect(unsafe_code, reason = "the kernel is given pointers; each block says why they stay valid")]
 
 use std::cmp::Ordering;
