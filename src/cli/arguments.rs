@@ -66,7 +66,7 @@ pub enum Command {
     /// Serve the Nix store of this machine, or the cache directories that are named (the default command)
     Serve(ServeArguments),
     /// Do all that serving does before it listens, say what would be served, and exit: 0 if all is well, else 2
-    Check(ServeArguments),
+    Check(CheckArguments),
     /// Read the store and the NAR cache again and look for damage: exit status 0 if all is sound, 1 if not
     Scrub(ScrubArguments),
     /// Upload store paths, with all that they refer to, to a binary cache that takes PUT
@@ -79,6 +79,17 @@ pub enum Command {
     Token(TokenCommand),
     /// Serve a signed throw-away store on 127.0.0.1, and print commands to try; works without Nix
     Demo(DemoArguments),
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// What would be served.
+    #[command(flatten)]
+    pub serve: ServeArguments,
+    /// Look at the settings alone, not at this machine, so that those for another machine can be checked
+    #[arg(long)]
+    pub settings_only: bool,
 }
 
 /// What to do with keys.

@@ -122,6 +122,29 @@ mod tests {
         parse(Path::new("narwire.toml"), text)
     }
 
+    /// The file that is shipped beside the unit.
+    const SHIPPED: &str = include_str!("../../systemd/narwire.toml");
+
+    #[test]
+    fn the_shipped_file_says_nothing_and_shows_every_setting() {
+        use clap::CommandFactory as _;
+        assert_eq!(parse_text(SHIPPED).unwrap(), ServeArguments::default());
+        let settings = SHIPPED.lines().filter_map(|line| line.strip_prefix('#'));
+        let settings: Vec<_> =
+            settings.filter(|line| line.starts_with(|first: char| first.is_lowercase())).collect();
+        for setting in &settings {
+            assert_ne!(parse_text(setting).unwrap(), ServeArguments::default(), "{setting}");
+        }
+        let shown: Vec<_> =
+            settings.iter().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key).collect();
+        let serve = crate::cli::arguments::CommandLine::command();
+        let flags = serve.get_arguments().filter(|flag| !flag.is_hide_set());
+        let flags = flags.filter_map(|flag| flag.get_long()).filter(|flag| *flag != "config");
+        for flag in flags.chain(["directories"]) {
+            assert!(shown.contains(&flag), "{flag} is not in narwire.toml");
+        }
+    }
+
     #[test]
     fn every_key_is_the_name_of_a_flag() {
         let arguments = parse_text(

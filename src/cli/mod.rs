@@ -26,7 +26,7 @@ use crate::server::config::{Config, SourceConfig};
 use crate::server::listen::Listener;
 use crate::server::{self, RunError};
 use crate::store::{StoreError, fault};
-use arguments::{Command, CommandLine, KeyCommand, ServeArguments};
+use arguments::{CheckArguments, Command, CommandLine, KeyCommand, ServeArguments};
 use environment::{Environment, EnvironmentError};
 use file::FileError;
 use key::KeyGenerateError;
@@ -109,7 +109,15 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
     let CommandLine { command, serve: bare } = command_line;
     match command.unwrap_or(Command::Serve(bare)) {
         Command::Serve(arguments) => serve(arguments, variable),
-        Command::Check(arguments) => print(&check::report(&configure(arguments, variable)?)?),
+        Command::Check(CheckArguments { serve, settings_only: true }) => {
+            settings(serve, variable)?;
+            print(
+                "narwire: the settings are understood, and agree with each other; this machine was not looked at\n",
+            )
+        }
+        Command::Check(CheckArguments { serve, settings_only: false }) => {
+            print(&check::report(&configure(serve, variable)?)?)
+        }
         Command::Scrub(arguments) => {
             let is_json = arguments.json;
             scrub::run(settings(arguments.places(), variable)?, is_json)
@@ -233,6 +241,12 @@ mod tests {
     }
 
     #[test]
+    fn settings_for_another_machine_are_settings() {
+        let line = "narwire check --settings-only /nonexistent --secret-key-file /nonexistent --workers 64";
+        run(line.split(' ').map(OsString::from).collect(), |_| None).unwrap();
+    }
+
+    #[test]
     fn what_the_machine_lacks_is_one_line_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
@@ -253,6 +267,8 @@ mod tests {
             (vec!["narwire", "token", "list", "--file", "/nonexistent"], "token file"),
             (vec!["narwire", "check", folder, "--db", "/x"], "--with-store"),
             (vec!["narwire", "check", folder, "--without", "gravity"], "gravity"),
+            (vec!["narwire", "check", "--settings-only", "--config", file], "prot"),
+            (vec!["narwire", "check", "--settings-only", "--private"], "--upload-token-file"),
         ] {
             let failure = failure(&line);
             let text = failure.to_string();
