@@ -148,6 +148,9 @@ pub const STALL_MAX_S: u64 = 60;
 pub const YIELDING_LAYOUT_LEN_MIN: usize = 1024 * 1024;
 /// How long a closing connection still reads, so that the peer sees the answer and not a reset. Seconds.
 pub const LINGER_TIMEOUT_S: u64 = 2;
+/// How long a connection that was used or accepted may stay idle while its worker drains, so that a request which is on its way is not
+/// lost. Seconds.
+pub const LAST_REQUEST_TIMEOUT_S: u64 = 1;
 /// What happens with each connection while there are too many is logged this often. Seconds.
 pub const COMPLAINT_INTERVAL_S: u64 = 60;
 /// How much a closing connection still reads. Bytes; curl sends up to 1 MiB without asking, and in the middle of a longer body

@@ -27,8 +27,8 @@ use crate::codec::http::response::{CHUNKED_HEAD_END, CONTINUE, Content, Persiste
 use crate::codec::http::{Method, Status, Version};
 use crate::limits::{
     ANSWERS_WAITING_LEN_MAX, EXEMPT_BODY_LEN_MIN, HEAD_TIMEOUT_S, IDLE_TIMEOUT_S, INLINE_BODY_LEN_MAX,
-    INPUT_LEN_MAX, LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S, RECEIVE_PROGRESS_LEN_MIN,
-    RECEIVE_TIMEOUT_S, SEND_PROGRESS_LEN_MIN,
+    INPUT_LEN_MAX, LAST_REQUEST_TIMEOUT_S, LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S,
+    RECEIVE_PROGRESS_LEN_MIN, RECEIVE_TIMEOUT_S, SEND_PROGRESS_LEN_MIN,
 };
 
 /// One peer.
@@ -305,8 +305,7 @@ impl Connection {
             }
             // An empty line before a request (RFC 9112 section 2.2) is no request yet.
             Exchange::Head if matches!(&*self.input, b"" | b"\r\n") => {
-                // During a drain, one that was accepted last gets a moment to ask for something.
-                let timeout_s = if self.is_next_last { LINGER_TIMEOUT_S } else { IDLE_TIMEOUT_S };
+                let timeout_s = if self.is_next_last { LAST_REQUEST_TIMEOUT_S } else { IDLE_TIMEOUT_S };
                 if waited_s > timeout_s {
                     self.linger(context);
                 }
@@ -344,11 +343,21 @@ impl Connection {
         }
     }
 
-    /// Ends an idle connection at once and a busy one after its answer.
+    /// Ends the connection after the answers that are under way.
+    ///
+    /// A peer that was not told so may have sent its next request already, and not every client asks again for what was lost with a
+    /// connection. One that has used it a moment ago therefore gets another, and an answer that says it is the last (RFC 9112 section
+    /// 9.6).
     pub fn drain(&mut self, context: &mut Context<'_>) {
-        self.is_last = true;
-        if matches!(self.exchange, Exchange::Head) && !self.is_sending && self.output.is_empty() {
-            self.linger(context);
+        let is_unused = self.input.is_empty()
+            && self.idle_s(context.now_s).is_some_and(|idle_s| idle_s > LAST_REQUEST_TIMEOUT_S);
+        match self.exchange {
+            Exchange::Asked(_) | Exchange::TakingIn(..) => self.is_last = true,
+            Exchange::Head if is_unused => {
+                self.is_last = true;
+                self.linger(context);
+            }
+            _ => self.make_last(),
         }
     }
 

@@ -45,8 +45,9 @@ pub enum Message<M> {
 
 /// One worker: a driver, a service, and what is between them.
 pub struct Reactor<D, N: Node> {
-    driver: D,
+    // It goes before the ring, which takes its time: what is sent to a worker that has ended has to come back to the sender.
     inbox: Inbox<Message<N::Message>>,
+    driver: D,
     bell: Descriptor,
     worker: Worker<N>,
 }
@@ -161,7 +162,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             peers,
             phase: Phase::Serving,
         };
-        Ok(Self { driver, inbox, bell, worker })
+        Ok(Self { inbox, driver, bell, worker })
     }
 
     /// Serves until it is told to end.

@@ -1,9 +1,7 @@
 //! Sockets, signals and bad configuration: what an operator meets.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
@@ -54,13 +52,7 @@ fn a_unix_socket_left_by_a_dead_server_is_replaced() {
 fn a_socket_from_systemd_is_used() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let arguments: Vec<_> = command().args(fixture().store.flags()).get_args().map(OsStr::to_owned).collect();
-    // The shell hands its standard input on as descriptor 3, and its own process identity to the server.
-    let script = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@""#;
-    let mut shell = Command::new("sh");
-    shell.args(["-c", script, "sh", BINARY]).args(arguments).stdin(Stdio::from(OwnedFd::from(listener)));
-    let server = Narwire::spawn(&mut shell);
-    server.wait_for("listening on ");
+    let server = Narwire::start_activated(&listener, fixture().store.flags());
     Connection::open(address).get("/nix-cache-info").expect(200);
     assert_eq!(server.addresses(), [address.to_string()], "only what systemd gave");
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -62,6 +63,22 @@ impl Narwire {
             command.arg("--without").arg(capabilities);
         }
         Self::spawn(command.args(["--listen", "127.0.0.1:0"]))
+    }
+
+    /// A server that is handed its socket, as a service manager does; the socket stays when the server goes.
+    pub fn start_activated<A: AsRef<OsStr>>(
+        socket: &TcpListener,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Self {
+        // The shell hands its standard input on as descriptor 3, and its own process identity to the server.
+        let script = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@""#;
+        let mut server = command();
+        server.args(arguments);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, "sh", BINARY]).args(server.get_args());
+        let server = Self::spawn(shell.stdin(Stdio::from(OwnedFd::from(socket.try_clone().unwrap()))));
+        server.wait_for(LISTENING);
+        server
     }
 
     /// Any command that becomes a server; the caller waits for what it needs.
