@@ -223,7 +223,7 @@ impl Fill<'_> {
     /// The narinfo that names this file.
     fn narinfo(&self, stored: &Stored) -> String {
         let mut info = self.info.clone();
-        info.sign(&self.workshop.places.store_dir, &self.workshop.secret_keys);
+        info.sign(&self.workshop.places.store_dir, &self.workshop.signing_keys.current());
         self.workshop.folder.narinfo_text(info, stored)
     }
 

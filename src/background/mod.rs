@@ -44,11 +44,11 @@ pub use self::report::{Report, State};
 use self::settings::FillSettings;
 use self::shared::Shared;
 use self::workshop::Workshop;
-use crate::codec::signature::SecretKey;
 use crate::codec::store_path::HashPart;
 use crate::limits::{BACKGROUND_END_MAX, BACKGROUND_END_POLL, FILL_QUEUE_LEN_MAX, FILLS_MAX};
 use crate::store::LocalStore;
 use crate::store::catalog::NarKey;
+use crate::store::keys::SigningKeys;
 use crate::store::nar_cache::{CacheFolder, Coding};
 
 /// The running plane. It ends when this is dropped, which waits for that a while.
@@ -85,12 +85,12 @@ pub enum StartError {
 
 impl Background {
     /// Starts the plane. The folder must be this process's own; records and files are brought into agreement before anything is
-    /// published. `places` is the store that NARs are made of, `secret_keys` sign their narinfos.
+    /// published. `places` is the store that NARs are made of, `signing_keys` sign their narinfos.
     pub fn start(
         settings: FillSettings,
         folder: Arc<CacheFolder>,
         places: LocalStore,
-        secret_keys: Arc<[SecretKey]>,
+        signing_keys: Arc<SigningKeys>,
     ) -> Result<Self, StartError> {
         let (end, ended) = async_channel::bounded(1);
         let shared = Arc::new(Shared::new(ended));
@@ -108,7 +108,7 @@ impl Background {
             drop(started.send(Ok(())));
             executor.run(async move {
                 let disks = Disks::new(Runtime::Executor);
-                work(Workshop::new(disks, settings, of, places, secret_keys, sharing)).await;
+                work(Workshop::new(disks, settings, of, places, signing_keys, sharing)).await;
             });
         };
         let thread = thread::Builder::new().name("background".to_owned()).spawn(run)?;

@@ -15,13 +15,14 @@ use super::settings::{Format, Policy};
 use super::*;
 use crate::codec::hash::Sha256;
 use crate::codec::narinfo::{NarInfo, PathInfo};
-use crate::codec::signature::KeyName;
+use crate::codec::signature::{KeyName, SecretKey};
 use crate::codec::store_path::StorePath;
 use crate::limits::HINTS_LEN_MAX;
 
 use crate::store::catalog::{Entry, Kind, NarKey, Record, Stored};
 use crate::store::db::{Database, RowId};
 use crate::store::demo::DemoStore;
+use crate::store::keys::SigningKeys;
 use crate::store::nar_cache::Coding;
 use crate::store::now_s;
 
@@ -29,7 +30,7 @@ use crate::store::now_s;
 struct Site {
     demo: DemoStore,
     folder: Arc<CacheFolder>,
-    secret_keys: Arc<[SecretKey]>,
+    signing_keys: Arc<SigningKeys>,
     _root: TempDir,
 }
 
@@ -40,8 +41,8 @@ impl Site {
         let root = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
         let folder = CacheFolder::open(&root.path().join("cache"), &demo.store.store_dir, 30).unwrap();
         let key_name = KeyName::parse("cache.example.org-1").unwrap();
-        let secret_keys = [SecretKey::from_seed(key_name, &[7; 32])].into();
-        Self { demo, folder: Arc::new(folder), secret_keys, _root: root }
+        let signing_keys = SigningKeys::new([SecretKey::from_seed(key_name, &[7; 32])].into());
+        Self { demo, folder: Arc::new(folder), signing_keys, _root: root }
     }
 
     fn settings(policy: Policy, format: Format) -> FillSettings {
@@ -49,7 +50,7 @@ impl Site {
     }
 
     fn start(&self, settings: FillSettings) -> Background {
-        let (folder, keys) = (Arc::clone(&self.folder), Arc::clone(&self.secret_keys));
+        let (folder, keys) = (Arc::clone(&self.folder), Arc::clone(&self.signing_keys));
         Background::start(settings, folder, self.demo.store.clone(), keys).unwrap()
     }
 
@@ -59,7 +60,7 @@ impl Site {
         let shared = Arc::new(Shared::new(ended));
         executor::make().unwrap().run(async {
             let disks = Disks::new(Runtime::Executor);
-            let (folder, keys) = (Arc::clone(&self.folder), Arc::clone(&self.secret_keys));
+            let (folder, keys) = (Arc::clone(&self.folder), Arc::clone(&self.signing_keys));
             work(&Workshop::new(disks, settings, folder, self.demo.store.clone(), keys, shared)).await
         })
     }
@@ -199,7 +200,7 @@ fn the_narinfo_names_the_compressed_file_and_is_signed() {
     assert_eq!(narinfo.url, CacheFolder::file_name(&site.nar("hello-1.0"), Coding::Zstd));
     assert_eq!((narinfo.file_hash, narinfo.file_size), (Some(stored.file_hash), Some(stored.file_size)));
     let mut signed = site.info("hello-1.0");
-    signed.sign(&site.demo.store.store_dir, &site.secret_keys);
+    signed.sign(&site.demo.store.store_dir, &site.signing_keys.current());
     assert_eq!(narinfo.info, signed);
     assert_eq!(signed.signatures.len(), 1);
 }

@@ -18,13 +18,13 @@ use super::room::{Bounds, Need, Promise, Room};
 use super::settings::FillSettings;
 use super::shared::Shared;
 use crate::codec::narinfo::PathInfo;
-use crate::codec::signature::SecretKey;
 use crate::codec::store_path::HashPart;
 use crate::limits::{
     FILL_ROOM_LEN_BYTES, FILLS_MAX, FREE_SHARE_DEFAULT, LEFT_ALONE_FOR, LEFT_ALONE_MAX, LEN_SHARE_DEFAULT,
 };
 use crate::store::catalog::{Catalog, Entry, Kind, NarKey, Record, RootMark};
 use crate::store::db::Database;
+use crate::store::keys::SigningKeys;
 use crate::store::nar_cache::{CacheFolder, Evicted};
 use crate::store::{LocalStore, StoreError, now_s};
 
@@ -34,7 +34,7 @@ pub struct Workshop {
     pub settings: FillSettings,
     pub folder: Arc<CacheFolder>,
     pub places: Arc<LocalStore>,
-    pub secret_keys: Arc<[SecretKey]>,
+    pub signing_keys: Arc<SigningKeys>,
     pub database: DatabaseDesk,
     pub shared: Arc<Shared>,
     /// What is queued or being encoded: nothing is encoded twice.
@@ -109,7 +109,7 @@ impl Workshop {
         settings: FillSettings,
         folder: Arc<CacheFolder>,
         places: LocalStore,
-        secret_keys: Arc<[SecretKey]>,
+        signing_keys: Arc<SigningKeys>,
         shared: Arc<Shared>,
     ) -> Rc<Self> {
         let places = Arc::new(places);
@@ -125,7 +125,7 @@ impl Workshop {
             settings,
             folder,
             places,
-            secret_keys,
+            signing_keys,
             shared,
             claimed: RefCell::default(),
             left_alone: RefCell::default(),

@@ -6,6 +6,7 @@ use indicatif::HumanBytes;
 
 use super::Failure;
 use super::load::LoadError;
+use crate::codec::signature::PublicKey;
 use crate::codec::token::Scope;
 use crate::ring::capability::Capabilities;
 use crate::server::config::{AccessConfig, Config, ConnectionBounds, NarCacheConfig, SourceConfig};
@@ -30,20 +31,25 @@ pub fn report(config: &Config) -> Result<String, Failure> {
         let prospect = CacheFolder::look(&nar_cache.directory, &config.store_dir).map_err(LoadError::from)?;
         let _ = writeln!(text, "  nar cache  {}", describe_nar_cache(nar_cache, prospect));
     }
-    let _ = writeln!(text, "  uploads    {}", describe_uploads(config.uploads.as_ref()));
-    let _ = writeln!(text, "  who may    {}", describe_access(&config.access, config.uploads.is_some()));
+    let _ = writeln!(
+        text,
+        "  uploads    {}",
+        describe_uploads(config.uploads.as_ref(), &config.rules.required_keys)
+    );
+    let _ =
+        writeln!(text, "  who may    {}", describe_access(&config.rules.access, config.uploads.is_some()));
     for address in &config.listen {
         let _ = writeln!(text, "  listen     {address}");
     }
-    for key in &config.secret_keys {
+    for key in &*config.rules.secret_keys {
         let _ = writeln!(text, "  sign as    {}", key.public());
     }
-    let _ = writeln!(text, "  priority   {}", config.priority);
+    let _ = writeln!(text, "  priority   {}", config.rules.priority);
     let _ = writeln!(text, "  workers    {}", config.workers);
     let _ = writeln!(text, "  io_uring   {}", capabilities.names().collect::<Vec<_>>().join(", "));
     let _ = writeln!(text, "  clients    {}", describe_connections(config.connections));
     let _ = writeln!(text, "  sandbox    {sandbox}");
-    let _ = writeln!(text, "  drain      {} s", config.drain_timeout.as_secs());
+    let _ = writeln!(text, "  drain      {} s", config.rules.drain_timeout.as_secs());
     Ok(text)
 }
 
@@ -99,10 +105,10 @@ fn describe_connections(bounds: ConnectionBounds) -> String {
 }
 
 /// What is taken, and where to.
-fn describe_uploads(uploads: Option<&UploadSettings>) -> String {
+fn describe_uploads(uploads: Option<&UploadSettings>, required_keys: &[PublicKey]) -> String {
     let Some(uploads) = uploads else { return "none".to_owned() };
-    let UploadSettings { directory, required_keys, len_max, free_min, .. } = uploads;
-    let keys = match required_keys.as_slice() {
+    let UploadSettings { directory, len_max, free_min, .. } = uploads;
+    let keys = match required_keys {
         [] => "with or without a signature".to_owned(),
         keys => {
             let names: Vec<_> = keys.iter().map(|key| key.key_name().as_str()).collect();
@@ -173,19 +179,18 @@ mod tests {
         let uploads = UploadSettings {
             directory: "/srv/cache".into(),
             store_dir: StoreDir::parse("/nix/store").unwrap(),
-            required_keys: Vec::new(),
             len_max: 32 << 30,
             free_min: None,
         };
         assert_eq!(
-            describe_uploads(Some(&uploads)),
+            describe_uploads(Some(&uploads), &[]),
             "into /srv/cache, with or without a signature, at most 32.00 GiB each, a twentieth of its file system left free"
         );
         let key = PublicKey::parse("cache-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c=").unwrap();
-        let strict = UploadSettings { required_keys: vec![key], free_min: Some(1 << 30), ..uploads };
-        let line = describe_uploads(Some(&strict));
+        let strict = UploadSettings { free_min: Some(1 << 30), ..uploads };
+        let line = describe_uploads(Some(&strict), &[key]);
         assert!(line.contains("signed by cache-1,") && line.ends_with("1.00 GiB left free"), "{line}");
-        assert_eq!(describe_uploads(None), "none");
+        assert_eq!(describe_uploads(None, &[]), "none");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Failure;
@@ -13,7 +14,7 @@ use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{PORT_DEFAULT, PRIORITY_DEFAULT};
 use crate::server;
 use crate::server::config::{
-    AccessConfig, Config, ConnectionBounds, ListenAddress, SandboxMode, SourceConfig,
+    AccessConfig, Config, ConnectionBounds, ListenAddress, Rules, SandboxMode, SourceConfig,
 };
 use crate::server::listen::Listener;
 use crate::store::demo::{DemoStore, Progress};
@@ -35,20 +36,25 @@ pub fn run(arguments: &DemoArguments, cores: usize) -> Result<(), Failure> {
         )))],
         store_dir: demo.store.store_dir.clone(),
         sources: vec![SourceConfig::Store(demo.store.clone())],
-        secret_keys: vec![secret_key],
-        priority: PRIORITY_DEFAULT,
         workers: cores,
-        drain_timeout: DRAIN_TIMEOUT,
         connections: ConnectionBounds::default(),
         sandbox: SandboxMode::On,
         removed_at_end: Some(demo.root().to_path_buf()),
         nar_cache: None,
         uploads: None,
-        access: AccessConfig::default(),
+        rules: Rules {
+            secret_keys: Arc::from([secret_key]),
+            required_keys: Arc::from([]),
+            priority: PRIORITY_DEFAULT,
+            drain_timeout: DRAIN_TIMEOUT,
+            access: AccessConfig::default(),
+        },
+        rule_places: Vec::new(),
         capabilities_off: Vec::new(),
     };
     let store_dir = config.store_dir.clone();
-    let result = server::run(config, |listeners| {
+    let nothing = || Err("a demo has no settings that could be read again".to_owned());
+    let result = server::run(config, nothing, |listeners| {
         super::announce(listeners);
         if let Some(url) = listeners.iter().find_map(url) {
             // The commands are a courtesy: a closed output must not end the server.

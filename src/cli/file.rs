@@ -19,6 +19,7 @@ pub enum FileError {
         /// As typed.
         path: PathBuf,
         /// From open(2) or read(2), or that it is no UTF-8.
+        #[source]
         cause: io::Error,
     },
     /// No TOML, an unknown key, or a value of the wrong kind.

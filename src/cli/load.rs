@@ -12,7 +12,7 @@ use super::settings::{Settings, StoreSettings, UploadBounds};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
 use crate::limits::CACHE_INFO_LEN_MAX;
-use crate::server::config::{Config, SourceConfig};
+use crate::server::config::{Config, Rules, SourceConfig};
 use crate::store::db::Database;
 use crate::store::keys::{SecretKeyFileError, read_secret_key};
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
@@ -114,6 +114,7 @@ pub enum LoadError {
 
 /// Makes the configuration of the server that `settings` want, on a machine with so many `cores` for this process.
 pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
+    let (rules, rule_places) = (rules(&settings)?, rule_places(&settings));
     let store_dir = store_dir(&settings)?;
     let mut sources = Vec::new();
     if let Some(store) = settings.store {
@@ -128,28 +129,61 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         Some(bounds) => upload_settings(bounds, &store_dir, &sources)?,
         None => None,
     };
-    let mut access = settings.access;
-    if let Some(token_file) = &access.token_file {
-        access.tokens = Arc::new(tokens::read(token_file)?);
-    }
-    let secret_keys =
-        settings.secret_key_files.iter().map(|path| read_secret_key(path)).collect::<Result<_, _>>()?;
     Ok(Config {
         listen: settings.listen,
         sources,
         store_dir,
-        secret_keys,
-        priority: settings.priority,
         workers: settings.workers.unwrap_or(cores),
-        drain_timeout: settings.drain_timeout,
         connections: settings.connections,
         sandbox: settings.sandbox,
         removed_at_end: None,
         nar_cache: settings.nar_cache,
         uploads,
-        access,
+        rules,
+        rule_places,
         capabilities_off: settings.capabilities_off,
     })
+}
+
+/// Reads what can change while the server runs.
+pub fn rules(settings: &Settings) -> Result<Rules, LoadError> {
+    let mut access = settings.access.clone();
+    if let Some(token_file) = &access.token_file {
+        access.tokens = Arc::new(tokens::read(token_file)?);
+    }
+    let secret_keys = settings.secret_key_files.iter().map(|path| read_secret_key(path));
+    Ok(Rules {
+        secret_keys: secret_keys.collect::<Result<_, _>>()?,
+        required_keys: Arc::clone(&settings.required_keys),
+        priority: settings.priority,
+        drain_timeout: settings.drain_timeout,
+        access,
+    })
+}
+
+/// What has to stay readable so that the rules can be read again. That is the folder of each file, for another file may take its place
+/// or lie beside it then; but of folders in which everything lies, the file alone.
+fn rule_places(settings: &Settings) -> Vec<PathBuf> {
+    let files =
+        settings.config_file.iter().chain(&settings.secret_key_files).chain(&settings.access.token_file);
+    let home = std::env::home_dir();
+    let mut places = Vec::new();
+    for file in files {
+        // A link may be changed to lead elsewhere in its folder, and the file that it leads to be replaced in its own.
+        for file in [Some(file.clone()), file.canonicalize().ok()].into_iter().flatten() {
+            let folder = match file.parent() {
+                Some(folder) if folder != Path::new("") => folder,
+                _ => Path::new("."),
+            };
+            let real = resolve(folder);
+            let is_everything = real.parent().is_none() || Some(&real) == home.as_ref();
+            let place = if is_everything { file } else { folder.to_path_buf() };
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+    }
+    places
 }
 
 /// How many cores this process may use (sched_getaffinity(2)): each worker will be bound to one.
@@ -261,8 +295,8 @@ fn upload_settings(
         Ok(()) => {}
         Err(errno) => return Err(LoadError::UploadsUnwritable { path: directory, cause: errno.into() }),
     }
-    let UploadBounds { required_keys, len_max, free_min } = bounds;
-    Ok(Some(UploadSettings { directory, store_dir: store_dir.clone(), required_keys, len_max, free_min }))
+    let UploadBounds { len_max, free_min } = bounds;
+    Ok(Some(UploadSettings { directory, store_dir: store_dir.clone(), len_max, free_min }))
 }
 
 /// The path without links and dots, as far as it exists; the rest is still to be made.

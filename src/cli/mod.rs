@@ -16,13 +16,15 @@ pub mod settings;
 pub mod size;
 pub mod token;
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::iter::successors;
 use std::path::Path;
 
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::server::config::{Config, SourceConfig};
+use crate::server::config::{Config, Rules, SourceConfig};
 use crate::server::listen::Listener;
 use crate::server::{self, RunError};
 use crate::store::{StoreError, fault};
@@ -38,6 +40,10 @@ use token::{Printed, TokenCommandError};
 /// What a server of a live store says that keeps no NARs.
 const HINT: &str = "there is no NAR cache: with --cache-dir DIR, NARs that are asked for again are kept compressed on \
                     disk, and sent like files";
+
+/// What else is to be known where something could not be read again.
+const DENIED: &str =
+    "in the sandbox, only what lies in a folder that was named at the start can be read: start narwire anew";
 
 /// Why a command did not do what it was asked to, in one line for the person who asked.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +104,7 @@ impl Failure {
 pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
     if nix_serve::is_called(arguments.first()) {
         return match nix_serve::parse(arguments, load::cores()) {
-            Ok(arguments) => serve(arguments, variable),
+            Ok(arguments) => serve(&arguments, variable),
             Err(error) => help_or_failure(&error, "nix-serve --help"),
         };
     }
@@ -108,7 +114,7 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
     };
     let CommandLine { command, serve: bare } = command_line;
     match command.unwrap_or(Command::Serve(bare)) {
-        Command::Serve(arguments) => serve(arguments, variable),
+        Command::Serve(arguments) => serve(&arguments, variable),
         Command::Check(CheckArguments { serve, settings_only: true }) => {
             settings(serve, variable)?;
             print(
@@ -120,7 +126,9 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
         }
         Command::Scrub(arguments) => {
             let is_json = arguments.json;
-            scrub::run(settings(arguments.places(), variable)?, is_json)
+            let settings = settings(arguments.places(), variable)?;
+            plan_fault(&settings)?;
+            scrub::run(settings, is_json)
         }
         Command::Push(arguments) => push::run(arguments, variable),
         Command::Key(KeyCommand::Generate(arguments)) => print(&key::generate(&arguments)?),
@@ -137,18 +145,47 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
     }
 }
 
-fn serve(arguments: ServeArguments, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
+fn serve(arguments: &ServeArguments, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
     log::start(variable("RUST_LOG"));
-    let config = configure(arguments, variable)?;
+    let started = settings(arguments.clone(), &variable)?;
+    plan_fault(&started)?;
+    let config = load::load(started.clone(), load::cores())?;
     let has_store = config.sources.iter().any(|source| matches!(source, SourceConfig::Store(_)));
     let could_cache = has_store && config.nar_cache.is_none();
-    let result = server::run(config, |listeners| {
+    let read_again = || {
+        let rules = settings(arguments.clone(), &variable).and_then(|now| rules_of(&now, &started));
+        rules.map_err(
+            |failure| if is_denied(&failure) { format!("{failure}; {DENIED}") } else { failure.to_string() },
+        )
+    };
+    let result = server::run(config, read_again, |listeners| {
         announce(listeners);
         if could_cache {
             info!("{HINT}");
         }
     });
     Ok(result?)
+}
+
+/// Whether the operating system said that something is not permitted.
+fn is_denied(failure: &Failure) -> bool {
+    let first = Some(failure as &dyn Error);
+    let mut causes =
+        successors(first, |&error| error.source()).filter_map(|error| error.downcast_ref::<io::Error>());
+    causes.any(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
+/// What can change while the server runs, of the settings that it would start with now.
+fn rules_of(now: &Settings, started: &Settings) -> Result<Rules, Failure> {
+    let rules = load::rules(now)?;
+    let waiting = now.differing_until_restart(started);
+    if !waiting.is_empty() {
+        warn!(
+            "read at the start only, so that what has changed there waits for a restart: {}",
+            waiting.join("; ")
+        );
+    }
+    Ok(rules)
 }
 
 fn configure(
@@ -174,11 +211,12 @@ fn settings(
         let folder = path.parent().unwrap_or(here);
         layers.push(file::read(&path)?.with_paths_from(folder, credentials_directory));
     }
-    let settings = Settings::merge(layers)?;
-    if let Some(spec) = &settings.fault {
-        fault::plan(spec).map_err(Failure::Usage)?;
-    }
-    Ok(settings)
+    Ok(Settings::merge(layers)?)
+}
+
+/// Has the process break where a test wants it to.
+fn plan_fault(settings: &Settings) -> Result<(), Failure> {
+    settings.fault.as_deref().map_or(Ok(()), |spec| fault::plan(spec).map_err(Failure::Usage))
 }
 
 /// One line for each address, on standard error, once it answers.

@@ -231,7 +231,7 @@ fn settings(
     Ok(push::Settings {
         store: store.ok_or(PushFailure::NoStore)?,
         cache,
-        secret_keys: config.secret_keys,
+        secret_keys: config.rules.secret_keys,
         encoding,
         jobs: arguments.jobs.map_or_else(|| cores.clamp(PUSH_JOBS_DEFAULT_MIN, PUSH_JOBS_MAX), usize::from),
         spool,

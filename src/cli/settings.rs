@@ -18,7 +18,7 @@ use crate::limits::{
 use crate::server::config::{AccessConfig, ConnectionBounds, ListenAddress, NarCacheConfig, SandboxMode};
 
 /// What is wanted, complete but for what only the machine can tell.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Never empty.
     pub listen: Vec<ListenAddress>,
@@ -42,10 +42,14 @@ pub struct Settings {
     pub sandbox: SandboxMode,
     /// `None` when there is no live store, or nobody said where.
     pub nar_cache: Option<NarCacheConfig>,
+    /// One of these must have signed what is uploaded; may be empty.
+    pub required_keys: Arc<[PublicKey]>,
     /// What may be uploaded into the first of the directories; `None` when nobody may upload, or there is none.
     pub uploads: Option<UploadBounds>,
     /// Who may do what; the tokens are still to be read.
     pub access: AccessConfig,
+    /// Where some of this was read.
+    pub config_file: Option<PathBuf>,
     /// As typed.
     pub capabilities_off: Vec<String>,
     /// As typed.
@@ -53,7 +57,7 @@ pub struct Settings {
 }
 
 /// Places of a live store that differ from what follows from its store directory.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StoreSettings {
     /// Where the files are.
     pub real_store: Option<PathBuf>,
@@ -64,10 +68,8 @@ pub struct StoreSettings {
 }
 
 /// What may be uploaded.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UploadBounds {
-    /// One of these must have signed a path; may be empty.
-    pub required_keys: Vec<PublicKey>,
     /// Longest file, and longest NAR; at least [`UPLOAD_LEN_MAX_MIN`]. Bytes.
     pub len_max: u64,
     /// What stays free on the file system. Bytes.
@@ -162,6 +164,28 @@ impl Settings {
         Self::complete(merged)
     }
 
+    /// What is not as in `other` and is looked at when the server starts, by the names of its flags.
+    pub fn differing_until_restart(&self, other: &Self) -> Vec<&'static str> {
+        let Self { listen, store, directories, store_dir, workers, connections, sandbox, .. } = self;
+        let Self { nar_cache, uploads, capabilities_off, .. } = self;
+        let differing = [
+            ("listen", *listen != other.listen),
+            ("directories", *directories != other.directories),
+            ("with-store, real-store, db or log-dir", *store != other.store),
+            ("store-dir", *store_dir != other.store_dir),
+            ("workers", *workers != other.workers),
+            ("max-connections", *connections != other.connections),
+            ("sandbox", *sandbox != other.sandbox),
+            (
+                "cache-dir, -policy, -format, -level, -size or -min-free, or scrub-rate",
+                *nar_cache != other.nar_cache,
+            ),
+            ("upload-max-size or upload-min-free, or whether there are uploads", *uploads != other.uploads),
+            ("without", *capabilities_off != other.capabilities_off),
+        ];
+        differing.into_iter().filter(|(_, differs)| *differs).map(|(flag, _)| flag).collect()
+    }
+
     fn complete(typed: ServeArguments) -> Result<Self, SettingsError> {
         let priority = typed.priority.unwrap_or(PRIORITY_DEFAULT);
         if priority > PRIORITY_MAX {
@@ -206,8 +230,10 @@ impl Settings {
             connections,
             sandbox: typed.sandbox.unwrap_or_default(),
             nar_cache,
+            required_keys: typed.require_signature.into(),
             uploads,
             access,
+            config_file: typed.config,
             capabilities_off: typed.without,
             fault: typed.fault,
         })
@@ -294,11 +320,7 @@ fn uploads(typed: &ServeArguments) -> Result<Option<UploadBounds>, SettingsError
     if len_max < UPLOAD_LEN_MAX_MIN {
         return Err(SettingsError::UploadMaxSize(len_max));
     }
-    Ok(Some(UploadBounds {
-        required_keys: typed.require_signature.clone(),
-        len_max,
-        free_min: typed.upload_min_free.map(|size| size.0),
-    }))
+    Ok(Some(UploadBounds { len_max, free_min: typed.upload_min_free.map(|size| size.0) }))
 }
 
 impl ServeArguments {
@@ -441,8 +463,10 @@ mod tests {
             connections: ConnectionBounds::default(),
             sandbox: SandboxMode::On,
             nar_cache: None,
+            required_keys: Arc::from([]),
             uploads: None,
             access: AccessConfig::default(),
+            config_file: None,
             capabilities_off: Vec::new(),
             fault: None,
         };
@@ -633,7 +657,7 @@ mod tests {
 
     #[test]
     fn uploads_need_no_more_than_to_be_allowed() {
-        let expected = UploadBounds { required_keys: Vec::new(), len_max: 32 << 30, free_min: None };
+        let expected = UploadBounds { len_max: 32 << 30, free_min: None };
         assert_eq!(merge(&[&directory(), &tokens()]).uploads, Some(expected));
         let bounds = ServeArguments {
             require_signature: vec![KEY.parse().unwrap()],
@@ -641,9 +665,39 @@ mod tests {
             upload_min_free: Some(Size(0)),
             ..nothing()
         };
-        let expected =
-            UploadBounds { required_keys: vec![KEY.parse().unwrap()], len_max: 1 << 20, free_min: Some(0) };
-        assert_eq!(merge(&[&directory(), &bounds, &anonymous()]).uploads, Some(expected));
+        let merged = merge(&[&directory(), &bounds, &anonymous()]);
+        assert_eq!(merged.uploads, Some(UploadBounds { len_max: 1 << 20, free_min: Some(0) }));
+        assert_eq!(*merged.required_keys, [KEY.parse().unwrap()]);
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_is_named() {
+        let before = merge(&[&directory(), &tokens()]);
+        let rules = ServeArguments {
+            priority: Some(1),
+            drain_timeout: Some(1),
+            private: true,
+            secret_key_file: vec!["/k".into()],
+            require_signature: vec![KEY.parse().unwrap()],
+            ..nothing()
+        };
+        let after = merge(&[&directory(), &tokens(), &rules]);
+        assert_ne!(after, before);
+        assert!(after.differing_until_restart(&before).is_empty());
+        for (flag, change) in [
+            ("listen", ServeArguments { port: Some(1), ..nothing() }),
+            ("directories", ServeArguments { directories: vec!["/other".into()], ..nothing() }),
+            ("real-store", ServeArguments { with_store: true, ..nothing() }),
+            ("store-dir", ServeArguments { store_dir: StoreDir::parse("/s").ok(), ..nothing() }),
+            ("workers", ServeArguments { workers: Some(1), ..nothing() }),
+            ("max-connections", ServeArguments { max_connections: Some(1), ..nothing() }),
+            ("sandbox", ServeArguments { sandbox: Some(SandboxMode::Off), ..nothing() }),
+            ("upload-max-size", ServeArguments { upload_max_size: Some(Size(1 << 20)), ..nothing() }),
+            ("without", ServeArguments { without: vec!["x".into()], ..nothing() }),
+        ] {
+            let differing = merge(&[&change, &directory(), &tokens()]).differing_until_restart(&before);
+            assert!(differing.len() == 1 && differing[0].contains(flag), "{flag}: {differing:?}");
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct Settings {
     /// To where.
     pub cache: Cache,
     /// Sign what is uploaded, beside the signatures that the database has.
-    pub secret_keys: Vec<SecretKey>,
+    pub secret_keys: Arc<[SecretKey]>,
     /// How NARs are compressed.
     pub encoding: Encoding,
     /// How many uploads at once; at least 1.

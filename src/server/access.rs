@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -16,7 +15,7 @@ use crate::codec::http::Status;
 use crate::codec::http::request::Request;
 use crate::codec::http::response::Fields;
 pub use crate::codec::token::Scope;
-use crate::codec::token::{TokenName, Tokens, presented};
+use crate::codec::token::{TokenName, presented};
 use crate::limits::{FAILING_CLIENTS_MAX, FAILURE_WINDOW, REFUSALS_LOGGED_MAX, WRONG_TOKENS_MAX};
 use crate::ring::admission::client_of;
 use crate::ring::service::{Caller, Reply};
@@ -45,9 +44,9 @@ impl Access {
         Self { config, failures: Failures::new(Instant::now()) }
     }
 
-    /// From now on these tokens are in force, and no others.
-    pub fn take_tokens(&mut self, tokens: Arc<Tokens>) {
-        self.config.tokens = tokens;
+    /// From now on this is in force.
+    pub fn change(&mut self, config: AccessConfig) {
+        self.config = config;
     }
 
     /// Whether who has no token may not even read.
@@ -224,6 +223,8 @@ impl Failures {
 mod tests {
     use proptest::prelude::*;
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::codec::token::Token;
     use crate::ring::service::ReplyBody;
@@ -297,7 +298,8 @@ mod tests {
     fn other_tokens_take_the_place_of_all() {
         let mut access = access(false, false);
         let other = token("other", 7).record("write".parse().unwrap(), [0; 16]).to_string();
-        access.take_tokens(Arc::new(other.parse().unwrap()));
+        let tokens = Arc::new(other.parse().unwrap());
+        access.change(AccessConfig { tokens, ..AccessConfig::default() });
         let permit = |authorization: String| access.permit(Some(authorization.as_bytes()), Scope::Write);
         assert_eq!(permit(bearer("other", 7)), Ok(()));
         assert_eq!(permit(bearer("w", 2)), Err(Refused::WrongToken(None)));

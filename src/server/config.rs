@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::background::settings::FillSettings;
-use crate::codec::signature::SecretKey;
+use crate::codec::signature::{PublicKey, SecretKey};
 use crate::codec::store_path::StoreDir;
 use crate::codec::token::Tokens;
 use crate::store::LocalStore;
@@ -27,20 +27,16 @@ pub struct Config {
     pub sources: Vec<SourceConfig>,
     /// The logical store directory, as `nix-cache-info` announces it; the same for every source.
     pub store_dir: StoreDir,
-    /// Every narinfo of a live store is signed with each of these; may be empty.
-    pub secret_keys: Vec<SecretKey>,
-    /// `Priority` of `nix-cache-info`: clients ask the cache with the lowest number first.
-    pub priority: u32,
     /// Network threads, one ring each; at least 1.
     pub workers: usize,
-    /// How long answers that are under way may take after SIGTERM.
-    pub drain_timeout: Duration,
     /// Where NARs of the live store are kept encoded; without a live store there is none.
     pub nar_cache: Option<NarCacheConfig>,
     /// What may be uploaded, and where to; `None`: nothing.
     pub uploads: Option<UploadSettings>,
-    /// Who may do what.
-    pub access: AccessConfig,
+    /// What holds until SIGHUP brings something else.
+    pub rules: Rules,
+    /// Where the rules were read from, and will be again: folders, and files in folders that hold other things.
+    pub rule_places: Vec<PathBuf>,
     /// How many may be connected.
     pub connections: ConnectionBounds,
     /// Whether the process gives up what it does not need once it has started.
@@ -49,6 +45,21 @@ pub struct Config {
     pub removed_at_end: Option<PathBuf>,
     /// Names of kernel capabilities to do without although the kernel has them, as typed; `ring` knows the names.
     pub capabilities_off: Vec<String>,
+}
+
+/// What can change while the server runs.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Every narinfo of a live store is signed with each of these; may be empty.
+    pub secret_keys: Arc<[SecretKey]>,
+    /// A narinfo that is uploaded has to be signed by one of these; by nobody if there are none.
+    pub required_keys: Arc<[PublicKey]>,
+    /// `Priority` of `nix-cache-info`: clients ask the cache with the lowest number first.
+    pub priority: u32,
+    /// How long answers that are under way may take after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Who may do what.
+    pub access: AccessConfig,
 }
 
 /// One source of store paths.
@@ -72,9 +83,9 @@ pub struct NarCacheConfig {
 /// Who may do what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessConfig {
-    /// The file of tokens, to be read again when somebody asks for that.
+    /// The file of tokens.
     pub token_file: Option<PathBuf>,
-    /// What it had when the configuration was made.
+    /// What it had when it was read.
     pub tokens: Arc<Tokens>,
     /// Whether who has no token may upload.
     pub is_upload_anonymous: bool,

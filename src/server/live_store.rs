@@ -22,7 +22,7 @@ use tracing::error;
 use super::encoder::{EncodedBody, Order, Workshop};
 use super::known_path::KnownPath;
 use super::layouts::{Found, Layouts, Told, WalkNews, key_of};
-use super::lookup::{Known, SharedStore};
+use super::lookup::{Known, SharedStore, State};
 use super::nar_body::{NarBody, Root, SharedLayout};
 use super::nar_cache::CachedNar;
 use super::plane::{Demand, Full, Interest, Plane, Planes, Toolbox};
@@ -69,8 +69,8 @@ pub struct LiveStore {
 /// Somebody who waits for what is known of a hash part.
 struct Asker {
     id: ConnectionId,
-    /// The state of the database when it joined a question that was under way; none for whom the question was put.
-    joined: Option<Stamp>,
+    /// The state when it joined a question that was under way; none for whom the question was put.
+    joined: Option<State>,
 }
 
 /// What a request waits for.
@@ -286,14 +286,14 @@ impl LiveStore {
     /// Takes what was found out about a hash part; says who has waited for it, and whether it answers them.
     ///
     /// Somebody who has joined a question may have done so after the database was read. It is an answer to them only if
-    /// the database was then in the state that was read; else they have to ask again.
+    /// all was then in the state of the answer; else they have to ask again.
     pub fn take_known(&mut self, hash_part: HashPart, known: Option<Known>) -> Vec<(ConnectionId, bool)> {
-        let stamp = known.as_ref().map(|known| known.stamp);
+        let state = known.as_ref().map(|known| known.state);
         if let Some(known) = known {
             self.known.insert(hash_part, known);
         }
         let askers = self.asked.remove(&hash_part).unwrap_or_default();
-        let is_answered = |asker: &Asker| asker.joined.is_none() || stamp.is_none() || asker.joined == stamp;
+        let is_answered = |asker: &Asker| asker.joined.is_none() || state.is_none() || asker.joined == state;
         askers.into_iter().map(|asker| (asker.id, is_answered(&asker))).collect()
     }
 
@@ -328,15 +328,21 @@ impl LiveStore {
         let _ = self.planes.lookups.submit(move |_| shared.refresh());
     }
 
-    /// What is known of a hash part.
-    fn known(&mut self, hash_part: HashPart) -> Knowledge {
+    /// The present state.
+    fn state(&mut self) -> State {
         let epoch = self.shared.epoch();
         if epoch != self.epoch {
             self.epoch = epoch;
             self.counter = self.shared.counter();
         }
+        State { stamp: self.counter.stamp(), epoch }
+    }
+
+    /// What is known of a hash part.
+    fn known(&mut self, hash_part: HashPart) -> Knowledge {
+        let state = self.state();
         match self.known.get(&hash_part) {
-            Some(known) if known.stamp == self.counter.stamp() && self.is_seen(known) => {
+            Some(known) if known.state == state && self.is_seen(known) => {
                 Knowledge::Now(known.present_path().cloned())
             }
             _ => Knowledge::Outdated,
@@ -602,8 +608,9 @@ impl LiveStore {
     }
 
     fn look_up(&mut self, id: ConnectionId, hash_part: HashPart, stage: Awaited) -> Step {
+        let state = self.state();
         if let Some(askers) = self.asked.get_mut(&hash_part) {
-            askers.push(Asker { id, joined: Some(self.counter.stamp()) });
+            askers.push(Asker { id, joined: Some(state) });
             return Step::Wait(Stage::Store(stage));
         }
         let (shared, mailbox) = (Arc::clone(&self.shared), self.mailbox.clone());
@@ -894,8 +901,7 @@ mod tests {
     #[test]
     fn a_hundred_thousand_paths_are_remembered() {
         let mut bench = Bench::new();
-        let known =
-            Known { stamp: bench.store.counter.stamp(), path: Some(typical()), seen: Cell::default() };
+        let known = Known { state: bench.store.state(), path: Some(typical()), seen: Cell::default() };
         let hash_parts: Vec<_> =
             (0..100_000).map(|index| HashPart::parse(format!("{index:032}").as_bytes()).unwrap()).collect();
         for hash_part in &hash_parts {

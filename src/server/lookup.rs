@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 
 use bytes::Bytes;
 use tracing::{error, info, warn};
@@ -34,9 +34,9 @@ pub struct SharedStore {
     /// Its place among the sources.
     index: usize,
     places: LocalStore,
-    renderer: Renderer,
+    renderer: RwLock<Arc<Renderer>>,
     counter: Mutex<Arc<ChangeCounter>>,
-    /// Counts the counters: a database that was replaced gets a new one.
+    /// Counts the counters, of which a database that was replaced gets a new one, and the renderers, of which new keys get one.
     epoch: AtomicU64,
     debug_index: Mutex<DebugIndex>,
     /// Whether the database was replaced by one that cannot be opened.
@@ -50,11 +50,20 @@ pub struct SharedStore {
     nar_cache: Option<Arc<NarCache>>,
 }
 
-/// What is known of a hash part, and in which state of the database that was so.
+/// The state of everything that an answer follows from. What was found out in another one is asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Of the database.
+    pub stamp: Stamp,
+    /// [`SharedStore::epoch`] then.
+    pub epoch: u64,
+}
+
+/// What is known of a hash part, and in which state that was so.
 #[derive(Clone, Debug)]
 pub struct Known {
     /// The state.
-    pub stamp: Stamp,
+    pub state: State,
     /// The path, if there is one.
     pub path: Option<Arc<KnownPath>>,
     /// When the NAR cache was asked about it last, and whether the path is damaged. What the cache has changes far more often than
@@ -80,7 +89,7 @@ impl SharedStore {
     ) -> Self {
         Self {
             index,
-            renderer: Renderer::new(places.store_dir.clone(), secret_keys),
+            renderer: RwLock::new(Arc::new(Renderer::new(places.store_dir.clone(), secret_keys))),
             places,
             counter: Mutex::new(Arc::new(counter)),
             epoch: AtomicU64::new(0),
@@ -120,7 +129,18 @@ impl SharedStore {
         self.index
     }
 
-    /// Rises when [`SharedStore::counter`] is another one. One load.
+    /// From now on `secret_keys` sign, and no others.
+    pub fn sign_with(&self, secret_keys: Arc<[SecretKey]>) {
+        let renderer = Arc::new(Renderer::new(self.places.store_dir.clone(), Arc::clone(&secret_keys)));
+        *self.renderer.write().unwrap_or_else(PoisonError::into_inner) = renderer;
+        if let Some(nar_cache) = &self.nar_cache {
+            nar_cache.sign_with(secret_keys);
+        }
+        // After it: what was rendered before bears an older label.
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// Rises when [`SharedStore::counter`] is another one, and when other keys sign. One load.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -171,17 +191,19 @@ impl SharedStore {
         previous: Option<&Arc<KnownPath>>,
     ) -> Result<Known, Failure> {
         fault::may_panic("lookup: path asked");
-        // Before the query: see `store::change` for why.
-        let stamp = self.counter().stamp();
+        // Before the query, and before the keys are looked up: see `store::change` for why.
+        let epoch = self.epoch();
+        let state = State { stamp: self.counter().stamp(), epoch };
         let info =
             toolbox.database(self.index, &self.places).and_then(|database| database.path_info(hash_part));
         let Some(info) = info.map_err(|error| Failure::log(&error))? else {
-            return Ok(Known { stamp, path: None, seen: Cell::default() });
+            return Ok(Known { state, path: None, seen: Cell::default() });
         };
         let nar = (info.path.hash_part(), info.nar_hash);
         let view = self.nar_cache.as_ref().map_or_else(View::default, |cache| cache.view(&nar));
-        let path = self.renderer.render(info, view.compressed.as_ref(), previous);
-        Ok(Known { stamp, path: Some(path), seen: Cell::new(view.seen) })
+        let renderer = Arc::clone(&self.renderer.read().unwrap_or_else(PoisonError::into_inner));
+        let path = renderer.render(info, view.compressed.as_ref(), previous);
+        Ok(Known { state, path: Some(path), seen: Cell::new(view.seen) })
     }
 
     /// Whether a path is served. Damage is as good as absence.

@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -43,8 +43,7 @@ use anyhow::Context as _;
 use rustix::fs::{Mode, OFlags};
 use tracing::{error, info, warn};
 
-use self::access::Access;
-use self::config::{AccessConfig, Config, ConnectionBounds, SourceConfig};
+use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
 use self::directory::Directory;
 use self::listen::Listener;
 use self::live_store::LiveStore;
@@ -52,11 +51,13 @@ use self::lookup::SharedStore;
 use self::machine::{Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit};
 use self::metrics::Metrics;
 use self::nar_cache::NarCache;
-use self::node::{CacheNode, Source, Texts};
+use self::node::{CacheNode, Overview, Source};
 use self::plane::{Plane, Planes};
-use self::request::Message;
+use self::request::{Message, Terms};
 use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
+use crate::codec::signature::SecretKey;
+use crate::codec::store_path::StoreDir;
 use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, TEXT_THREADS, WALK_NICE, WALK_THREADS};
 use crate::ring::admission::Admission;
 use crate::ring::capability::Capabilities;
@@ -67,7 +68,7 @@ use crate::ring::sys;
 use crate::ring::uring::Uring;
 use crate::store::StoreError;
 use crate::store::change::ChangeCounter;
-use crate::store::tokens;
+use crate::store::keys::SigningKeys;
 use crate::store::upload::{Neighbour, UploadFolder};
 
 /// Why the server is not running any more, by what the caller has to do about it.
@@ -94,14 +95,19 @@ enum Event {
 /// Serves until a signal ends it. `on_ready` is called once, when every listener accepts.
 ///
 /// SIGTERM and SIGINT drain: no more connections, answers under way are finished, for as long as the configuration allows.
-/// A second one ends at once. SIGHUP has the tokens read again. A panic of any thread ends the process by SIGABRT.
-pub fn run(config: Config, on_ready: impl FnOnce(&[Listener])) -> Result<(), RunError> {
+/// A second one ends at once. SIGHUP has `read_again` called, which gives the rules that are in force from then on, or says why those
+/// of before stay. A panic of any thread ends the process by SIGABRT.
+pub fn run(
+    config: Config,
+    read_again: impl Fn() -> Result<Rules, String>,
+    on_ready: impl FnOnce(&[Listener]),
+) -> Result<(), RunError> {
     abort_on_panic();
     let server = Server::start(&config).map_err(RunError::Start)?;
     drop(config);
     on_ready(&server.listeners);
     systemd::ready();
-    server.watch().map_err(RunError::Serve)
+    server.watch(&read_again).map_err(RunError::Serve)
 }
 
 /// A server whose workers run.
@@ -110,8 +116,10 @@ struct Server {
     mailboxes: Vec<Mailbox<reactor::Message<Message>>>,
     pulses: Arc<[AtomicU64]>,
     events: Receiver<Event>,
+    origins: Arc<Vec<Origin>>,
+    uploads: Option<Arc<SharedUploads>>,
+    store_dir: StoreDir,
     drain_timeout: Duration,
-    token_file: Option<PathBuf>,
 }
 
 impl Server {
@@ -133,13 +141,8 @@ impl Server {
         let sandbox = sandbox::enter(config, capabilities)?;
         let origins = open_origins(config, counters)?;
         let uploads = start_uploads(config, &origins)?;
-        let texts = Arc::new(Texts {
-            index: index_text(config).into(),
-            cache_info: CacheInfo {
-                store_dir: config.store_dir.clone(),
-                want_mass_query: true,
-                priority: config.priority,
-            },
+        let terms = Arc::new(terms(&config.rules, &config.store_dir, uploads.is_some()));
+        let overview = Arc::new(Overview {
             stores: origins.iter().filter_map(Origin::store).collect(),
             metrics: Metrics::new(
                 origins.iter().find_map(Origin::nar_cache).cloned(),
@@ -177,8 +180,8 @@ impl Server {
                     pulses: Arc::clone(&pulses),
                 },
                 origins: Arc::clone(&origins),
-                texts: Arc::clone(&texts),
-                access: config.access.clone(),
+                terms: Arc::clone(&terms),
+                overview: Arc::clone(&overview),
                 uploads: uploads.clone(),
                 planes: planes.clone(),
             };
@@ -206,12 +209,12 @@ impl Server {
             sandbox = %sandbox.in_brief(),
             "serving"
         );
-        let (drain_timeout, token_file) = (config.drain_timeout, config.access.token_file.clone());
-        Ok(Self { listeners, mailboxes, pulses, events, drain_timeout, token_file })
+        let (store_dir, drain_timeout) = (config.store_dir.clone(), config.rules.drain_timeout);
+        Ok(Self { listeners, mailboxes, pulses, events, origins, uploads, store_dir, drain_timeout })
     }
 
     /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
-    fn watch(self) -> anyhow::Result<()> {
+    fn watch(mut self, read_again: &dyn Fn() -> Result<Rules, String>) -> anyhow::Result<()> {
         let watchdog = systemd::watchdog_interval();
         let mut pulses = self.read_pulses();
         loop {
@@ -221,7 +224,7 @@ impl Server {
             };
             match event {
                 Ok(Event::Started(_)) => {}
-                Ok(Event::Signal(Signal::Reload)) => self.reload(),
+                Ok(Event::Signal(Signal::Reload)) => self.reload(read_again),
                 Ok(Event::Signal(Signal::End)) => return self.drain(),
                 Ok(Event::Ended(result)) => return result.context("a worker has failed"),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -265,22 +268,33 @@ impl Server {
         Ok(())
     }
 
-    /// Reads the tokens again. Those of before stay in force if that fails.
-    fn reload(&self) {
-        let Some(path) = &self.token_file else {
-            info!(
-                "nothing is read again: there is no token file, and keys and settings are read at the start only"
-            );
-            return;
-        };
-        match tokens::read(path) {
-            Ok(tokens) => {
-                info!(tokens = tokens.len(), "read {} again", path.display());
-                let tokens = Arc::new(tokens);
-                self.tell_all(|| reactor::Message::Node(Message::Tokens(Arc::clone(&tokens))));
+    /// Puts new rules in force. Those of before stay if they cannot be read, for half of them would be none that anybody has wanted.
+    fn reload(&mut self, read_again: &dyn Fn() -> Result<Rules, String>) {
+        systemd::reloading();
+        match read_again() {
+            Ok(rules) => {
+                self.obey(&rules);
+                info!(
+                    keys = rules.secret_keys.len(),
+                    tokens = rules.access.tokens.len(),
+                    "read settings, keys and tokens again"
+                );
             }
-            Err(error) => error!("{error}; the tokens of before stay in force"),
+            Err(error) => error!("{error}; what was in force before stays in force"),
         }
+        systemd::ready();
+    }
+
+    fn obey(&mut self, rules: &Rules) {
+        self.drain_timeout = rules.drain_timeout;
+        for store in self.origins.iter().filter_map(Origin::store) {
+            store.sign_with(Arc::clone(&rules.secret_keys));
+        }
+        if let Some(uploads) = &self.uploads {
+            uploads.require(Arc::clone(&rules.required_keys));
+        }
+        let terms = Arc::new(terms(rules, &self.store_dir, self.uploads.is_some()));
+        self.tell_all(|| reactor::Message::Node(Message::Terms(Arc::clone(&terms))));
     }
 
     fn tell_all(&self, message: impl Fn() -> reactor::Message<Message>) {
@@ -303,8 +317,8 @@ struct Seed {
     listeners: Vec<OwnedFd>,
     peers: Peers<Message>,
     origins: Arc<Vec<Origin>>,
-    texts: Arc<Texts>,
-    access: AccessConfig,
+    terms: Arc<Terms>,
+    overview: Arc<Overview>,
     uploads: Option<Arc<SharedUploads>>,
     planes: Planes,
 }
@@ -330,10 +344,9 @@ impl Seed {
             .iter()
             .map(|origin| origin.source(&self.planes, &mailbox))
             .collect::<Result<_, _>>()?;
-        let access = Access::new(self.access);
         let uploads = self.uploads.map(|shared| Uploads::new(shared, mailbox.clone()));
         let (planes, is_first) = (self.planes, self.index == 0);
-        let node = CacheNode::new(sources, self.texts, access, uploads, planes, mailbox, is_first);
+        let node = CacheNode::new(sources, self.terms, self.overview, uploads, planes, mailbox, is_first);
         let driver = Uring::new(self.capabilities).context("cannot set up a ring")?;
         Reactor::new(driver, node, self.inbox, self.listeners, self.peers).context("cannot set up a worker")
     }
@@ -396,19 +409,20 @@ fn make_nar_cache(config: &Config) {
 }
 
 fn open_origins(config: &Config, mut counters: VecDeque<ChangeCounter>) -> anyhow::Result<Vec<Origin>> {
-    let secret_keys: Arc<[_]> = config.secret_keys.iter().cloned().collect();
+    let Rules { secret_keys, priority, .. } = &config.rules;
     let mut origin = |(index, source): (usize, &SourceConfig)| {
         Ok(match source {
             SourceConfig::Store(places) => {
                 let counter = counters.pop_front().context("a bug: a store whose database is not open")?;
                 let directory = open_directory(&places.real_store)?;
-                let keys = || Arc::clone(&secret_keys);
+                let signing_keys = || SigningKeys::new(Arc::clone(secret_keys));
                 let nar_cache = config
                     .nar_cache
                     .clone()
-                    .map(|nar_cache| NarCache::start(nar_cache, config.priority, places.clone(), keys()));
+                    .map(|nar_cache| NarCache::start(nar_cache, *priority, places.clone(), signing_keys()));
                 let nar_cache = nar_cache.transpose().context("cannot start threads")?;
-                let store = SharedStore::new(index, places.clone(), counter, keys(), nar_cache);
+                let keys = Arc::clone(secret_keys);
+                let store = SharedStore::new(index, places.clone(), counter, keys, nar_cache);
                 Origin::Store { store: Arc::new(store), directory }
             }
             SourceConfig::Directory(path) => Origin::Directory(Arc::new(open_directory(path)?)),
@@ -431,6 +445,7 @@ fn start_uploads(config: &Config, origins: &[Origin]) -> anyhow::Result<Option<A
     });
     let others = others.collect::<Result<_, _>>()?;
     let folder = UploadFolder::open(settings)?;
+    folder.require(Arc::clone(&config.rules.required_keys));
     SharedUploads::start(folder, others, config.workers).map(Some).context("cannot start threads")
 }
 
@@ -444,21 +459,33 @@ fn duplicate(listeners: &[Listener]) -> anyhow::Result<Vec<OwnedFd>> {
     duplicates.collect::<io::Result<_>>().context("cannot duplicate a socket")
 }
 
+fn terms(rules: &Rules, store_dir: &StoreDir, takes_uploads: bool) -> Terms {
+    Terms {
+        index: index_text(&rules.secret_keys, store_dir, takes_uploads).into(),
+        cache_info: CacheInfo {
+            store_dir: store_dir.clone(),
+            want_mass_query: true,
+            priority: rules.priority,
+        },
+        access: rules.access.clone(),
+    }
+}
+
 /// What `/` says to people.
-fn index_text(config: &Config) -> String {
+fn index_text(secret_keys: &[SecretKey], store_dir: &StoreDir, takes_uploads: bool) -> String {
     let mut text = format!(
         "This is a Nix binary cache for {}, served by narwire {}.\n\n\
          Use it with\n\n    nix build --extra-substituters http://THIS-HOST:PORT",
-        config.store_dir,
+        store_dir,
         env!("CARGO_PKG_VERSION"),
     );
-    if !config.secret_keys.is_empty() {
-        let keys: Vec<_> = config.secret_keys.iter().map(|key| key.public().to_string()).collect();
+    if !secret_keys.is_empty() {
+        let keys: Vec<_> = secret_keys.iter().map(|key| key.public().to_string()).collect();
         // Writing to a String cannot fail.
         let _ = write!(text, " --extra-trusted-public-keys '{}'", keys.join(" "));
     }
     text.push_str("\n\nor in nix.conf with extra-substituters and extra-trusted-public-keys.\n");
-    if config.uploads.is_some() {
+    if takes_uploads {
         text.push_str("\nPaths are uploaded with\n\n    nix copy --to http://THIS-HOST:PORT PATH\n");
     }
     text

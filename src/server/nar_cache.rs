@@ -18,6 +18,7 @@ use crate::limits::CACHE_OPEN_INTERVAL;
 use crate::ring::body::{Body, Fault, FileBody, Lookup};
 use crate::ring::descriptor::Descriptor;
 use crate::store::catalog::{Catalog, Lease, NarKey, Stored};
+use crate::store::keys::SigningKeys;
 use crate::store::nar_cache::{CacheFolder, CacheFolderError, Coding};
 use crate::store::{LocalStore, now_s};
 
@@ -28,6 +29,8 @@ pub struct NarCache {
     open: OnceLock<Open>,
     /// Why it is not open.
     trouble: Mutex<String>,
+    /// Sign the narinfos in it.
+    signing_keys: Arc<SigningKeys>,
 }
 
 /// A cache that is in use.
@@ -68,7 +71,7 @@ struct Opener {
     config: NarCacheConfig,
     priority: u32,
     store: LocalStore,
-    secret_keys: Arc<[SecretKey]>,
+    signing_keys: Arc<SigningKeys>,
 }
 
 impl NarCache {
@@ -77,10 +80,14 @@ impl NarCache {
         config: NarCacheConfig,
         priority: u32,
         store: LocalStore,
-        secret_keys: Arc<[SecretKey]>,
+        signing_keys: Arc<SigningKeys>,
     ) -> std::io::Result<Arc<Self>> {
-        let cache = Arc::new(Self { open: OnceLock::new(), trouble: Mutex::default() });
-        let opener = Opener { config, priority, store, secret_keys };
+        let cache = Arc::new(Self {
+            open: OnceLock::new(),
+            trouble: Mutex::default(),
+            signing_keys: Arc::clone(&signing_keys),
+        });
+        let opener = Opener { config, priority, store, signing_keys };
         if !cache.open(&opener) {
             let opened = Arc::clone(&cache);
             let open = move || {
@@ -91,6 +98,11 @@ impl NarCache {
             thread::Builder::new().name("cache-opener".to_owned()).spawn(open)?;
         }
         Ok(cache)
+    }
+
+    /// From now on `keys` sign what is filled in. What was there keeps its signatures.
+    pub fn sign_with(&self, keys: Arc<[SecretKey]>) {
+        self.signing_keys.replace(keys);
     }
 
     /// Whether it is open.
@@ -147,7 +159,7 @@ impl NarCache {
         let (policy, format) = (Policy::Off, Format::Auto);
         let fill = FillSettings { policy, format, level: 1, len_max: None, free_min: Some(0), scrub_rate: 0 };
         let config = NarCacheConfig { directory: directory.to_path_buf(), fill };
-        Self::start(config, 30, store.clone(), Arc::from([])).unwrap()
+        Self::start(config, 30, store.clone(), SigningKeys::new(Arc::from([]))).unwrap()
     }
 
     /// The folder of a cache that is open.
@@ -208,8 +220,8 @@ impl Opener {
         let folder = CacheFolder::open(directory, &self.store.store_dir, self.priority)
             .map_err(|error: CacheFolderError| error.to_string())?;
         let folder = Arc::new(folder);
-        let (store, secret_keys) = (self.store.clone(), Arc::clone(&self.secret_keys));
-        let background = Background::start(fill.clone(), Arc::clone(&folder), store, secret_keys);
+        let (store, signing_keys) = (self.store.clone(), Arc::clone(&self.signing_keys));
+        let background = Background::start(fill.clone(), Arc::clone(&folder), store, signing_keys);
         let background = background.map_err(|error| error.to_string())?;
         Ok(Open { folder, background })
     }

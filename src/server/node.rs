@@ -19,9 +19,9 @@ use super::metrics::{METRICS_TYPE, Metrics};
 use super::plane::{Demand, Interest, Planes, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
-use super::request::{Damaged, Message, Stage, Step, Wish};
+use super::request::{Damaged, Message, Stage, Step, Terms, Wish};
 use super::uploads::Uploads;
-use crate::codec::cache_info::CacheInfo;
+
 use crate::codec::http::request::Request;
 use crate::codec::http::response::CacheControl;
 use crate::codec::http::route::Route;
@@ -38,7 +38,8 @@ use crate::store::fault;
 pub struct CacheNode {
     sources: Vec<Source>,
     pending: HashMap<ConnectionId, Pending>,
-    texts: Arc<Texts>,
+    terms: Arc<Terms>,
+    overview: Arc<Overview>,
     access: Access,
     /// None where nothing is written to.
     uploads: Option<Uploads>,
@@ -56,12 +57,8 @@ pub enum Source {
     Directory(Directory),
 }
 
-/// Answers that do not depend on a source.
-pub struct Texts {
-    /// `/`
-    pub index: Bytes,
-    /// What `/nix-cache-info` says.
-    pub cache_info: CacheInfo,
+/// What is told of the server itself.
+pub struct Overview {
     /// The stores that `/health` asks.
     pub stores: Vec<Arc<SharedStore>>,
     /// What `/metrics` says.
@@ -88,14 +85,15 @@ impl CacheNode {
     /// A node that asks `sources` in this order.
     pub fn new(
         sources: Vec<Source>,
-        texts: Arc<Texts>,
-        access: Access,
+        terms: Arc<Terms>,
+        overview: Arc<Overview>,
         uploads: Option<Uploads>,
         planes: Planes,
         mailbox: Mailbox<reactor::Message<Message>>,
         is_first: bool,
     ) -> Self {
-        Self { sources, pending: HashMap::new(), texts, access, uploads, planes, mailbox, is_first }
+        let access = Access::new(terms.access.clone());
+        Self { sources, pending: HashMap::new(), terms, overview, access, uploads, planes, mailbox, is_first }
     }
 
     /// Answers a request that would change something.
@@ -193,27 +191,27 @@ impl CacheNode {
     fn cache_info(&mut self, id: ConnectionId, wish: Wish) -> Answer {
         let Some(Source::Directory(directory)) = self.sources.first() else {
             let mut text = String::new();
-            self.texts.cache_info.write(&mut text);
+            self.terms.cache_info.write(&mut text);
             return Answer::Reply(plain(CACHE_INFO_TYPE, text, &wish));
         };
-        let (reader, texts) = (directory.cache_info_reader(), Arc::clone(&self.texts));
+        let (reader, terms) = (directory.cache_info_reader(), Arc::clone(&self.terms));
         let question =
-            move |_: &mut Toolbox| Ok(Some(Made::fresh(CACHE_INFO_TYPE, reader.read(&texts.cache_info)?)));
+            move |_: &mut Toolbox| Ok(Some(Made::fresh(CACHE_INFO_TYPE, reader.read(&terms.cache_info)?)));
         self.make(id, wish, question)
     }
 
     /// `/health`: whether every source answers, and in a second line how the NAR cache is: without it everything is still served.
     fn health(&mut self, id: ConnectionId, wish: Wish) -> Answer {
         fault::may_panic("worker: health asked");
-        let texts = Arc::clone(&self.texts);
+        let overview = Arc::clone(&self.overview);
         let readers: Vec<_> =
             self.sources.iter().filter_map(Source::directory).map(Directory::cache_info_reader).collect();
         let question = move |toolbox: &mut Toolbox| {
-            let stores = texts.stores.iter().try_for_each(|store| store.probe(toolbox));
+            let stores = overview.stores.iter().try_for_each(|store| store.probe(toolbox));
             let probed = stores.and_then(|()| readers.iter().try_for_each(CacheInfoReader::probe));
             // Whatever it is, a load balancer should ask somebody else and come again.
             probed.map_err(|_| Failure::Busy)?;
-            let text = format!("OK\nNAR cache: {}\n", texts.metrics.nar_cache());
+            let text = format!("OK\nNAR cache: {}\n", overview.metrics.nar_cache());
             Ok(Some(Made::fresh(TEXT_TYPE, text)))
         };
         self.make(id, wish, question)
@@ -263,15 +261,15 @@ impl CacheNode {
             Route::Import if self.uploads.is_some() => {
                 Answer::Reply(not_allowed(Uploads::methods(&wish.route), IMPORT_TEXT))
             }
-            Route::Index => Answer::Reply(plain(TEXT_TYPE, self.texts.index.clone(), &wish)),
+            Route::Index => Answer::Reply(plain(TEXT_TYPE, self.terms.index.clone(), &wish)),
             Route::Version => {
                 Answer::Reply(plain(TEXT_TYPE, concat!("narwire ", env!("CARGO_PKG_VERSION"), "\n"), &wish))
             }
             Route::Health => self.health(id, wish),
             Route::Metrics => {
                 // On a thread: who counts may be asked in a way that waits.
-                let texts = Arc::clone(&self.texts);
-                self.make(id, wish, move |_| Ok(Some(Made::fresh(METRICS_TYPE, texts.metrics.text()))))
+                let overview = Arc::clone(&self.overview);
+                self.make(id, wish, move |_| Ok(Some(Made::fresh(METRICS_TYPE, overview.metrics.text()))))
             }
             Route::CacheInfo => self.cache_info(id, wish),
             _ => self.ask(id, wish, 0),
@@ -390,7 +388,10 @@ impl Node for CacheNode {
                     uploads.take(news, effects);
                 }
             }
-            Message::Tokens(tokens) => self.access.take_tokens(tokens),
+            Message::Terms(terms) => {
+                self.access.change(terms.access.clone());
+                self.terms = terms;
+            }
         }
         for (_, answer) in &mut effects.answers {
             self.seal(answer);
@@ -453,6 +454,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::codec::cache_info::CacheInfo;
     use crate::ring::admission::Admission;
     use crate::ring::capability::{Capabilities, Capability};
     use crate::ring::descriptor::Descriptor;
@@ -485,10 +487,10 @@ mod tests {
         let cache_info =
             CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
         let metrics = Metrics::new(None, None);
-        let texts = Arc::new(Texts { index: Bytes::new(), cache_info, stores: Vec::new(), metrics });
+        let terms = Terms { index: Bytes::new(), cache_info, access: AccessConfig::default() };
+        let overview = Arc::new(Overview { stores: Vec::new(), metrics });
         let sources = vec![Source::Store(Box::new(store))];
-        let access = Access::new(AccessConfig::default());
-        let node = CacheNode::new(sources, texts, access, None, planes, mailbox.clone(), false);
+        let node = CacheNode::new(sources, Arc::new(terms), overview, None, planes, mailbox.clone(), false);
         let peers = Peers {
             index: 0,
             admission: Admission::new(1, 8, None),

@@ -3,6 +3,9 @@
 use std::ffi::CString;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use super::config::AccessConfig;
 use super::layouts::WalkNews;
 use super::live_store::Awaited;
 use super::lookup::Known;
@@ -10,9 +13,9 @@ use super::plane::{Demand, Interest};
 use super::refusal::Failure;
 use super::representation::{Conditions, Made};
 use super::uploads::News;
+use crate::codec::cache_info::CacheInfo;
 use crate::codec::http::route::Route;
 use crate::codec::store_path::HashPart;
-use crate::codec::token::Tokens;
 use crate::ring::descriptor::Descriptor;
 use crate::ring::op::ConnectionId;
 use crate::ring::service::Reply;
@@ -95,8 +98,19 @@ pub enum Message {
     },
     /// What has become of an upload.
     Upload(News),
-    /// The tokens that are in force from now on.
-    Tokens(Arc<Tokens>),
+    /// What is in force from now on.
+    Terms(Arc<Terms>),
+}
+
+/// What does not depend on a source, and can change while the server runs.
+#[derive(Debug)]
+pub struct Terms {
+    /// `/`
+    pub index: Bytes,
+    /// What `/nix-cache-info` says.
+    pub cache_info: CacheInfo,
+    /// Who may do what.
+    pub access: AccessConfig,
 }
 
 /// A path whose tree is not what the database says.

@@ -21,16 +21,16 @@ use bytes::Bytes;
 
 use self::ground::Ground;
 use self::oracle::{Ask, Ear, Item, Judge, Moment, Said, Talk, Troubles};
-use super::access::Access;
+
 use super::config::AccessConfig;
 use super::directory::Directory;
 use super::layouts::Layouts;
 use super::live_store::LiveStore;
 use super::lookup::SharedStore;
 use super::metrics::Metrics;
-use super::node::{CacheNode, Source, Texts};
+use super::node::{CacheNode, Overview, Source};
 use super::plane::{Job, Plane, Planes, Toolbox};
-use super::request::Message;
+use super::request::{Message, Terms};
 use super::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
 use crate::limits::{
@@ -358,7 +358,6 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     let settings = UploadSettings {
         directory: folder.path().to_path_buf(),
         store_dir: store.store_dir.clone(),
-        required_keys: Vec::new(),
         len_max: 1 << 30,
         free_min: Some(0),
     };
@@ -371,17 +370,16 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     if !is_store_first {
         sources.reverse();
     }
-    let texts = Texts {
+    let terms = Terms {
         index: Bytes::from_static(b"a cache\n"),
         cache_info: CacheInfo { store_dir: store.store_dir.clone(), want_mass_query: true, priority: 30 },
-        stores: vec![Arc::clone(&shared)],
-        metrics: Metrics::new(None, None),
+        access: AccessConfig { is_upload_anonymous: !is_private, is_private, ..AccessConfig::default() },
     };
-    let access = AccessConfig { is_upload_anonymous: !is_private, is_private, ..AccessConfig::default() };
+    let overview = Overview { stores: vec![Arc::clone(&shared)], metrics: Metrics::new(None, None) };
     let node = CacheNode::new(
         sources,
-        Arc::new(texts),
-        Access::new(access),
+        Arc::new(terms),
+        Arc::new(overview),
         Some(uploads),
         planes,
         said_mailbox,

@@ -9,17 +9,25 @@ use sd_notify::NotifyState;
 
 /// The sockets listen: units ordered after this one may start.
 pub fn ready() {
-    notify(NotifyState::Ready);
+    notify(&[NotifyState::Ready]);
+}
+
+/// Settings are being read again; [`ready`] says that it is over.
+pub fn reloading() {
+    let mut states = vec![NotifyState::Reloading];
+    // Type=notify-reload wants to know since when.
+    states.extend(NotifyState::monotonic_usec_now().ok());
+    notify(&states);
 }
 
 /// No new connection is accepted any more.
 pub fn stopping() {
-    notify(NotifyState::Stopping);
+    notify(&[NotifyState::Stopping]);
 }
 
 /// To be called once every [`watchdog_interval`] by whoever would notice that the server is stuck.
 pub fn alive() {
-    notify(NotifyState::Watchdog);
+    notify(&[NotifyState::Watchdog]);
 }
 
 /// Whether there is a service manager that wants to hear of the process.
@@ -35,8 +43,8 @@ pub fn watchdog_interval() -> Option<Duration> {
     (enabled && patience_us > 0).then(|| Duration::from_micros(patience_us) / 2)
 }
 
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(false, &[state]) {
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
         tracing::warn!(%error, "the service manager cannot be told");
     }
 }

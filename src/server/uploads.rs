@@ -25,6 +25,7 @@ use crate::codec::http::request::{BodyLength, Request};
 use crate::codec::http::route::Route;
 use crate::codec::http::{Method, Status};
 use crate::codec::narinfo::Compression;
+use crate::codec::signature::PublicKey;
 use crate::codec::store_path::StorePath;
 use crate::limits::{
     REASON_LEN_MAX, REFERENCE_TRIES_MAX, SHORT_UPLOADS_MAX, SHORT_UPLOADS_PER_WORKER_MIN, UPLOAD_NICE,
@@ -312,6 +313,11 @@ impl SharedUploads {
     /// What has become of uploads.
     pub fn counts(&self) -> Arc<UploadCounts> {
         Arc::clone(&self.counts)
+    }
+
+    /// See [`UploadFolder::require`].
+    pub fn require(&self, keys: Arc<[PublicKey]>) {
+        self.folder.require(keys);
     }
 
     /// Whether a path that the folder does not have is served all the same.
@@ -753,7 +759,6 @@ mod tests {
             let settings = UploadSettings {
                 directory: folder.path().to_path_buf(),
                 store_dir: StoreDir::parse("/nix/store").unwrap(),
-                required_keys: Vec::new(),
                 len_max: 1 << 20,
                 free_min: Some(0),
             };

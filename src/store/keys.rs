@@ -7,13 +7,34 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use memmap2::{Advice, MmapMut};
 use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
 
 use crate::codec::signature::{SecretKey, SeedMemory, SignatureError};
 use crate::limits::SECRET_KEY_FILE_LEN_MAX;
+
+/// The keys that sign, as all threads share them. They can be replaced while the server runs.
+#[derive(Debug)]
+pub struct SigningKeys(RwLock<Arc<[SecretKey]>>);
+
+impl SigningKeys {
+    /// These, until others are put in their place.
+    pub fn new(keys: Arc<[SecretKey]>) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(keys)))
+    }
+
+    /// Those that sign at the moment.
+    pub fn current(&self) -> Arc<[SecretKey]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on `keys` sign, and no others.
+    pub fn replace(&self, keys: Arc<[SecretKey]>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+}
 
 /// Why a secret key file was refused.
 #[derive(Debug, thiserror::Error)]

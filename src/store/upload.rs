@@ -30,7 +30,7 @@ use std::fmt::{self, Display};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use quick_cache::sync::Cache;
@@ -67,8 +67,6 @@ pub struct UploadSettings {
     pub directory: PathBuf,
     /// The store directory of its paths.
     pub store_dir: StoreDir,
-    /// A narinfo has to be signed by one of these; by nobody if there are none.
-    pub required_keys: Vec<PublicKey>,
     /// Longest file, and longest NAR. Bytes.
     pub len_max: u64,
     /// What stays free on the file system; `None`: a part of it, as for the NAR cache. Bytes.
@@ -189,6 +187,8 @@ pub enum UploadFolderError {
 /// The directory. All threads share it.
 pub struct UploadFolder {
     settings: UploadSettings,
+    /// See [`UploadFolder::require`].
+    required_keys: RwLock<Arc<[PublicKey]>>,
     root: Directory,
     staging: Staging,
     free_min: u64,
@@ -265,6 +265,7 @@ impl UploadFolder {
         };
         Ok(Self {
             settings,
+            required_keys: RwLock::new(Arc::from([])),
             root,
             staging,
             free_min,
@@ -281,6 +282,15 @@ impl UploadFolder {
         let path = &settings.directory;
         rustix::fs::accessat(CWD, path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
             .map_err(|error| StoreError::io("write into", path, error).into())
+    }
+
+    /// From now on a narinfo has to be signed by one of these; by nobody if there are none, as at first.
+    pub fn require(&self, keys: Arc<[PublicKey]>) {
+        *self.required_keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    fn required_keys(&self) -> Arc<[PublicKey]> {
+        Arc::clone(&self.required_keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where it is; for messages.
@@ -561,7 +571,6 @@ mod check {
         let settings = UploadSettings {
             directory: path.to_path_buf(),
             store_dir: StoreDir::parse("/nix/store").expect("a store directory"),
-            required_keys: Vec::new(),
             len_max: 1 << 20,
             free_min: Some(0),
         };

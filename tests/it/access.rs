@@ -399,7 +399,7 @@ fn a_broken_file_leaves_the_old_tokens_in_force() {
     fs::write(&site.tokens, "ci:write:AAAA:SECRETHASH\n").unwrap();
     server.signal(Signal::HUP);
     server.wait_for("tokens:1: the salt is not base64");
-    server.wait_for("the tokens of before stay in force");
+    server.wait_for("what was in force before stays in force");
     assert!(is_let_in(&put(&server, Some(&bearer(&token)))));
     fs::remove_file(&site.tokens).unwrap();
     server.signal(Signal::HUP);
@@ -417,7 +417,7 @@ fn sighup_without_tokens_changes_nothing() {
     let site = Site::new();
     let mut server = Narwire::start([text(&site.cache)]);
     server.signal(Signal::HUP);
-    server.wait_for("there is no token file");
+    server.wait_for("read settings, keys and tokens again");
     server.get("/nix-cache-info").expect(200);
     server.signal(Signal::TERM);
     assert_eq!(server.exit().code(), Some(0));

@@ -14,6 +14,7 @@
 //! | `http.rs`      | HTTP/1.1 itself: connections, the small fixed routes                              |
 //! | `conformance.rs` | framing and refusals, case by case: a table that the simulated ring is asked as well |
 //! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
+//! | `reload.rs`    | settings, keys and tokens that are read again while it serves                     |
 //! | `restart.rs`   | a new process in the place of the old one, while clients ask                      |
 //! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
 //! | `gc.rs`        | the garbage collector at work while a path is served                              |
@@ -56,6 +57,7 @@ mod overload;
 mod page_cache;
 mod push;
 mod range;
+mod reload;
 mod restart;
 mod resume;
 mod sandbox;

@@ -69,9 +69,8 @@ impl Policy {
         if let Some(uploads) = &config.uploads {
             grant(&uploads.directory, Right::Write);
         }
-        if let Some(token_file) = &config.access.token_file {
-            // It is read again when somebody asks for that, and may be another file then.
-            grant(folder_of(token_file), Right::ReadFiles);
+        for place in &config.rule_places {
+            grant(place, Right::ReadFiles);
         }
         if let Some(scratch) = &config.removed_at_end {
             grant(scratch, Right::Remove);
@@ -81,14 +80,13 @@ impl Policy {
     }
 }
 
-/// The same for files that are links: where they lead to at the moment. Asks the file system.
+/// The same for databases that are links: where they lead to at the moment. Asks the file system.
 pub fn behind_links(config: &Config) -> Vec<Grant> {
     let databases = config.sources.iter().filter_map(|source| match source {
         SourceConfig::Store(store) => Some((store.database.as_path(), Right::Read)),
         SourceConfig::Directory(_) => None,
     });
-    let token_file = config.access.token_file.as_deref().map(|path| (path, Right::ReadFiles));
-    let behind = databases.chain(token_file).filter_map(|(path, right)| {
+    let behind = databases.filter_map(|(path, right)| {
         let real = path.canonicalize().ok().filter(|real| real != path)?;
         Some(Grant { path: folder_of(&real).to_path_buf(), right })
     });
@@ -104,11 +102,16 @@ fn folder_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
     use crate::background::settings::{FillSettings, Format, Policy as FillPolicy};
     use crate::codec::store_path::StoreDir;
     use crate::limits::PRIORITY_DEFAULT;
-    use crate::server::config::{AccessConfig, ConnectionBounds, ListenAddress, NarCacheConfig, SandboxMode};
+    use crate::server::config::{
+        AccessConfig, ConnectionBounds, ListenAddress, NarCacheConfig, Rules, SandboxMode,
+    };
     use crate::store::LocalStore;
     use crate::store::upload::UploadSettings;
 
@@ -118,13 +121,17 @@ pub(super) mod tests {
             listen: vec![ListenAddress::Tcp(([127, 0, 0, 1], 0).into())],
             sources,
             store_dir: StoreDir::parse("/nix/store").unwrap(),
-            secret_keys: Vec::new(),
-            priority: PRIORITY_DEFAULT,
             workers: 1,
-            drain_timeout: std::time::Duration::ZERO,
             nar_cache: None,
             uploads: None,
-            access: AccessConfig::default(),
+            rules: Rules {
+                secret_keys: Arc::from([]),
+                required_keys: Arc::from([]),
+                priority: PRIORITY_DEFAULT,
+                drain_timeout: Duration::ZERO,
+                access: AccessConfig::default(),
+            },
+            rule_places: Vec::new(),
             connections: ConnectionBounds::default(),
             sandbox: SandboxMode::On,
             removed_at_end: None,
@@ -136,7 +143,6 @@ pub(super) mod tests {
         UploadSettings {
             directory: directory.into(),
             store_dir: StoreDir::parse("/nix/store").unwrap(),
-            required_keys: Vec::new(),
             len_max: 1,
             free_min: None,
         }
@@ -191,13 +197,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_token_file_may_be_replaced_by_another() {
-        let tokens = |path: &str| {
-            let access = AccessConfig { token_file: Some(path.into()), ..AccessConfig::default() };
-            grants(&Config { access, ..config(Vec::new()) })
-        };
-        assert_eq!(tokens("/etc/narwire/tokens"), [("/etc/narwire".to_owned(), Right::ReadFiles)]);
-        assert_eq!(tokens("tokens"), [(".".to_owned(), Right::ReadFiles)]);
+    fn what_is_read_again_stays_readable() {
+        let config = Config { rule_places: vec!["/etc/narwire".into()], ..config(Vec::new()) };
+        assert_eq!(grants(&config), [("/etc/narwire".to_owned(), Right::ReadFiles)]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ struct Output {
 
 impl Import {
     pub(super) fn begin(folder: &UploadFolder, coding: Option<&str>) -> Result<Self, Refusal> {
-        if !folder.settings.required_keys.is_empty() {
+        if !folder.required_keys().is_empty() {
             let text = "exports have no signatures, and this cache requires them: use nix copy instead";
             return Err(Refusal::Unsigned(text.to_owned()));
         }

@@ -73,7 +73,7 @@ impl UploadFolder {
 
     /// Whether a key that is required has signed it.
     fn check_signed(&self, info: &PathInfo) -> Result<(), Refusal> {
-        let keys = &self.settings.required_keys;
+        let keys = self.required_keys();
         if keys.is_empty() {
             return Ok(());
         }

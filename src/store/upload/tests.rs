@@ -18,7 +18,6 @@ fn settings(directory: &Path) -> UploadSettings {
     UploadSettings {
         directory: directory.to_path_buf(),
         store_dir: StoreDir::parse("/nix/store").unwrap(),
-        required_keys: Vec::new(),
         len_max: 1 << 30,
         free_min: Some(0),
     }
@@ -544,7 +543,8 @@ fn a_narinfo_never_grows_until_it_cannot_be_read() {
 
 #[test]
 fn where_keys_are_required_one_of_them_has_signed() {
-    let fixture = Fixture::with(|settings| settings.required_keys = vec![key(1).public(), key(2).public()]);
+    let fixture = Fixture::new();
+    fixture.folder.require([key(1).public(), key(2).public()].into());
     let file = NarFile::new("a", Compression::Zstd);
     fixture.put_nar(&file).unwrap();
     let mut narinfo = file.narinfo(OUT, &[]);
@@ -972,7 +972,8 @@ fn an_import_keeps_the_rules_of_narinfos() {
     assert_refused!(fixture.upload(Target::Export, None, &other), Conflict, "another NarHash");
     assert_eq!(names(&fixture.path().join("nar")).len(), 2);
     assert_refused!(fixture.upload(Target::Export, Some("zstd"), &body), UnknownCoding, "Content-Encoding");
-    let strict = Fixture::with(|settings| settings.required_keys = vec![key(1).public()]);
+    let strict = Fixture::new();
+    strict.folder.require([key(1).public()].into());
     assert_refused!(strict.upload(Target::Export, None, &body), Unsigned, "nix copy");
     let small = Fixture::with(|settings| settings.len_max = 1000);
     let long = export(&[(OUT, &[0; 1000], &[])]);
