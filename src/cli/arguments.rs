@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use super::file::parsed;
@@ -79,6 +79,10 @@ pub enum Command {
     Token(TokenCommand),
     /// Serve a signed throw-away store on 127.0.0.1, and print commands to try; works without Nix
     Demo(DemoArguments),
+    /// Print what makes a shell complete this command line
+    Completions(CompletionsArguments),
+    /// Write the manual pages, one for each command
+    Man(ManArguments),
 }
 
 /// Arguments of `check`.
@@ -164,6 +168,33 @@ pub struct DemoArguments {
     pub port: Option<u16>,
 }
 
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArguments {
+    /// For which shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// See [`CompletionsArguments::shell`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// To be read by bash: source <(narwire completions bash)
+    Bash,
+    /// To be a file _narwire in a folder of fpath
+    Zsh,
+    /// To be a file narwire.fish in ~/.config/fish/completions
+    Fish,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct ManArguments {
+    /// Write them here, such as /usr/local/share/man/man1; made if it is not there
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
 const SCRUB_HELP: &str = "\
 Each store path is hashed and compared with the database, each file of the NAR cache with its own hash. What is damaged \
 is listed. A damaged file of the cache is moved to .narwire/quarantine in it, and a server that runs meanwhile no longer \
@@ -172,7 +203,10 @@ sends it.
 A scrub that was ended goes on where it was, if there is a NAR cache to remember that in. Without one (no --cache-dir, no \
 CACHE_DIRECTORY) only the store is read, from the beginning each time.
 
-Exit status: 0 all is sound, 1 damage was found, 2 it could not be looked for.";
+Exit status:
+  0  all is sound
+  1  damage was found
+  2  it could not be looked for";
 
 /// Arguments of `scrub`: the places, as of `serve`.
 #[derive(Debug, Args)]

@@ -3,12 +3,14 @@
 
 pub mod arguments;
 pub mod check;
+pub mod completions;
 pub mod demo;
 pub mod environment;
 pub mod file;
 pub mod key;
 pub mod load;
 pub mod log;
+pub mod man;
 pub mod nix_serve;
 pub mod push;
 pub mod scrub;
@@ -81,6 +83,9 @@ pub enum Failure {
     /// Nothing, or not all, could be uploaded.
     #[error(transparent)]
     Push(#[from] push::PushFailure),
+    /// Not all manual pages are there.
+    #[error(transparent)]
+    Man(#[from] man::ManError),
     /// The server did not start, or broke.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -142,6 +147,8 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
             log::start(variable("RUST_LOG"));
             demo::run(&arguments, load::cores())
         }
+        Command::Completions(arguments) => print(&completions::script(arguments.shell)),
+        Command::Man(arguments) => Ok(man::write(&arguments, variable("SOURCE_DATE_EPOCH"))?),
     }
 }
 

@@ -45,7 +45,10 @@ Environment:
   all_proxy, https_proxy, http_proxy   a proxy for all requests: the first of them that is set
   no_proxy                             hosts to reach without it
 
-Exit status: 0 all is there, or a watch was ended, 1 something is not (it is listed), 2 something has to be changed first.";
+Exit status:
+  0  all is there, or a watch was ended
+  1  something is not, and is listed
+  2  something has to be changed first";
 
 /// Arguments of `push`.
 #[derive(Debug, Args)]
