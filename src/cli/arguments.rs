@@ -32,7 +32,9 @@ Examples:
   narwire scrub                             is all still what it was? (exit status 0, 1 or 2)
   narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
   narwire key generate cache.example.org-1 --output cache.key
+                                            make a key that signs, and print the one that clients trust
   narwire token create --file tokens --name ci --scope read,write
+                                            make a token for who uploads, and print it
   narwire demo                              a signed throw-away store, also without Nix
 
 A setting is taken from the first that has it: flag, environment, configuration file, default.

@@ -335,7 +335,8 @@ mod tests {
         root.build();
         for command in with_descendants(&root) {
             for entry in Text::of(&root, command).entries {
-                assert!(HEADINGS.contains(&entry.heading.as_str()), "{}: {entry:?}", name(command));
+                let is_shown = HEADINGS.contains(&entry.heading.as_str()) && !entry.text.is_empty();
+                assert!(is_shown, "{}: {entry:?}", name(command));
             }
         }
         let examples = Text::parse(EXAMPLES).entries;
@@ -370,7 +371,7 @@ mod tests {
             "something had to be changed"
         );
         for (name, page) in pages {
-            assert!(page.is_ascii() && !page.contains("\n\n"), "{name}:\n{page}");
+            assert!(page.is_ascii() && !page.contains("\n\n"), "{name}");
         }
     }
 
