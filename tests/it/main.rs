@@ -23,6 +23,7 @@
 //! | `changes.rs`   | a database that is written, locked or replaced while paths are asked for          |
 //! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
+//! | `packages.rs`  | manual pages, completions, and the Debian package, from its installation to its purge |
 //! | `push.rs`      | uploading with `narwire push`                                                    |
 //! | `sandbox.rs`   | what a running server has given up                                                |
 //! | `slow.rs`      | clients that stop reading                                                         |
@@ -54,6 +55,7 @@ mod nar_cache;
 mod nar_cache_faults;
 mod nix_serve;
 mod overload;
+mod packages;
 mod page_cache;
 mod push;
 mod range;

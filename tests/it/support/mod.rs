@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod fixture;
+pub mod machine;
 pub mod nar_cache;
 pub mod nginx;
 pub mod nix;
