@@ -208,7 +208,7 @@ fn text_files(folder: &Path) -> Vec<PathBuf> {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() && !["target", ".git", "corpus", "artifacts"].contains(&name.as_str()) {
+        if path.is_dir() && !["target", "result", ".git", "corpus", "artifacts"].contains(&name.as_str()) {
             files.extend(text_files(&path));
         }
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
