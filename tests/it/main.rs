@@ -17,6 +17,7 @@
 //! | `reload.rs`    | settings, keys and tokens that are read again while it serves                     |
 //! | `restart.rs`   | a new process in the place of the old one, while clients ask                      |
 //! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
+//! | `nixos.rs`    | the flake, the NixOS module and its tests, as far as they go without nixpkgs       |
 //! | `gc.rs`        | the garbage collector at work while a path is served                              |
 //! | `damage.rs`    | store paths that somebody changed behind Nix's back                               |
 //! | `faults.rs`    | a hostile machine: threads that panic, disks that hang, databases that break, and more |
@@ -54,6 +55,7 @@ mod listen;
 mod nar_cache;
 mod nar_cache_faults;
 mod nix_serve;
+mod nixos;
 mod overload;
 mod packages;
 mod page_cache;
