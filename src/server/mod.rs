@@ -156,6 +156,10 @@ impl Server {
             encodes: Plane::start("encode", ENCODE_THREADS, ENCODE_NICE).context("cannot start threads")?,
         };
         let (sender, events) = mpsc::channel();
+        // Before anybody is answered: whoever was may send one, and it would end the process.
+        let of_signals = sender.clone();
+        notice_signals(move |signal| of_signals.send(Event::Signal(signal)).is_ok())
+            .context("cannot take signals")?;
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.workers)
             .map(|_| inbox())
             .collect::<Result<Vec<_>, _>>()
@@ -192,17 +196,25 @@ impl Server {
                 .spawn(move || seed.grow(&sender))
                 .context("cannot start threads")?;
         }
-        for _ in 0..config.workers {
-            if let Ok(Event::Started(result)) = events.recv() {
-                result?;
+        let mut workers_left = config.workers;
+        let mut early = Vec::new();
+        while workers_left > 0 {
+            match events.recv().context("all workers have ended")? {
+                Event::Started(result) => {
+                    result?;
+                    workers_left -= 1;
+                }
+                other => early.push(other),
             }
+        }
+        for event in early {
+            // Its turn comes now that all of them run. There is somebody who receives it: this very value.
+            let _received = sender.send(event);
         }
         // A NAR cache that another process has will be opened later, with rings of its own.
         if origins.iter().filter_map(Origin::nar_cache).all(|nar_cache| nar_cache.is_open()) {
             sandbox.seal();
         }
-        notice_signals(move |signal| sender.send(Event::Signal(signal)).is_ok())
-            .context("cannot take signals")?;
         info!(
             workers = config.workers,
             capabilities = capabilities.names().collect::<Vec<_>>().join(","),
