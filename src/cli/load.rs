@@ -166,7 +166,9 @@ pub fn rules(settings: &Settings) -> Result<Rules, LoadError> {
 fn rule_places(settings: &Settings) -> Vec<PathBuf> {
     let files =
         settings.config_file.iter().chain(&settings.secret_key_files).chain(&settings.access.token_file);
-    let home = std::env::home_dir();
+    // Not from the database of users, which home_dir() would ask where the variable is not set: its modules are shared libraries, and
+    // crash a static program.
+    let home = std::env::var_os("HOME").map(PathBuf::from);
     let mut places = Vec::new();
     for file in files {
         // A link may be changed to lead elsewhere in its folder, and the file that it leads to be replaced in its own.
