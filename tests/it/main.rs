@@ -22,6 +22,7 @@
 //! | `damage.rs`    | store paths that somebody changed behind Nix's back                               |
 //! | `faults.rs`    | a hostile machine: threads that panic, disks that hang, databases that break, and more |
 //! | `changes.rs`   | a database that is written, locked or replaced while paths are asked for          |
+//! | `fleet.rs`     | several nodes behind HAProxy and nginx: kills, upgrades, who gets what             |
 //! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
 //! | `packages.rs`  | manual pages, completions, and the Debian package, from its installation to its purge |
@@ -49,6 +50,7 @@ mod directory;
 mod encode;
 mod extras;
 mod faults;
+mod fleet;
 mod gc;
 mod http;
 mod listen;

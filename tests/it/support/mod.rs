@@ -1,9 +1,12 @@
-//! What makes a test short: the server under test, a raw HTTP client, a cutting proxy, a plain cache to push to, Nix and its stores.
+//! What makes a test short: the server under test, a raw HTTP client, a cutting proxy, a plain cache to push to, machines on a
+//! switch, Nix and its stores.
 
 pub mod client;
 pub mod fixture;
+pub mod fleet;
 pub mod machine;
 pub mod nar_cache;
+pub mod netns;
 pub mod nginx;
 pub mod nix;
 pub mod nix_upload;
