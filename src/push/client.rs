@@ -16,6 +16,7 @@ use ureq::{Agent, Body, SendBody, Timeout};
 
 use super::address::Address;
 use super::credentials::Authorization;
+use super::hosts::ask_files_and_dns_alone;
 use super::retry::{self, Verdict};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
@@ -166,6 +167,7 @@ impl Cache {
     ) -> Result<Self, CertificatesError> {
         let roots = certificate_file.map_or(Ok(RootCerts::PlatformVerifier), read_certificates)?;
         let connections = PUSH_JOBS_MAX + PUSH_QUERIES_MAX;
+        ask_files_and_dns_alone();
         let config = Agent::config_builder()
             .http_status_as_error(false)
             // A body can only be sent once, and nobody else is to get the credentials.

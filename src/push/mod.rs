@@ -15,6 +15,7 @@ pub mod address;
 pub mod client;
 pub mod closure;
 pub mod credentials;
+mod hosts;
 pub mod nar;
 pub mod netrc;
 pub mod resolve;
