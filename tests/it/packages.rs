@@ -325,7 +325,8 @@ fn the_service_is_installed_upgraded_under_load_removed_and_purged() {
     machine.run("systemctl enable narwire.service 2>&1; dpkg --remove narwire");
     let said = machine.output("curl --silent http://127.0.0.1:5000/nix-cache-info");
     assert_eq!(said.status.code(), Some(7), "connection refused");
-    machine.run("grep -q 'priority = 7' /etc/narwire/narwire.toml && test -d /var/cache/narwire/.narwire");
+    machine.run("grep 'priority = 7' /etc/narwire/narwire.toml");
+    machine.run("ls -d /var/cache/narwire/.narwire");
     install("narwire");
     machine.run(
         "curl --silent --fail --max-time 60 http://127.0.0.1:5000/nix-cache-info | grep -q 'Priority: 7'",

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::{PATIENCE, eventually, printed};
 
 /// From the new namespaces to systemd. `$0` is an empty directory. A policy of this machine about services is not one of the test's.
+/// /dev/shm is the machine's own, for systemd removes from it what belongs to a dynamic user whose service ends.
 const BOOT: &str = r#"set -e
 mount -t tmpfs -o mode=755 tmpfs "$0"
 cd "$0"
@@ -23,6 +24,7 @@ mount -t tmpfs tmpfs tmp
 mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 none sys/fs/cgroup
 mount --rbind /dev dev
+mount -t tmpfs tmpfs dev/shm
 mkdir run/outside
 pivot_root . run/outside
 umount -l /run/outside
