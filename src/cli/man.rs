@@ -173,14 +173,10 @@ fn synopsis(command: &Command) -> Roff {
 
 /// In ASCII, and without a blank line, for some formatters of pages know no other letters and all warn of blank lines.
 fn plain(page: &str) -> String {
-    let mut plain = String::new();
-    for letter in page.replace(".br\n\n.br\n", ".sp\n").chars() {
-        match letter.is_ascii() {
-            true => plain.push(letter),
-            false => plain.push_str(&format!("\\[u{:04X}]", u32::from(letter))),
-        }
-    }
-    plain
+    let letter = |letter: char| {
+        if letter.is_ascii() { letter.to_string() } else { format!("\\[u{:04X}]", u32::from(letter)) }
+    };
+    page.replace(".br\n\n.br\n", ".sp\n").chars().map(letter).collect()
 }
 
 /// What a page says beside the flags.
@@ -251,7 +247,8 @@ impl Text {
                 }
                 (_, line) => {
                     if let Some(entry) = parsed.entries.last_mut() {
-                        entry.text = format!("{} {line}", entry.text).trim_start().to_owned();
+                        let separator = if entry.text.is_empty() { "" } else { " " };
+                        entry.text.extend([separator, line]);
                     }
                 }
             }

@@ -128,6 +128,9 @@ fn completed_by_fish(script: &Path, line: &str) -> BTreeSet<String> {
     offered.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
 }
 
+/// Offers for the last word of a line, of the script of a shell.
+type Complete = fn(&Path, &str) -> BTreeSet<String>;
+
 #[test]
 fn bash_and_fish_complete_commands_and_flags() {
     let ((_first, bash), (_second, fish)) = (completions("bash"), completions("fish"));
@@ -137,12 +140,12 @@ fn bash_and_fish_complete_commands_and_flags() {
         .filter(|flag| flag.starts_with("--cache-"))
         .collect();
     assert!(cache_flags.len() > 3, "{cache_flags:?}");
-    let complete: [(&str, &dyn Fn(&str) -> BTreeSet<String>); 2] =
-        [("bash", &|line| completed_by_bash(&bash, line)), ("fish", &|line| completed_by_fish(&fish, line))];
-    for (shell, complete) in complete {
+    let shells: [(&str, Complete, &Path); 2] =
+        [("bash", completed_by_bash, &bash), ("fish", completed_by_fish, &fish)];
+    for (shell, complete, script) in shells {
         let assert_offers = |line: &str, wanted: &[&str]| {
             assert_eq!(
-                complete(line),
+                complete(script, line),
                 wanted.iter().map(|word| (*word).to_owned()).collect(),
                 "{shell}: {line}"
             );

@@ -60,7 +60,7 @@ impl Machine {
         let children = format!("/proc/{0}/task/{0}/children", machine.outside.id());
         eventually("systemd runs in its namespaces", || {
             assert!(machine.outside.try_wait().unwrap().is_none(), "no systemd in namespaces");
-            machine.inside = fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+            fs::read_to_string(&children).unwrap_or_default().trim().clone_into(&mut machine.inside);
             !machine.inside.is_empty() && machine.output("test -S /run/systemd/private").status.success()
         });
         machine.run("ip link set lo up; systemctl is-system-running --wait");
