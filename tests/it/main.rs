@@ -13,6 +13,7 @@
 //! | `page_cache.rs` | memory, which is left to what is asked for                                       |
 //! | `http.rs`      | HTTP/1.1 itself: connections, the small fixed routes                              |
 //! | `conformance.rs` | framing and refusals, case by case: a table that the simulated ring is asked as well |
+//! | `container.rs` | the image of `deploy/oci` in containers, under the profile beside it                  |
 //! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
 //! | `reload.rs`    | settings, keys and tokens that are read again while it serves                     |
 //! | `restart.rs`   | a new process in the place of the old one, while clients ask                      |
@@ -45,6 +46,7 @@ mod access;
 mod changes;
 mod cli;
 mod conformance;
+mod container;
 mod damage;
 mod directory;
 mod encode;

@@ -2,6 +2,7 @@
 //! switch, Nix and its stores.
 
 pub mod client;
+pub mod container;
 pub mod fixture;
 pub mod fleet;
 pub mod machine;
