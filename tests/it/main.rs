@@ -28,6 +28,7 @@
 //! | `cli.rs`       | `demo`, `check`, `key generate`, and what the machine may refuse                  |
 //! | `packages.rs`  | manual pages, completions, and the Debian package, from its installation to its purge |
 //! | `push.rs`      | uploading with `narwire push`                                                    |
+//! | `s6.rs`        | the service directory of `deploy/s6` under s6-svscan                              |
 //! | `sandbox.rs`   | what a running server has given up                                                |
 //! | `slow.rs`      | clients that stop reading                                                         |
 //! | `overload.rs`  | clients that are too many, too slow, or want too much at once                      |
@@ -68,6 +69,7 @@ mod range;
 mod reload;
 mod restart;
 mod resume;
+mod s6;
 mod sandbox;
 mod slow;
 mod store;
