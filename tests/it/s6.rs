@@ -15,7 +15,7 @@ use crate::support::container::shipped;
 use crate::support::nix::hash_part;
 use crate::support::nix_upload::create_token;
 use crate::support::server::command_of_nobody;
-use crate::support::{Connection, Reply, assert_same_bytes, eventually, fixture, run};
+use crate::support::{Connection, Reply, assert_same_bytes, eventually, fixture, run, text};
 
 /// The user that all of this runs as: nobody.
 const USER: u32 = 65534;
@@ -134,8 +134,9 @@ fn settings(address: SocketAddr) -> String {
     let store = &fixture().store;
     let capabilities_off: Vec<String> = std::env::var("NARWIRE_TEST_WITHOUT").into_iter().collect();
     let (real, database) = (store.real("/nix/store"), store.database());
+    let (real, database) = (text(&real), text(&database));
     format!(
-        "listen = [\"{address}\"]\nreal-store = {real:?}\ndb = {database:?}\nwithout = {capabilities_off:?}\n\
+        "listen = [\"{address}\"]\nreal-store = \"{real}\"\ndb = \"{database}\"\nwithout = {capabilities_off:?}\n\
          private = true\nupload-token-file = \"tokens\"\n"
     )
 }
