@@ -221,12 +221,15 @@ pub enum ProbeError {
     #[error("this kernel's io_uring lacks {0}: it needs Linux 5.15 or later")]
     TooOld(&'static str),
     /// Mostly a limit.
-    #[error("cannot set up io_uring ({0}): raise the limit of locked memory (LimitMEMLOCK=, ulimit -l)")]
+    #[error(
+        "cannot set up io_uring ({0}): raise the limit of locked memory (LimitMEMLOCK=64M in a systemd unit, docker run --ulimit memlock=67108864, ulimit -l)"
+    )]
     Limit(Errno),
 }
 
 impl ProbeError {
-    fn setup(error: &io::Error) -> Self {
+    /// Why a ring could not be made.
+    pub fn setup(error: &io::Error) -> Self {
         match Errno::from_io_error(error).unwrap_or(Errno::IO) {
             errno @ (Errno::PERM | Errno::ACCESS) => Self::Forbidden(errno),
             errno @ Errno::NOSYS => Self::Missing(errno),

@@ -37,14 +37,25 @@ pub fn be_nice(nice: i32) {
 /// Raises the limit of open files as far as this process may, and says how many there can be: every connection and every
 /// file under way is one, and the usual limit is for programs that use select(2).
 pub fn raise_descriptor_limit() -> usize {
-    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    raise(Resource::Nofile).and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX)
+}
+
+/// Raises the limit of locked memory as far as this process may: rings and registered buffers count, and the limit in force is often less
+/// than the one that could be.
+pub fn raise_locked_memory_limit() {
+    raise(Resource::Memlock);
+}
+
+/// Raises a limit as far as this process may, and says what it is then; none is no limit.
+fn raise(resource: Resource) -> Option<u64> {
+    let mut limit = rustix::process::getrlimit(resource);
     let before = limit.current;
     limit.current = limit.maximum;
-    if let Err(errno) = rustix::process::setrlimit(Resource::Nofile, limit) {
-        warn!("cannot raise the limit of open files ({errno})");
+    if let Err(errno) = rustix::process::setrlimit(resource, limit) {
+        warn!("cannot raise a limit ({resource:?}: {errno})");
         limit.current = before;
     }
-    limit.current.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX)
+    limit.current
 }
 
 /// The connections that there is room for: a quarter of the descriptors is left for files, so that those who are connected can be

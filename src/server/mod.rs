@@ -48,7 +48,10 @@ use self::directory::Directory;
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
-use self::machine::{Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit};
+use self::machine::{
+    Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit,
+    raise_locked_memory_limit,
+};
 use self::metrics::Metrics;
 use self::nar_cache::NarCache;
 use self::node::{CacheNode, Overview, Source};
@@ -60,7 +63,7 @@ use crate::codec::signature::SecretKey;
 use crate::codec::store_path::StoreDir;
 use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, TEXT_THREADS, WALK_NICE, WALK_THREADS};
 use crate::ring::admission::Admission;
-use crate::ring::capability::Capabilities;
+use crate::ring::capability::{Capabilities, ProbeError};
 use crate::ring::descriptor::Descriptor;
 use crate::ring::inbox::{Inbox, Mailbox, inbox};
 use crate::ring::reactor::{self, Peers, Reactor};
@@ -126,6 +129,7 @@ impl Server {
     fn start(config: &Config) -> anyhow::Result<Self> {
         let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str))
             .map_err(anyhow::Error::msg)?;
+        raise_locked_memory_limit();
         let capabilities = Capabilities::probe(sandbox::capabilities_off(off, config.sandbox))?;
         let descriptors_max = raise_descriptor_limit();
         let listeners = listen::bind_all(config)?;
@@ -359,7 +363,7 @@ impl Seed {
         let uploads = self.uploads.map(|shared| Uploads::new(shared, mailbox.clone()));
         let (planes, is_first) = (self.planes, self.index == 0);
         let node = CacheNode::new(sources, self.terms, self.overview, uploads, planes, mailbox, is_first);
-        let driver = Uring::new(self.capabilities).context("cannot set up a ring")?;
+        let driver = Uring::new(self.capabilities).map_err(|error| ProbeError::setup(&error))?;
         Reactor::new(driver, node, self.inbox, self.listeners, self.peers).context("cannot set up a worker")
     }
 }
