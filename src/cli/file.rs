@@ -22,6 +22,9 @@ pub enum FileError {
         #[source]
         cause: io::Error,
     },
+    /// It was one, or a pipe.
+    #[error("the configuration file {} is no file that could be read again", .0.display())]
+    Gone(PathBuf),
     /// No TOML, an unknown key, or a value of the wrong kind.
     #[error("{}:{line}: {cause}", .path.display())]
     Malformed {

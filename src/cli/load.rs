@@ -18,7 +18,7 @@ use crate::store::keys::{SecretKeyFileError, read_secret_key};
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
 use crate::store::tokens::{self, TokenFileError};
 use crate::store::upload::UploadSettings;
-use crate::store::{LocalStore, StoreError};
+use crate::store::{LocalStore, StoreError, folder_of};
 
 /// Where Nix keeps its store unless told otherwise.
 const STORE_DIR_DEFAULT: &str = "/nix/store";
@@ -162,23 +162,24 @@ pub fn rules(settings: &Settings) -> Result<Rules, LoadError> {
 }
 
 /// What has to stay readable so that the rules can be read again. That is the folder of each file, for another file may take its place
-/// or lie beside it then; but of folders in which everything lies, the file alone.
+/// or lie beside it then; but of folders in which everything lies (somebody's home, `/`, and what is right beneath it, such as /etc), the
+/// file alone.
 fn rule_places(settings: &Settings) -> Vec<PathBuf> {
     let files =
         settings.config_file.iter().chain(&settings.secret_key_files).chain(&settings.access.token_file);
     // Not from the database of users, which home_dir() would ask where the variable is not set: its modules are shared libraries, and
     // crash a static program.
-    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| resolve(Path::new(&home)));
     let mut places = Vec::new();
     for file in files {
         // A link may be changed to lead elsewhere in its folder, and the file that it leads to be replaced in its own.
         for file in [Some(file.clone()), file.canonicalize().ok()].into_iter().flatten() {
-            let folder = match file.parent() {
-                Some(folder) if folder != Path::new("") => folder,
-                _ => Path::new("."),
-            };
+            let folder = folder_of(&file);
             let real = resolve(folder);
-            let is_everything = real.parent().is_none() || Some(&real) == home.as_ref();
+            let is_everybodys =
+                |folder: &Path| folder.parent().is_none_or(|parent| parent.parent().is_none());
+            let is_home = Some(&real) == home.as_ref() || real.parent() == Some(Path::new("/home"));
+            let is_everything = is_home || is_everybodys(&real);
             let place = if is_everything { file } else { folder.to_path_buf() };
             if !places.contains(&place) {
                 places.push(place);
@@ -350,6 +351,19 @@ mod tests {
 
     fn store(demo: &DemoStore) -> ServeArguments {
         ServeArguments { real_store: Some(demo.root().join("nix/store")), ..ServeArguments::default() }
+    }
+
+    #[test]
+    fn folders_of_their_own_stay_readable_and_folders_of_everything_do_not() {
+        let places = |file: &str| {
+            let typed = ServeArguments { config: Some(file.into()), ..ServeArguments::default() };
+            rule_places(&Settings::merge([typed]).unwrap())
+        };
+        assert_eq!(places("/etc/narwire/narwire.toml"), [PathBuf::from("/etc/narwire")]);
+        for file in ["/narwire.toml", "/etc/narwire.toml", "/tmp/narwire.toml", "/home/somebody/narwire.toml"]
+        {
+            assert_eq!(places(file), [PathBuf::from(file)]);
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use std::path::Path;
 
 use tracing::{info, warn};
 
-use crate::server::config::{Config, Rules, SourceConfig};
+use crate::server::config::{Config, Rules, SandboxMode, SourceConfig};
 use crate::server::listen::Listener;
 use crate::server::{self, RunError};
 use crate::store::{StoreError, fault};
@@ -159,11 +159,14 @@ fn serve(arguments: &ServeArguments, variable: impl Fn(&str) -> Option<OsString>
     let config = load::load(started.clone(), load::cores())?;
     let has_store = config.sources.iter().any(|source| matches!(source, SourceConfig::Store(_)));
     let could_cache = has_store && config.nar_cache.is_none();
+    let mut in_force = started.clone();
     let read_again = || {
-        let rules = settings(arguments.clone(), &variable).and_then(|now| rules_of(&now, &started));
-        rules.map_err(
-            |failure| if is_denied(&failure) { format!("{failure}; {DENIED}") } else { failure.to_string() },
-        )
+        let rules = rules_again(&mut in_force, &started, || settings(arguments.clone(), &variable));
+        let hint = |failure| match started.sandbox {
+            SandboxMode::On | SandboxMode::Require if is_denied(&failure) => format!("{failure}; {DENIED}"),
+            _ => failure.to_string(),
+        };
+        rules.map_err(hint)
     };
     let result = server::run(config, read_again, |listeners| {
         announce(listeners);
@@ -182,17 +185,29 @@ fn is_denied(failure: &Failure) -> bool {
     causes.any(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// What can change while the server runs, of the settings that it would start with now.
-fn rules_of(now: &Settings, started: &Settings) -> Result<Rules, Failure> {
-    let rules = load::rules(now)?;
-    let waiting = now.differing_until_restart(started);
-    if !waiting.is_empty() {
-        warn!(
-            "read at the start only, so that what has changed there waits for a restart: {}",
-            waiting.join("; ")
-        );
+/// What is to hold from now on, of keys and tokens as they are now, and of the settings that `read` gives. Those are taken as a whole: if
+/// some of them wait for a restart the others do as well, for who may read what is served now was not asked about what is served next.
+fn rules_again(
+    in_force: &mut Settings,
+    started: &Settings,
+    read: impl FnOnce() -> Result<Settings, Failure>,
+) -> Result<Rules, Failure> {
+    // A pipe, as shells make them of commands, is empty now. What it says was read once.
+    if let Some(path) = started.config_file.as_ref().filter(|path| !path.is_file()) {
+        return Err(FileError::Gone(path.clone()).into());
     }
-    Ok(rules)
+    let now = read()?;
+    let waiting = now.differing_until_restart(started);
+    if waiting.is_empty() {
+        let rules = load::rules(&now)?;
+        *in_force = now;
+        return Ok(rules);
+    }
+    warn!(
+        "the settings have changed and wait for a restart, all of them, because these are read at the start only: {}",
+        waiting.join("; ")
+    );
+    Ok(load::rules(in_force)?)
 }
 
 fn configure(

@@ -166,8 +166,26 @@ impl Settings {
 
     /// What is not as in `other` and is looked at when the server starts, by the names of its flags.
     pub fn differing_until_restart(&self, other: &Self) -> Vec<&'static str> {
-        let Self { listen, store, directories, store_dir, workers, connections, sandbox, .. } = self;
-        let Self { nar_cache, uploads, capabilities_off, .. } = self;
+        let Self {
+            listen,
+            store,
+            directories,
+            store_dir,
+            workers,
+            connections,
+            sandbox,
+            nar_cache,
+            uploads,
+            capabilities_off,
+            // Faults are planned once; the rest makes rules.
+            secret_key_files: _,
+            priority: _,
+            drain_timeout: _,
+            required_keys: _,
+            access: _,
+            config_file: _,
+            fault: _,
+        } = self;
         let differing = [
             ("listen", *listen != other.listen),
             ("directories", *directories != other.directories),

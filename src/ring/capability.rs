@@ -11,9 +11,11 @@ use io_uring::squeue::Flags;
 use io_uring::types::{DestinationSlot, Fd, Fixed, OpenHow};
 use io_uring::{Builder, IoUring, Probe, cqueue, opcode};
 use rustix::io::Errno;
+use rustix::process::Resource;
 use thiserror::Error;
 
 use super::buffer_ring::BufferRing;
+use super::sys;
 use crate::limits::COMPLETION_ENTRIES;
 use crate::residency::is_in_memory;
 
@@ -147,6 +149,8 @@ impl Capabilities {
     /// # Errors
     /// When there is no io_uring at all, or less of it than Linux 5.15 has: says what to change.
     pub fn probe(off: Self) -> Result<Self, ProbeError> {
+        // Rings and registered buffers count, and the limit in force is often less than the one that could be.
+        sys::raise_limit(Resource::Memlock);
         let plain = Self::default();
         let ring = plain.builder().build(8).map_err(|error| ProbeError::setup(&error))?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {

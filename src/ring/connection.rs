@@ -311,7 +311,8 @@ impl Connection {
                 }
             }
             Exchange::Head => {
-                if waited_s > HEAD_TIMEOUT_S {
+                let timeout_s = if self.is_next_last { LINGER_TIMEOUT_S } else { HEAD_TIMEOUT_S };
+                if waited_s > timeout_s {
                     self.refuse(Status::RequestTimeout, "the request did not arrive in time\n", context);
                     self.proceed(context);
                 }

@@ -74,6 +74,7 @@ struct Worker<N: Node> {
     sendfile_len_max: usize,
     peers: Peers<N::Message>,
     phase: Phase,
+    is_drain_wanted: bool,
 }
 
 /// A connection, and the place that it has.
@@ -161,6 +162,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             sendfile_len_max: SENDFILE_LEN_MAX,
             peers,
             phase: Phase::Serving,
+            is_drain_wanted: false,
         };
         Ok(Self { inbox, driver, bell, worker })
     }
@@ -223,6 +225,10 @@ impl<D: Driver, N: Node> Reactor<D, N> {
                     self.worker.await_inbox(&self.bell);
                 }
             }
+        }
+        // Not before what has come with the word: a request that was received is answered.
+        if self.worker.phase == Phase::Serving && self.worker.is_drain_wanted {
+            self.worker.drain();
         }
         self.worker.sendfile_len_max = if served > 1 { SENDFILE_LEN_MAX } else { SENDFILE_ALONE_LEN_MAX };
     }
@@ -487,7 +493,7 @@ impl<N: Node> Worker<N> {
         match message {
             Message::Adopt(socket, place) => self.adopt(Descriptor::from(socket), place),
             Message::MakeRoom(wanted) => drop(self.evict(wanted)),
-            Message::Drain => self.drain(),
+            Message::Drain => self.is_drain_wanted = true,
             Message::Node(message) => {
                 let mut effects = std::mem::take(&mut self.effects);
                 self.node.message(message, &mut effects);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
 use socket2::SockRef;
 
 use super::op::{FileKind, FileStatus};
@@ -73,6 +74,14 @@ pub fn peer_address(socket: BorrowedFd<'_>) -> Result<Option<IpAddr>, Errno> {
     let address = rustix::net::getpeername(socket)?;
     let address = address.and_then(|address| SocketAddr::try_from(address).ok());
     Ok(address.map(|address| address.ip().to_canonical()))
+}
+
+/// Raises a limit as far as this process may, and says what it is then; none is no limit.
+pub fn raise_limit(resource: Resource) -> Option<u64> {
+    let limit = rustix::process::getrlimit(resource);
+    // What is refused here shows in what is in force afterwards.
+    let _ = rustix::process::setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
+    rustix::process::getrlimit(resource).current
 }
 
 #[cfg(test)]

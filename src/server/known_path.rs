@@ -60,6 +60,11 @@ impl Renderer {
         Self { store_dir, secret_keys, keys_digest: digest.finish() }
     }
 
+    /// Whether the same keys sign.
+    pub fn signs_like(&self, other: &Self) -> bool {
+        self.keys_digest == other.keys_digest
+    }
+
     /// Renders and signs the narinfo of a path, whose NAR is also there `compressed` perhaps; or says that `previous` is it.
     ///
     /// Signing is most of the work, and after a commit to the database nearly every answer is the same as before. Signatures

@@ -110,9 +110,11 @@ impl LiveStore {
         planes: Planes,
         mailbox: Mailbox<reactor::Message<Message>>,
     ) -> Self {
+        // In this order: a counter that is newer than its epoch is looked up again.
+        let epoch = shared.epoch();
         Self {
+            epoch,
             counter: shared.counter(),
-            epoch: shared.epoch(),
             shared,
             directory,
             known: Cache::with_weighter(1024, KNOWN_PATHS_LEN_MAX, KnownWeighter),

@@ -132,7 +132,13 @@ impl SharedStore {
     /// From now on `secret_keys` sign, and no others.
     pub fn sign_with(&self, secret_keys: Arc<[SecretKey]>) {
         let renderer = Arc::new(Renderer::new(self.places.store_dir.clone(), Arc::clone(&secret_keys)));
-        *self.renderer.write().unwrap_or_else(PoisonError::into_inner) = renderer;
+        {
+            let mut present = self.renderer.write().unwrap_or_else(PoisonError::into_inner);
+            if renderer.signs_like(&present) {
+                return;
+            }
+            *present = renderer;
+        }
         if let Some(nar_cache) = &self.nar_cache {
             nar_cache.sign_with(secret_keys);
         }

@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 use tracing::warn;
 
 use crate::limits::{CONNECTIONS_MAX, LAST_WORDS_LEN_MAX, LAST_WORDS_WAIT_S};
+use crate::ring::sys::raise_limit;
 
 /// Keeps the calling thread on one of the cores that the process may use.
 pub fn pin(index: usize) {
@@ -37,25 +38,8 @@ pub fn be_nice(nice: i32) {
 /// Raises the limit of open files as far as this process may, and says how many there can be: every connection and every
 /// file under way is one, and the usual limit is for programs that use select(2).
 pub fn raise_descriptor_limit() -> usize {
-    raise(Resource::Nofile).and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX)
-}
-
-/// Raises the limit of locked memory as far as this process may: rings and registered buffers count, and the limit in force is often less
-/// than the one that could be.
-pub fn raise_locked_memory_limit() {
-    raise(Resource::Memlock);
-}
-
-/// Raises a limit as far as this process may, and says what it is then; none is no limit.
-fn raise(resource: Resource) -> Option<u64> {
-    let mut limit = rustix::process::getrlimit(resource);
-    let before = limit.current;
-    limit.current = limit.maximum;
-    if let Err(errno) = rustix::process::setrlimit(resource, limit) {
-        warn!("cannot raise a limit ({resource:?}: {errno})");
-        limit.current = before;
-    }
-    limit.current
+    let max = raise_limit(Resource::Nofile);
+    max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX)
 }
 
 /// The connections that there is room for: a quarter of the descriptors is left for files, so that those who are connected can be

@@ -48,10 +48,7 @@ use self::directory::Directory;
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
-use self::machine::{
-    Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit,
-    raise_locked_memory_limit,
-};
+use self::machine::{Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit};
 use self::metrics::Metrics;
 use self::nar_cache::NarCache;
 use self::node::{CacheNode, Overview, Source};
@@ -102,7 +99,7 @@ enum Event {
 /// of before stay. A panic of any thread ends the process by SIGABRT.
 pub fn run(
     config: Config,
-    read_again: impl Fn() -> Result<Rules, String>,
+    read_again: impl FnMut() -> Result<Rules, String>,
     on_ready: impl FnOnce(&[Listener]),
 ) -> Result<(), RunError> {
     abort_on_panic();
@@ -110,7 +107,7 @@ pub fn run(
     drop(config);
     on_ready(&server.listeners);
     systemd::ready();
-    server.watch(&read_again).map_err(RunError::Serve)
+    server.watch(read_again).map_err(RunError::Serve)
 }
 
 /// A server whose workers run.
@@ -129,7 +126,6 @@ impl Server {
     fn start(config: &Config) -> anyhow::Result<Self> {
         let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str))
             .map_err(anyhow::Error::msg)?;
-        raise_locked_memory_limit();
         let capabilities = Capabilities::probe(sandbox::capabilities_off(off, config.sandbox))?;
         let descriptors_max = raise_descriptor_limit();
         let listeners = listen::bind_all(config)?;
@@ -230,26 +226,28 @@ impl Server {
     }
 
     /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
-    fn watch(mut self, read_again: &dyn Fn() -> Result<Rules, String>) -> anyhow::Result<()> {
+    fn watch(mut self, mut read_again: impl FnMut() -> Result<Rules, String>) -> anyhow::Result<()> {
         let watchdog = systemd::watchdog_interval();
         let mut pulses = self.read_pulses();
+        let mut last = Instant::now();
         loop {
             let event = match watchdog {
                 None => self.events.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-                Some(interval) => self.events.recv_timeout(interval),
+                Some(interval) => self.events.recv_timeout(interval.saturating_sub(last.elapsed())),
             };
+            // Also when there is always something else to do.
+            if watchdog.is_some_and(|interval| last.elapsed() >= interval) {
+                let now = self.read_pulses();
+                if now.iter().zip(&pulses).all(|(now, before)| now != before) {
+                    systemd::alive();
+                }
+                (pulses, last) = (now, Instant::now());
+            }
             match event {
-                Ok(Event::Started(_)) => {}
-                Ok(Event::Signal(Signal::Reload)) => self.reload(read_again),
+                Ok(Event::Started(_)) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(Event::Signal(Signal::Reload)) => self.reload(&mut read_again),
                 Ok(Event::Signal(Signal::End)) => return self.drain(),
                 Ok(Event::Ended(result)) => return result.context("a worker has failed"),
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    let now = self.read_pulses();
-                    if now.iter().zip(&pulses).all(|(now, before)| now != before) {
-                        systemd::alive();
-                    }
-                    pulses = now;
-                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
@@ -265,7 +263,7 @@ impl Server {
         let mut running = self.mailboxes.len();
         while running > 0 {
             match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                // Answers that are under way were asked for with the tokens of then.
+                // Answers that are under way were asked for when the rules of then were in force.
                 Ok(Event::Started(_) | Event::Signal(Signal::Reload)) => {}
                 Ok(Event::Signal(Signal::End)) => {
                     warn!("ending at once");
@@ -285,7 +283,7 @@ impl Server {
     }
 
     /// Puts new rules in force. Those of before stay if they cannot be read, for half of them would be none that anybody has wanted.
-    fn reload(&mut self, read_again: &dyn Fn() -> Result<Rules, String>) {
+    fn reload(&mut self, read_again: &mut dyn FnMut() -> Result<Rules, String>) {
         systemd::reloading();
         match read_again() {
             Ok(rules) => {

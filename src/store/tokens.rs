@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 
 use crate::codec::token::{Record, TokenName, Tokens, TokensError, without_record};
 use crate::limits::TOKEN_FILE_LEN_MAX;
+use crate::store::folder_of;
 
 /// Why a file of tokens was refused, or not changed.
 #[derive(Debug, thiserror::Error)]
@@ -180,13 +181,6 @@ fn open_to_change(options: &mut OpenOptions, path: &Path) -> Result<File, TokenF
         if found.is_ok_and(|found| id(found) == id(own)) {
             return Ok(file);
         }
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
     }
 }
 

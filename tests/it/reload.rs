@@ -1,12 +1,15 @@
 //! What a running server takes over by SIGHUP: settings, keys and tokens; and what it leaves as it was.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::Command;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::nix::{Key, hash_part};
+use crate::support::server::{BINARY, command};
 use crate::support::upload::{Package, Packing, UploadDir};
 use crate::support::{Narwire, Nix, Reply, Store, eventually, fixture, text};
 
@@ -91,7 +94,7 @@ fn keys_are_rotated_without_a_restart() {
     destination.copy_from_failing(&server.url(), &site.keys[0], &[path]);
     destination.copy_from(&server.url(), &site.keys[1], &[path]);
     assert_eq!(destination.nar_hash(path), fixture().store.nar_hash(path));
-    assert!(!server.output().contains("waits for a restart"), "{}", server.output());
+    assert!(!server.output().contains("wait for a restart"), "{}", server.output());
 }
 
 #[test]
@@ -124,15 +127,66 @@ fn what_is_wrong_leaves_all_as_it_was() {
 }
 
 #[test]
-fn what_waits_for_a_restart_is_named() {
+fn settings_of_which_some_wait_for_a_restart_all_wait_and_keys_do_not() {
     let site = Site::new();
-    site.configure("workers = 1");
+    site.configure("workers = 1\nsecret-key-file = ['old.test-1.secret']\npriority = 7");
     let server = site.serve(&[]);
-    site.configure("workers = 2\npriority = 8\nscrub-rate = '1M'\ncache-dir = 'cache'");
-    reload(&server, "waits for a restart: workers; cache-dir");
-    eventually("the rest is in force", || {
+    let target = format!("/{}.narinfo", hash_part(fixture().path("small")));
+    assert_eq!(signers(&server.get(&target).expect(200)), ["old.test-1"]);
+    site.configure(
+        "workers = 2\npriority = 8\nscrub-rate = '1M'\ncache-dir = 'cache'\nsecret-key-file = ['old.test-1.secret']",
+    );
+    // The same file, another key.
+    fs::copy(&site.keys[1].secret_file, &site.keys[0].secret_file).unwrap();
+    reload(&server, "read at the start only: workers; cache-dir");
+    eventually("the key is the one in the file", || {
+        signers(&server.get(&target).expect(200)) == ["new.test-1"]
+    });
+    assert!(server.get("/nix-cache-info").expect(200).text().contains("Priority: 7\n"));
+    site.configure("workers = 1\nsecret-key-file = ['old.test-1.secret']\npriority = 8");
+    reload(&server, DONE);
+    eventually("the settings are in force", || {
         server.get("/nix-cache-info").expect(200).text().contains("Priority: 8\n")
     });
+}
+
+#[test]
+fn what_a_command_has_written_into_a_pipe_is_not_read_again_as_nothing() {
+    let site = Site::new();
+    site.configure("priority = 7");
+    let mut shell = Command::new("bash");
+    let line = r#"exec "$0" --config <(cat "$1") --listen 127.0.0.1:0 "${@:2}""#;
+    shell.args(["-c", line, BINARY, text(&site.file())]).args(fixture().store.flags());
+    let server = Narwire::spawn(&mut shell);
+    server.wait_for("listening on ");
+    reload(&server, "is no file that could be read again; what was in force before stays in force");
+    assert!(server.get("/nix-cache-info").expect(200).text().contains("Priority: 7\n"));
+}
+
+#[test]
+fn who_reloads_all_the_time_is_not_taken_for_stuck() {
+    let site = Site::new();
+    site.configure("");
+    let path = site.folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let mut narwire = command();
+    narwire.args(fixture().store.flags()).args(["--config", text(&site.file()), "--listen", "127.0.0.1:0"]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"export WATCHDOG_PID=$$; exec "$@""#, "sh", BINARY]).args(narwire.get_args());
+    let server = Narwire::spawn(shell.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "4000000"));
+    server.wait_for("listening on ");
+    let mut said = String::new();
+    eventually("the service manager hears that all is well, and of the reloads", || {
+        server.signal(Signal::HUP);
+        let mut message = [0; 200];
+        while let Ok(len) = manager.recv(&mut message) {
+            said.push_str(str::from_utf8(&message[..len]).unwrap());
+            said.push('\n');
+        }
+        said.contains("WATCHDOG=1")
+    });
+    assert!(said.contains("RELOADING=1\nMONOTONIC_USEC=") && said.matches("READY=1").count() > 2, "{said}");
 }
 
 #[test]

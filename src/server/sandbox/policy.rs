@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::server::config::{Config, SourceConfig};
+use crate::store::folder_of;
 
 /// What stays allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,13 +92,6 @@ pub fn behind_links(config: &Config) -> Vec<Grant> {
         Some(Grant { path: folder_of(&real).to_path_buf(), right })
     });
     behind.collect()
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
 }
 
 #[cfg(test)]
