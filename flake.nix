@@ -34,10 +34,13 @@
           tag = narwire.version;
           config = {
             Entrypoint = [ "${static}/bin/narwire" ];
-            User = "65532:65532";
+            # As deploy/oci/build has it.
+            User = "50000:50000";
+            Env = [ "TMPDIR=/tmp" ];
             ExposedPorts."5000/tcp" = { };
             StopSignal = "SIGTERM";
           };
+          extraCommands = "mkdir --mode=1777 tmp";
         };
 
         # A disk for qemu with NixOS and the service: `nix build .#image`.

@@ -30,8 +30,8 @@ let
 
   # What a running server takes over from the file on SIGHUP, whatever it was before; all else waits for a restart. So do the names of
   # files (of keys and tokens), for a server can read only the folders that were named when it started.
+  # Not drain-timeout, which changes TimeoutStopSec= as well.
   reloadable = [
-    "drain-timeout"
     "priority"
     "private"
     "require-signature"
@@ -57,7 +57,6 @@ let
     && lib.any (prefix: lib.hasPrefix prefix address) [
       "127."
       "[::1]:"
-      "localhost:"
     ];
   portOf =
     address: if lib.isInt address then address else lib.toInt (lib.last (lib.splitString ":" address));
@@ -80,7 +79,7 @@ in
     };
 
     listen = mkOption {
-      type = types.listOf (types.either types.port (types.strMatching "unix:/.+|.+:[0-9]+"));
+      type = types.listOf (types.either types.port (types.strMatching "unix:/.+|[0-9.]+:[0-9]+|\\[[0-9a-fA-F:.]+]:[0-9]+"));
       default = lib.optional (!behindNginx) 5000;
       defaultText = lib.literalExpression "[ 5000 ], or nothing if nginx is in front";
       example = [
@@ -177,7 +176,7 @@ in
       default = null;
       example = "cache.example.org";
       description = ''
-        The name of an nginx virtual host that passes all requests to narwire, through a unix socket. Certificates and all else are said
+        The name of an nginx virtual host that passes all requests but for `/metrics` to narwire, through a unix socket. Certificates and all else are said
         in {option}`services.nginx.virtualHosts` under the same name.
       '';
     };
@@ -320,22 +319,26 @@ in
         servers."unix:${nginxSocket}" = { };
         extraConfig = "keepalive 32;";
       };
-      virtualHosts.${cfg.nginx.virtualHost}.locations."/" = {
-        proxyPass = "http://narwire";
-        # They would send some of the fields below a second time.
-        recommendedProxySettings = false;
-        extraConfig = ''
-          proxy_http_version 1.1;
-          proxy_set_header Connection "";
-          proxy_set_header Host $host;
-          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-          # A NAR can be larger than the disk for temporary files, in both directions.
-          proxy_buffering off;
-          proxy_request_buffering off;
-          client_max_body_size 0;
-          proxy_read_timeout 10m;
-          proxy_send_timeout 10m;
-        '';
+      virtualHosts.${cfg.nginx.virtualHost}.locations = {
+        # Figures are not for everybody: Prometheus asks narwire itself.
+        "= /metrics".return = "404";
+        "/" = {
+          proxyPass = "http://narwire";
+          # They would send some of the fields below a second time.
+          recommendedProxySettings = false;
+          extraConfig = ''
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            # A NAR can be larger than the disk for temporary files, in both directions.
+            proxy_buffering off;
+            proxy_request_buffering off;
+            client_max_body_size 0;
+            proxy_read_timeout 10m;
+            proxy_send_timeout 10m;
+          '';
+        };
       };
     };
   };

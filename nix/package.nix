@@ -3,7 +3,6 @@
 {
   lib,
   rustPlatform,
-  coreutils,
   gitMinimal,
   glibc,
   installShellFiles,
@@ -38,7 +37,10 @@ rustPlatform.buildRustPackage {
     installShellFiles
   ];
   buildInputs = lib.optional static glibc.static;
-  env = lib.optionalAttrs static { RUSTFLAGS = "-C target-feature=+crt-static"; };
+  # As in deploy/package, which says why.
+  env = lib.optionalAttrs static {
+    RUSTFLAGS = ''-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"'';
+  };
 
   # The tests need Nix itself, other Debian packages and the network: tests/run.
   doCheck = false;
@@ -50,8 +52,7 @@ rustPlatform.buildRustPackage {
 
     install -D --mode=0644 --target-directory=$out/lib/systemd/system systemd/narwire.service systemd/narwire.socket
     substituteInPlace $out/lib/systemd/system/narwire.service \
-      --replace-fail /usr/bin/narwire $out/bin/narwire \
-      --replace-fail /bin/kill ${coreutils}/bin/kill
+      --replace-fail /usr/bin/narwire $out/bin/narwire
     install -D --mode=0644 --target-directory=$out/share/doc/narwire systemd/narwire.toml
 
     install -D --mode=0755 --target-directory=$out/libexec/narwire deploy/post-build-hook

@@ -33,7 +33,7 @@
         "nix-build --no-out-link --expr 'derivation { name = \"greeting\"; system = builtins.currentSystem; "
         "builder = \"/bin/sh\"; args = [ \"-c\" \"echo hello > $out\" ]; }'"
     ).strip()
-    realise = f"nix-store --option substituters http://server:5000 --realise {path}"
+    realise = f"nix-store --option narinfo-cache-negative-ttl 0 --option substituters http://server:5000 --realise {path}"
     client.fail(realise)
     public = server.succeed("cat /var/lib/secret/public").strip()
     client.succeed(f"{realise} --option trusted-public-keys '{public}'")

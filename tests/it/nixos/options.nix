@@ -82,6 +82,7 @@ in
           options.locations = option (types.attrsOf (
             types.submodule {
               options.proxyPass = option (types.nullOr types.str) null;
+              options.return = option (types.nullOr types.str) null;
               options.recommendedProxySettings = option types.bool true;
               options.extraConfig = option types.lines "";
             }

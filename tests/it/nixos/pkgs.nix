@@ -28,7 +28,6 @@ let
     packages [
       "cargo"
       "clippy"
-      "coreutils"
       "curl"
       "gitMinimal"
       "hello"
@@ -64,8 +63,9 @@ let
           name,
           tag,
           config,
+          extraCommands,
         }:
-        derive name { inherit tag config; };
+        derive name { inherit tag config extraCommands; };
 
       runCommandLocal =
         name: environment: text:
