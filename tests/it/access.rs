@@ -429,7 +429,7 @@ fn a_server_whose_terminal_is_closed_ends_in_good_order() {
     let status = site.folder.path().join("status");
     // The kernel tells the shell, which tells its job, as a login shell does, and keeps how that has ended.
     let line = format!(
-        "{} {} --listen 127.0.0.1:0 & trap \"kill -HUP $!\" HUP; wait $!; wait $!; echo $? >{}",
+        "trap 'kill -HUP $!' HUP; {} {} --listen 127.0.0.1:0 & wait $!; wait $!; echo $? >{}",
         server::BINARY,
         text(&site.cache),
         text(&status)

@@ -261,6 +261,7 @@ impl Copy {
     /// Waits for its success; gives what it said.
     #[track_caller]
     pub fn succeed(mut self) -> String {
+        eventually("nix copy ends", || self.child.try_wait().unwrap().is_some());
         let status = self.child.wait().unwrap();
         assert!(status.success(), "nix copy: {status}:\n{}", self.log());
         self.log()
@@ -268,6 +269,13 @@ impl Copy {
 
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // A test that failed has not waited for it.
+        let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
