@@ -434,9 +434,11 @@ fn a_server_whose_terminal_is_closed_ends_in_good_order() {
         text(&site.cache),
         text(&status)
     );
-    // The terminal is that of `script`, which takes it along when it is killed.
-    let mut script = Command::new("script");
-    script.args(["--quiet", "--command", &line, "/dev/null"]).stdin(Stdio::piped());
+    // The terminal is that of `script`, which takes it along when it is killed. Who ignores the signal (nohup) hands that on, and no shell
+    // would hear of it.
+    let mut script = Command::new("env");
+    script.args(["--default-signal=HUP", "script", "--quiet", "--command", &line, "/dev/null"]);
+    script.stdin(Stdio::piped());
     let mut terminal = Narwire::spawn(&mut script);
     terminal.wait_for("listening on ");
     terminal.get("/nix-cache-info").expect(200);

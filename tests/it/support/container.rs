@@ -1,7 +1,7 @@
 //! Containers of the image that `deploy/oci/build` makes, run as Docker and podman do it: by crun and runc, under the profile shipped
 //! beside the image, and without their daemons.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -174,6 +174,7 @@ impl Container {
     /// What starts it; the command is there as long as the container runs, and has its exit status.
     pub fn command(&self) -> Command {
         let folder = self.folder.path();
+        self.make_mount_points();
         fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
         let mut command = self.runtime();
         command
@@ -185,6 +186,25 @@ impl Container {
             .arg(self.name());
         command.stdin(Stdio::null());
         command
+    }
+
+    /// Many containers share one root, and a runtime fails where another makes the same folder in it at the same time.
+    fn make_mount_points(&self) {
+        let root = PathBuf::from(self.config["root"]["path"].as_str().unwrap());
+        for mount in self.config["mounts"].as_array().unwrap() {
+            let destination = mount["destination"].as_str().unwrap();
+            let point = root.join(destination.trim_start_matches('/'));
+            let is_within_another =
+                ["/dev/", "/proc/", "/sys/"].iter().any(|parent| destination.starts_with(parent));
+            let is_file = mount["source"].as_str().is_some_and(|source| Path::new(source).is_file());
+            if is_within_another || point.exists() {
+                continue;
+            }
+            fs::create_dir_all(if is_file { point.parent().unwrap() } else { &point }).unwrap();
+            if is_file {
+                File::create(&point).unwrap();
+            }
+        }
     }
 
     pub fn start(self) -> Running {
