@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod nar_body;
 pub mod nar_cache;
 pub mod node;
+pub mod page;
 pub mod plane;
 pub mod refusal;
 pub mod representation;

@@ -184,18 +184,26 @@ impl std::fmt::Debug for ETag {
 /// The coding must be listed, or else `*`, with a weight above 0; a malformed weight counts as 0. Without the field any
 /// coding would be allowed, but Nix before 2.14 sends none and decodes little, so that is a no.
 pub fn accepts_coding(accept_encoding: Option<&[u8]>, coding: &str) -> bool {
-    let mut accepts_any = false;
-    for item in accept_encoding.into_iter().flat_map(ListItems::new) {
-        let (name, parameters) = item.split_at(memchr(b';', item).unwrap_or(item.len()));
-        let name = name.trim_ascii_end();
-        if name.eq_ignore_ascii_case(coding.as_bytes()) {
-            return is_weight_positive(parameters);
-        }
-        if name == b"*" {
-            accepts_any = is_weight_positive(parameters);
-        }
-    }
-    accepts_any
+    let Some(list) = accept_encoding else { return false };
+    let preference = |name| parameters_of(list, name).map(is_weight_positive);
+    preference(coding).or_else(|| preference("*")).unwrap_or(false)
+}
+
+/// Whether an `Accept` field names a media type, with a weight above 0 (RFC 9110 section 12.5.1). Who takes anything at all (`*/*`), and
+/// who has no such field, did not ask for it.
+pub fn names_media_type(accept: Option<&[u8]>, media_type: &str) -> bool {
+    let Some(parameters) = accept.and_then(|list| parameters_of(list, media_type)) else { return false };
+    let is_weight = |parameter: &&[u8]| matches!(parameter.trim_ascii(), [b'q' | b'Q', b'=', ..]);
+    let weight = parameters.split(|&byte| byte == b';').find(is_weight);
+    weight.is_none_or(|weight| is_weight_positive(&[b";", weight].concat()))
+}
+
+/// What stands behind the first item of this name in a list: nothing, or what begins with `;`. `None` if there is no such item.
+fn parameters_of<'a>(list: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    ListItems::new(list).find_map(|item| {
+        let (found, parameters) = item.split_at(memchr(b';', item).unwrap_or(item.len()));
+        found.trim_ascii_end().eq_ignore_ascii_case(name.as_bytes()).then_some(parameters)
+    })
 }
 
 /// `parameters` is empty or begins with `;`.
@@ -380,6 +388,25 @@ mod tests {
             (Some("xzstd, zstdx"), false),
         ] {
             assert_eq!(accepts_coding(value.map(str::as_bytes), "zstd"), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_media_type_is_asked_for_by_its_name() {
+        const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+        const PROMETHEUS: &str = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, media_type, expected) in [
+            (Some(BROWSER), "text/html", true),
+            (Some(BROWSER), "text/plain", false),
+            (Some(PROMETHEUS), "application/openmetrics-text", true),
+            (Some("text/html;level=1;q=0"), "text/html", false),
+            (Some("text/html; q=0.0 ; level=1"), "text/html", false),
+            (Some("TEXT/HTML ; Q=0.001"), "text/html", true),
+            (Some("text/htmlx, */*, text/*"), "text/html", false),
+            (Some(""), "text/html", false),
+            (None, "text/html", false),
+        ] {
+            assert_eq!(names_media_type(accept.map(str::as_bytes), media_type), expected, "{accept:?}");
         }
     }
 

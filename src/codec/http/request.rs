@@ -60,6 +60,8 @@ pub struct Request<'a> {
     pub if_range: Option<&'a [u8]>,
     /// `If-None-Match`. It is a list, but a second line is refused: to forget it could overwrite what a PUT must not.
     pub if_none_match: Option<&'a [u8]>,
+    /// `Accept`; of several lines the last.
+    pub accept: Option<&'a [u8]>,
     /// `Accept-Encoding`. Several lines read as one empty list: no coding is always acceptable.
     pub accept_encoding: Option<&'a [u8]>,
     /// `Authorization`.
@@ -391,6 +393,7 @@ fn parse_head(window: &[u8]) -> Result<(Request<'_>, usize), BadRequest> {
         range: None,
         if_range: None,
         if_none_match: None,
+        accept: None,
         accept_encoding: None,
         authorization: None,
         content_type: None,
@@ -503,6 +506,7 @@ fn keep_field<'a>(
     match name.len() {
         4 if is_same_name(name, b"host") => keep_once(&mut request.host, value),
         5 if is_same_name(name, b"range") => keep_once(&mut request.range, value),
+        6 if is_same_name(name, b"accept") => keep_last(&mut request.accept, value),
         6 if is_same_name(name, b"expect") => {
             for item in ListItems::new(value) {
                 if !item.eq_ignore_ascii_case(b"100-continue") {
