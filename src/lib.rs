@@ -14,6 +14,7 @@
 //! - [`push`] uploads what a store has to a cache elsewhere.
 //! - [`cli`] is what a person types.
 //! - [`limits`] names every bound; all layers may read it.
+//! - [`tally`] is numbers that are counted in passing; all layers may count.
 //! - [`residency`] is one question to the kernel, asked by more than one layer.
 
 pub mod background;
@@ -27,3 +28,4 @@ pub mod residency;
 pub mod ring;
 pub mod server;
 pub mod store;
+pub mod tally;

@@ -6,16 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer of `src` with the layers it may name. Everybody may name itself and `limits`.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     ("limits", &[]),
     ("residency", &[]),
+    ("tally", &[]),
     ("codec", &[]),
-    ("store", &["codec"]),
-    ("ring", &["codec", "residency"]),
-    ("background", &["codec", "store", "residency"]),
-    ("server", &["codec", "store", "ring", "background"]),
-    ("push", &["codec", "store"]),
-    ("cli", &["codec", "store", "ring", "background", "server", "push"]),
+    ("store", &["codec", "tally"]),
+    ("ring", &["codec", "residency", "tally"]),
+    ("background", &["codec", "store", "residency", "tally"]),
+    ("server", &["codec", "store", "ring", "background", "tally"]),
+    ("push", &["codec", "store", "tally"]),
+    ("cli", &["codec", "store", "ring", "background", "server", "push", "tally"]),
     ("main", &["codec", "store", "ring", "background", "server", "push", "cli"]),
 ];
 

@@ -8,13 +8,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use super::file::parsed;
+use super::log::{LogFormat, LogLevel};
 use super::push::PushArguments;
 use super::size::Size;
 use crate::background::settings::{Format, Policy};
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::StoreDir;
 use crate::codec::token::{Scopes, TokenName};
-use crate::server::config::{ListenAddress, SandboxMode};
+use crate::server::config::{AccessLog, ListenAddress, ProxyNetwork, SandboxMode};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -269,6 +270,7 @@ impl StorePlaces {
 /// therefore the names of the flags. Whatever is absent or empty is left to the layer below.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[expect(clippy::struct_excessive_bools, reason = "a flag is typed or it is not")]
 pub struct ServeArguments {
     /// Cache directories to serve instead of the live store, asked in this order
     #[arg(value_name = "DIR")]
@@ -384,6 +386,30 @@ pub struct ServeArguments {
     #[arg(long)]
     pub private: bool,
 
+    /// Believe X-Forwarded-For, -Proto and -Host of proxies at this address or network, as of those here; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(deserialize_with = "parsed")]
+    pub trusted_proxy: Vec<ProxyNetwork>,
+
+    /// Let nobody search for paths, or look into them with a browser
+    #[arg(long)]
+    pub no_browse: bool,
+
+    /// What is logged: error, warn, info, debug, or a filter as of RUST_LOG, which goes before it [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    #[serde(deserialize_with = "parsed")]
+    pub log_level: Option<LogLevel>,
+
+    /// How it is logged: human, json, journald, or journald where standard error is the journal, else human (auto) [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    #[serde(deserialize_with = "parsed")]
+    pub log_format: Option<LogFormat>,
+
+    /// Log a line for each request (full), for one in N (1/N), or for none (off) [default: off]
+    #[arg(long, value_name = "WHICH")]
+    #[serde(deserialize_with = "parsed")]
+    pub access_log: Option<AccessLog>,
+
     /// Take only paths that this public key (NAME:BASE64) has signed; may be repeated: one of them suffices
     #[arg(long, value_name = "PUBLIC-KEY")]
     #[serde(deserialize_with = "parsed")]
@@ -498,7 +524,8 @@ mod tests {
              --cache-min-free 2G --scrub-rate 0 --upload-token-file t --allow-anonymous-upload --private \
              --require-signature cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c= \
              --require-signature cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY= \
-             --upload-max-size 3G --upload-min-free 4G --fault kill@1 --without sendfile,buffer-ring --without cachestat",
+             --upload-max-size 3G --upload-min-free 4G --trusted-proxy 10.0.0.0/8 --no-browse --log-level debug \
+             --log-format json --access-log 1/7 --fault kill@1 --without sendfile,buffer-ring --without cachestat",
         );
         let expected = ServeArguments {
             directories: paths(&["d"]),
@@ -535,6 +562,11 @@ mod tests {
             .to_vec(),
             upload_max_size: Some(Size(3 << 30)),
             upload_min_free: Some(Size(4 << 30)),
+            trusted_proxy: vec!["10.0.0.0/8".parse().unwrap()],
+            no_browse: true,
+            log_level: Some("debug".parse().unwrap()),
+            log_format: Some(LogFormat::Json),
+            access_log: Some("1/7".parse().unwrap()),
             config: Some("c".into()),
             without: ["sendfile", "buffer-ring", "cachestat"].map(String::from).to_vec(),
             fault: Some("kill@1".to_owned()),

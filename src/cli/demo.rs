@@ -14,7 +14,7 @@ use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{PORT_DEFAULT, PRIORITY_DEFAULT};
 use crate::server;
 use crate::server::config::{
-    AccessConfig, Config, ConnectionBounds, ListenAddress, Rules, SandboxMode, SourceConfig,
+    AccessConfig, AccessLog, Config, ConnectionBounds, ListenAddress, Rules, SandboxMode, SourceConfig,
 };
 use crate::server::listen::Listener;
 use crate::store::demo::{DemoStore, Progress};
@@ -39,6 +39,7 @@ pub fn run(arguments: &DemoArguments, cores: usize) -> Result<(), Failure> {
         workers: cores,
         connections: ConnectionBounds::default(),
         sandbox: SandboxMode::On,
+        is_browsable: true,
         removed_at_end: Some(demo.root().to_path_buf()),
         nar_cache: None,
         uploads: None,
@@ -48,6 +49,8 @@ pub fn run(arguments: &DemoArguments, cores: usize) -> Result<(), Failure> {
             priority: PRIORITY_DEFAULT,
             drain_timeout: DRAIN_TIMEOUT,
             access: AccessConfig::default(),
+            trusted_proxies: Arc::from([]),
+            access_log: AccessLog::Off,
         },
         rule_places: Vec::new(),
         capabilities_off: Vec::new(),

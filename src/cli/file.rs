@@ -180,6 +180,11 @@ mod tests {
             require-signature = ["cache.example.org-1:+HhLo9hZyQ767XG9WxBUYS/FQu1JPr79CTsEv0KNK9c="]
             upload-max-size = "3G"
             upload-min-free = "4G"
+            trusted-proxy = ["10.0.0.7"]
+            no-browse = true
+            log-level = "warn"
+            log-format = "journald"
+            access-log = "full"
             without = ["sendfile"]
             "#,
         )
@@ -216,6 +221,11 @@ mod tests {
             ],
             upload_max_size: Some(Size(3 << 30)),
             upload_min_free: Some(Size(4 << 30)),
+            trusted_proxy: vec!["10.0.0.7".parse().unwrap()],
+            no_browse: true,
+            log_level: Some("warn".parse().unwrap()),
+            log_format: Some(crate::cli::log::LogFormat::Journald),
+            access_log: Some("full".parse().unwrap()),
             config: None,
             without: vec!["sendfile".to_owned()],
             fault: None,

@@ -136,6 +136,7 @@ pub fn load(settings: Settings, cores: usize) -> Result<Config, LoadError> {
         workers: settings.workers.unwrap_or(cores),
         connections: settings.connections,
         sandbox: settings.sandbox,
+        is_browsable: settings.is_browsable,
         removed_at_end: None,
         nar_cache: settings.nar_cache,
         uploads,
@@ -158,6 +159,8 @@ pub fn rules(settings: &Settings) -> Result<Rules, LoadError> {
         priority: settings.priority,
         drain_timeout: settings.drain_timeout,
         access,
+        trusted_proxies: Arc::clone(&settings.trusted_proxies),
+        access_log: settings.access_log,
     })
 }
 

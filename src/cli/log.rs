@@ -4,17 +4,70 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, IsTerminal as _};
+use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use tracing::callsite::Identifier;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::format::{Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::limits::{LOG_WINDOW, LOGGED_ALIKE_MAX};
+
+/// What is logged: a level, or a filter as `RUST_LOG` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel(String);
+
+/// How it is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// In fields of the journal where standard error leads there, else as text.
+    #[default]
+    Auto,
+    /// As text, in colours on a terminal.
+    Human,
+    /// As one JSON object a line.
+    Json,
+    /// In fields of the journal.
+    Journald,
+}
+
+/// The text is no [`LogFormat`].
+#[derive(Debug, thiserror::Error)]
+#[error("expected auto, human, json or journald")]
+pub struct LogFormatError;
+
+impl Default for LogLevel {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        EnvFilter::try_new(text).map(|_| Self(text.to_owned()))
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = LogFormatError;
+
+    fn from_str(text: &str) -> Result<Self, LogFormatError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "human" => Ok(Self::Human),
+            "json" => Ok(Self::Json),
+            "journald" => Ok(Self::Journald),
+            _ => Err(LogFormatError),
+        }
+    }
+}
 
 /// From now on what is logged goes to stderr, as far as `filter` (`RUST_LOG`) lets it.
 pub fn start(filter: Option<OsString>) {

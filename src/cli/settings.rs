@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arguments::ServeArguments;
+use super::log::{LogFormat, LogLevel};
 use super::size::Size;
 use crate::background::settings::FillSettings;
 use crate::codec::signature::PublicKey;
@@ -15,7 +16,9 @@ use crate::limits::{
     PRIORITY_DEFAULT, PRIORITY_MAX, SCRUB_RATE_DEFAULT, UPLOAD_LEN_MAX_DEFAULT, UPLOAD_LEN_MAX_MIN,
     WORKERS_MAX,
 };
-use crate::server::config::{AccessConfig, ConnectionBounds, ListenAddress, NarCacheConfig, SandboxMode};
+use crate::server::config::{
+    AccessConfig, AccessLog, ConnectionBounds, ListenAddress, NarCacheConfig, ProxyNetwork, SandboxMode,
+};
 
 /// What is wanted, complete but for what only the machine can tell.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +51,16 @@ pub struct Settings {
     pub uploads: Option<UploadBounds>,
     /// Who may do what; the tokens are still to be read.
     pub access: AccessConfig,
+    /// Whose word on who asks is taken.
+    pub trusted_proxies: Arc<[ProxyNetwork]>,
+    /// Whether people may search and look into paths.
+    pub is_browsable: bool,
+    /// What is logged.
+    pub log_level: LogLevel,
+    /// How.
+    pub log_format: LogFormat,
+    /// Of which requests a line is logged.
+    pub access_log: AccessLog,
     /// Where some of this was read.
     pub config_file: Option<PathBuf>,
     /// As typed.
@@ -176,6 +189,8 @@ impl Settings {
             sandbox,
             nar_cache,
             uploads,
+            is_browsable,
+            log_format,
             capabilities_off,
             // Faults are planned once; the rest makes rules.
             secret_key_files: _,
@@ -183,6 +198,9 @@ impl Settings {
             drain_timeout: _,
             required_keys: _,
             access: _,
+            trusted_proxies: _,
+            log_level: _,
+            access_log: _,
             config_file: _,
             fault: _,
         } = self;
@@ -199,6 +217,8 @@ impl Settings {
                 *nar_cache != other.nar_cache,
             ),
             ("upload-max-size or upload-min-free, or whether there are uploads", *uploads != other.uploads),
+            ("no-browse", *is_browsable != other.is_browsable),
+            ("log-format", *log_format != other.log_format),
             ("without", *capabilities_off != other.capabilities_off),
         ];
         differing.into_iter().filter(|(_, differs)| *differs).map(|(flag, _)| flag).collect()
@@ -251,6 +271,11 @@ impl Settings {
             required_keys: typed.require_signature.into(),
             uploads,
             access,
+            trusted_proxies: typed.trusted_proxy.into(),
+            is_browsable: !typed.no_browse,
+            log_level: typed.log_level.unwrap_or_default(),
+            log_format: typed.log_format.unwrap_or_default(),
+            access_log: typed.access_log.unwrap_or_default(),
             config_file: typed.config,
             capabilities_off: typed.without,
             fault: typed.fault,
@@ -407,6 +432,11 @@ impl ServeArguments {
             allow_anonymous_upload: self.allow_anonymous_upload || lower.allow_anonymous_upload,
             private: self.private || lower.private,
             require_signature: first_list(self.require_signature, lower.require_signature),
+            trusted_proxy: first_list(self.trusted_proxy, lower.trusted_proxy),
+            no_browse: self.no_browse || lower.no_browse,
+            log_level: self.log_level.or(lower.log_level),
+            log_format: self.log_format.or(lower.log_format),
+            access_log: self.access_log.or(lower.access_log),
             upload_max_size: self.upload_max_size.or(lower.upload_max_size),
             upload_min_free: self.upload_min_free.or(lower.upload_min_free),
             config: self.config.or(lower.config),
@@ -484,6 +514,11 @@ mod tests {
             required_keys: Arc::from([]),
             uploads: None,
             access: AccessConfig::default(),
+            trusted_proxies: Arc::from([]),
+            is_browsable: true,
+            log_level: LogLevel::default(),
+            log_format: LogFormat::Auto,
+            access_log: AccessLog::Off,
             config_file: None,
             capabilities_off: Vec::new(),
             fault: None,

@@ -572,8 +572,8 @@ impl Connection {
                     expects_continue: request.expects_continue(),
                     is_last: false,
                 };
-                let answer = context.service.call(&Caller { id: self.id, socket: &self.socket }, &request);
-                self.settle(answer, asked, context);
+                let called = context.service.call(&Caller { id: self.id, socket: &self.socket }, &request);
+                self.settle(called.answer, asked, context);
                 head_len
             }
             Err(bad) => {
@@ -872,6 +872,7 @@ mod tests {
     use super::*;
     use crate::codec::http::request::Request;
     use crate::ring::op::OpenedFile;
+    use crate::ring::service::Called;
 
     const ID: ConnectionId = ConnectionId { slot: 0, generation: 1 };
     const REQUESTS: &str = "GET /first HTTP/1.1\r\nHost: here\r\n\r\nHEAD /second HTTP/1.1\r\nHost: here\r\n\r\n\
@@ -881,15 +882,16 @@ mod tests {
     struct Echo;
 
     impl Service for Echo {
-        fn call(&mut self, _: &Caller<'_>, request: &Request<'_>) -> Answer {
-            Answer::Reply(match request.target {
+        fn call(&mut self, _: &Caller<'_>, request: &Request<'_>) -> Called {
+            let reply = match request.target {
                 b"/kept" => {
                     let body =
                         ReplyBody::Rendered { text: Arc::new("X-Kept: yes\r\n\r\nkept"), fields_len: 15 };
                     Reply { status: Status::Ok, fields: Bytes::new(), body }
                 }
                 target => Reply::text(Status::Ok, Bytes::copy_from_slice(target)),
-            })
+            };
+            Answer::Reply(reply).into()
         }
 
         fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {

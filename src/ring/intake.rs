@@ -291,7 +291,7 @@ mod tests {
     use crate::ring::inbox::{Mailbox, inbox};
     use crate::ring::op::OpenedFile;
     use crate::ring::reactor::{Message, Peers, Reactor};
-    use crate::ring::service::{Answer, Caller, Effects, Node, Reply};
+    use crate::ring::service::{Answer, Called, Caller, Effects, Node, Reply};
     use crate::ring::uring::Uring;
 
     const ID: ConnectionId = ConnectionId { slot: 3, generation: 1 };
@@ -303,7 +303,7 @@ mod tests {
     }
 
     impl Service for Looker {
-        fn call(&mut self, _: &Caller<'_>, _: &Request<'_>) -> Answer {
+        fn call(&mut self, _: &Caller<'_>, _: &Request<'_>) -> Called {
             unreachable!("nothing is asked")
         }
 
@@ -624,15 +624,15 @@ mod tests {
     }
 
     impl Service for Taker {
-        fn call(&mut self, _: &Caller<'_>, request: &Request<'_>) -> Answer {
+        fn call(&mut self, _: &Caller<'_>, request: &Request<'_>) -> Called {
             if request.target == b"/end" {
                 self.mailbox.send(Message::Drain).unwrap();
             }
             if request.body_length() == BodyLength::None {
-                return Answer::Reply(Reply::text(Status::Ok, "no body\n"));
+                return Answer::Reply(Reply::text(Status::Ok, "no body\n")).into();
             }
             let file = OwnedFd::from(self.file.try_clone().unwrap());
-            Answer::Receive { file: Some(Descriptor::from(file)) }
+            Answer::Receive { file: Some(Descriptor::from(file)) }.into()
         }
 
         fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {
@@ -693,6 +693,7 @@ mod tests {
                 admission: Admission::new(1, 8, None),
                 mailboxes: vec![mailbox],
                 pulses: Arc::from([AtomicU64::new(0)]),
+                figures: Arc::default(),
             };
             let ring = Uring::new(Capabilities::probe(off).unwrap()).unwrap();
             Reactor::new(ring, node, inbox, vec![listener.into()], peers).unwrap().run().unwrap();

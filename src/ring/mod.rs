@@ -2,7 +2,8 @@
 //!
 //! [`op`] is the seam: everything above it is logic that can be run against the real ring ([`uring`]) or a simulated one,
 //! everything below it is system calls. [`reactor`] is the loop of one worker, [`connection`] one peer, [`transfer`] one
-//! body on its way out, [`intake`] one on its way in; [`admission`] is who may be connected, [`service`] how policy is asked.
+//! body on its way out, [`intake`] one on its way in; [`admission`] is who may be connected, [`service`] how policy is asked,
+//! [`ledger`] what is counted of all that.
 
 pub mod admission;
 pub mod body;
@@ -12,6 +13,7 @@ pub mod connection;
 pub mod descriptor;
 pub mod inbox;
 pub mod intake;
+pub mod ledger;
 pub mod op;
 pub mod pool;
 pub mod reactor;

@@ -16,6 +16,7 @@ use super::admission::{Admission, Place, Visit};
 use super::connection::{Connection, Context, Parting};
 use super::descriptor::Descriptor;
 use super::inbox::{Inbox, Mailbox};
+use super::ledger::Figures;
 use super::op::{Completion, ConnectionId, Op, Outcome, Submission, Token};
 use super::pool::Pool;
 use super::service::{Effects, Node};
@@ -129,6 +130,8 @@ pub struct Peers<M> {
     pub mailboxes: Vec<Mailbox<Message<M>>>,
     /// When each last looked at its deadlines, in ticks: a worker that hangs stands still.
     pub pulses: Arc<[AtomicU64]>,
+    /// What this one counts.
+    pub figures: Arc<Figures>,
 }
 
 impl<D: Driver, N: Node> Reactor<D, N> {
@@ -607,7 +610,7 @@ mod tests {
     use crate::limits::{EXEMPT_BODY_LEN_MIN, EXEMPTIONS_MAX, PROGRESS_TIMEOUT_S};
     use crate::ring::inbox::inbox;
     use crate::ring::op::OpenedFile;
-    use crate::ring::service::{Answer, Caller, Reply, Service};
+    use crate::ring::service::{Answer, Called, Caller, Reply, Service};
     use crate::ring::sim::{End, Ending, Faults, Peer, Reading, Sim};
 
     /// Answers at once, but `/later` only when it is told to; `/long` with a body that is worth an exemption.
@@ -617,17 +620,18 @@ mod tests {
     }
 
     impl Service for Greeter {
-        fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+        fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called {
             if request.target == b"/later" {
                 self.waiting.push(caller.id);
-                return Answer::Pending;
+                return Answer::Pending.into();
             }
             let len = usize::try_from(EXEMPT_BODY_LEN_MIN).unwrap();
-            Answer::Reply(match request.target {
+            let reply = match request.target {
                 b"/long" => Reply::text(Status::Ok, vec![b'x'; len]),
                 b"/shorter" => Reply::text(Status::Ok, vec![b'x'; len - 1]),
                 _ => Reply::text(Status::Ok, "hello\n"),
-            })
+            };
+            Answer::Reply(reply).into()
         }
 
         fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {
@@ -675,6 +679,7 @@ mod tests {
                 admission: Admission::new(1, all_max, None),
                 mailboxes: vec![mailbox.clone()],
                 pulses: Arc::new([AtomicU64::new(0)]),
+                figures: Arc::default(),
             };
             // Any descriptor does: the simulated ring accepts without it.
             let listener = std::fs::File::open("/dev/null").unwrap().into();

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::body::Body;
 use super::descriptor::Descriptor;
+use super::ledger::Topic;
 use super::op::{ConnectionId, OpenedFile};
 use crate::codec::http::Status;
 use crate::codec::http::request::Request;
@@ -18,7 +19,7 @@ use crate::codec::http::response::{CacheControl, Fields};
 /// Answers requests. One per worker; it never waits.
 pub trait Service {
     /// A request. Each connection has at most one that is not answered.
-    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer;
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called;
 
     /// What came of [`Answer::Open`].
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer;
@@ -75,6 +76,38 @@ pub struct Effects {
     pub resume: Vec<ConnectionId>,
     /// Connections whose piece, which [`Service::body`] got, was looked at. Said once for each.
     pub looked_at: Vec<ConnectionId>,
+}
+
+/// A request that the service has taken.
+pub struct Called {
+    /// What it is about.
+    pub topic: Topic,
+    /// Who wants to know how it ends.
+    pub witness: Option<Witness>,
+    /// What is said to it.
+    pub answer: Answer,
+}
+
+/// Of a request that is about nothing in particular: for tests.
+#[cfg(any(test, fuzzing))]
+impl From<Answer> for Called {
+    fn from(answer: Answer) -> Self {
+        Self { topic: Topic(1), witness: None, answer }
+    }
+}
+
+/// Is told how a request has ended, on the worker's thread; it must not wait.
+pub type Witness = Box<dyn FnOnce(&Ending)>;
+
+/// How a request has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// What was answered; `None` if the peer has gone before.
+    pub status: Option<Status>,
+    /// What the kernel has taken of the answer, its head included. Bytes.
+    pub sent_len_bytes: u64,
+    /// Whether that was all of it.
+    pub is_whole: bool,
 }
 
 /// What a service says to a request.

@@ -5,11 +5,14 @@
 //! hands to the process itself (sockets, where to report) is picked up by [`super::listen`] and [`super::systemd`].
 
 use std::fmt;
-use std::net::{AddrParseError, Ipv6Addr, SocketAddr};
+use std::net::{AddrParseError, IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::background::settings::FillSettings;
 use crate::codec::signature::{PublicKey, SecretKey};
@@ -41,6 +44,8 @@ pub struct Config {
     pub connections: ConnectionBounds,
     /// Whether the process gives up what it does not need once it has started.
     pub sandbox: SandboxMode,
+    /// Whether people may search the sources, and look into paths with a browser.
+    pub is_browsable: bool,
     /// A folder that the process removes when it has served.
     pub removed_at_end: Option<PathBuf>,
     /// Names of kernel capabilities to do without although the kernel has them, as typed; `ring` knows the names.
@@ -60,6 +65,65 @@ pub struct Rules {
     pub drain_timeout: Duration,
     /// Who may do what.
     pub access: AccessConfig,
+    /// Whose word on who asks, and for which name, is taken; beside those on this machine.
+    pub trusted_proxies: Arc<[ProxyNetwork]>,
+    /// Of which requests a line is logged.
+    pub access_log: AccessLog,
+}
+
+/// The addresses of a proxy, or of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyNetwork(IpNet);
+
+/// The text is neither an address nor a network.
+#[derive(Debug, thiserror::Error)]
+#[error("expected an address or a network, such as 10.0.0.7, 10.0.0.0/8 or fd00::/8")]
+pub struct ProxyNetworkError;
+
+impl ProxyNetwork {
+    /// Whether this address is one of them. An IPv4 address may come in the clothes of IPv6.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl FromStr for ProxyNetwork {
+    type Err = ProxyNetworkError;
+
+    fn from_str(text: &str) -> Result<Self, ProxyNetworkError> {
+        let of_one = || text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
+        text.parse().or_else(|_| of_one()).map(Self).map_err(|_| ProxyNetworkError)
+    }
+}
+
+/// Of which requests a line is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Of none.
+    #[default]
+    Off,
+    /// Of one in so many.
+    OneIn(NonZeroU32),
+}
+
+/// The text is no [`AccessLog`].
+#[derive(Debug, thiserror::Error)]
+#[error("expected off, full, or 1/N for one request in N, such as 1/100")]
+pub struct AccessLogError;
+
+impl FromStr for AccessLog {
+    type Err = AccessLogError;
+
+    fn from_str(text: &str) -> Result<Self, AccessLogError> {
+        match text {
+            "off" => Ok(Self::Off),
+            "full" => Ok(Self::OneIn(NonZeroU32::MIN)),
+            _ => {
+                let rarity = text.strip_prefix("1/").and_then(|rarity| rarity.parse().ok());
+                rarity.map(Self::OneIn).ok_or(AccessLogError)
+            }
+        }
+    }
 }
 
 /// One source of store paths.
@@ -205,6 +269,38 @@ mod tests {
         for text in ["127.0.0.1:5000", "[::]:0", "[fe80::1]:65535", "unix:/run/narwire.sock", "unix:relative"]
         {
             assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_an_address_or_a_network() {
+        for (text, address, is_in) in [
+            ("10.0.0.7", "10.0.0.7", true),
+            ("10.0.0.7", "10.0.0.8", false),
+            ("10.0.0.0/8", "::ffff:10.200.0.1", true),
+            ("::ffff:10.0.0.7", "10.0.0.7", true),
+            ("fd00::/8", "fd12::1", true),
+            ("fd00::/8", "fe80::1", false),
+            ("0.0.0.0/0", "::1", false),
+        ] {
+            let network: ProxyNetwork = text.parse().unwrap();
+            assert_eq!(network.contains(address.parse().unwrap()), is_in, "{text} {address}");
+        }
+        for text in ["", "proxy.example.org", "10.0.0.0/33", "10.0.0.0/", "unix"] {
+            assert!(text.parse::<ProxyNetwork>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn of_requests_none_all_or_one_in_many_are_logged() {
+        let one_in = |rarity| AccessLog::OneIn(NonZeroU32::new(rarity).unwrap());
+        for (text, expected) in
+            [("off", AccessLog::Off), ("full", one_in(1)), ("1/1", one_in(1)), ("1/100", one_in(100))]
+        {
+            assert_eq!(text.parse::<AccessLog>().unwrap(), expected, "{text}");
+        }
+        for text in ["", "on", "1/0", "2/3", "1/", "1/4294967296"] {
+            assert!(text.parse::<AccessLog>().is_err(), "{text}");
         }
     }
 

@@ -8,6 +8,7 @@ pub mod access;
 pub mod config;
 pub mod directory;
 mod encoder;
+pub mod figures;
 mod known_path;
 pub mod layouts;
 pub mod listen;
@@ -27,6 +28,7 @@ pub mod sandbox;
 #[cfg(test)]
 mod sim;
 pub mod systemd;
+pub mod topic;
 pub mod uploads;
 
 use std::collections::VecDeque;
@@ -46,6 +48,7 @@ use tracing::{error, info, warn};
 
 use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
 use self::directory::Directory;
+use self::figures::WorkerFigures;
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
@@ -171,6 +174,7 @@ impl Server {
         let all_max = connections_max(descriptors_max, all_max);
         let admission = Admission::new(config.workers, all_max, per_address_max);
         let pulses: Arc<[AtomicU64]> = (0..config.workers).map(|_| AtomicU64::new(0)).collect();
+        let figures: Vec<WorkerFigures> = (0..config.workers).map(|_| WorkerFigures::default()).collect();
         let origins = Arc::new(origins);
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let seed = Seed {
@@ -183,6 +187,7 @@ impl Server {
                     admission: Arc::clone(&admission),
                     mailboxes: mailboxes.clone(),
                     pulses: Arc::clone(&pulses),
+                    figures: Arc::clone(&figures[index].ring),
                 },
                 origins: Arc::clone(&origins),
                 terms: Arc::clone(&terms),

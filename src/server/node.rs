@@ -20,6 +20,7 @@ use super::plane::{Demand, Interest, Planes, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
 use super::request::{Damaged, Message, Stage, Step, Terms, Wish};
+use super::topic::Subject;
 use super::uploads::Uploads;
 
 use crate::codec::http::request::Request;
@@ -30,7 +31,7 @@ use crate::codec::store_path::HashPart;
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, OpenedFile};
 use crate::ring::reactor;
-use crate::ring::service::{Answer, Caller, Effects, Node, Reply, ReplyBody, Service};
+use crate::ring::service::{Answer, Called, Caller, Effects, Node, Reply, ReplyBody, Service};
 use crate::store::catalog::NarKey;
 use crate::store::fault;
 
@@ -240,7 +241,7 @@ impl CacheNode {
     }
 
     /// Answers any request.
-    fn respond(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+    fn respond(&mut self, caller: &Caller<'_>, request: &Request<'_>, route: Route) -> Answer {
         let id = caller.id;
         match request.method {
             Method::Get | Method::Head => {}
@@ -249,7 +250,7 @@ impl CacheNode {
                 return self.change(caller, request);
             }
         }
-        let wish = Wish { route: Route::parse(request.target), conditions: Conditions::of(request) };
+        let wish = Wish { route, conditions: Conditions::of(request) };
         // A load balancer has no token.
         if wish.route != Route::Health
             && let Err(reply) = self.access.check(caller, request, Scope::Read)
@@ -304,10 +305,12 @@ impl CacheNode {
 }
 
 impl Service for CacheNode {
-    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
-        let mut answer = self.respond(caller, request);
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called {
+        let route = Route::parse(request.target);
+        let topic = Subject::of(request.method, &route).topic();
+        let mut answer = self.respond(caller, request, route);
         self.seal(&mut answer);
-        answer
+        Called { topic, witness: None, answer }
     }
 
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {
@@ -496,6 +499,7 @@ mod tests {
             admission: Admission::new(1, 8, None),
             mailboxes: vec![mailbox],
             pulses: Arc::from([AtomicU64::new(0)]),
+            figures: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

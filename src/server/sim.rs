@@ -390,6 +390,7 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         admission: Admission::new(1, connections_max, None),
         mailboxes: vec![mailbox.clone()],
         pulses: Arc::from([AtomicU64::new(0)]),
+        figures: Arc::default(),
     };
     let admission = Arc::clone(&peers.admission);
     // Any descriptor does: the simulated ring accepts without it.

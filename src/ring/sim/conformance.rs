@@ -13,7 +13,7 @@ use crate::ring::Driver as _;
 use crate::ring::connection::{Connection, Context};
 use crate::ring::op::{Completion, ConnectionId, OpenedFile, Submission, Token};
 use crate::ring::pool::Pool;
-use crate::ring::service::{Answer, Caller, Reply, Service};
+use crate::ring::service::{Answer, Called, Caller, Reply, Service};
 
 #[path = "../../../tests/it/conformance/cases.rs"]
 mod cases;
@@ -59,8 +59,8 @@ impl Policy {
 }
 
 impl Service for Policy {
-    fn call(&mut self, _: &Caller<'_>, request: &Request<'_>) -> Answer {
-        Self::reply(request).map_or(Answer::Receive { file: None }, Answer::Reply)
+    fn call(&mut self, _: &Caller<'_>, request: &Request<'_>) -> Called {
+        Self::reply(request).map_or(Answer::Receive { file: None }, Answer::Reply).into()
     }
 
     fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {

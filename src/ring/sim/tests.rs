@@ -20,7 +20,7 @@ use crate::ring::body::{Body, Lookup};
 use crate::ring::inbox::{Mailbox, inbox};
 use crate::ring::op::ConnectionId;
 use crate::ring::reactor::{Message, Peers, Reactor};
-use crate::ring::service::{Answer, Caller, Effects, Node, Reply, ReplyBody, Service};
+use crate::ring::service::{Answer, Called, Caller, Effects, Node, Reply, ReplyBody, Service};
 
 /// Worlds of one run.
 const SEEDS: u64 = 1_500;
@@ -695,7 +695,7 @@ impl Body for BrokenBody {
 }
 
 impl Service for Breaker {
-    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called {
         let id = caller.id;
         self.unanswered -= 1;
         if self.unanswered == 0 {
@@ -703,12 +703,13 @@ impl Service for Breaker {
             self.mailbox.send(Message::Node(20)).unwrap();
         }
         if request.target != b"/broken" {
-            return Answer::Reply(Reply::text(Status::Ok, "ok"));
+            return Answer::Reply(Reply::text(Status::Ok, "ok")).into();
         }
         self.broken = Some(id);
         let body = Box::new(BrokenBody { is_known: Rc::clone(&self.is_known) });
         let fields = Fields::new().content_length(9).finish();
         Answer::Reply(Reply { status: Status::Ok, fields, body: ReplyBody::Stream { body, range: 0..9 } })
+            .into()
     }
 
     fn opened(&mut self, _id: ConnectionId, _result: Result<OpenedFile, Errno>) -> Answer {
@@ -763,6 +764,7 @@ fn a_worker_ends_when_its_last_connection_has_been_reset() {
             admission: Admission::new(1, usize::MAX, None),
             mailboxes: vec![mailbox],
             pulses: Arc::new([AtomicU64::new(0)]),
+            figures: Arc::default(),
         };
         let admission = Arc::clone(&peers.admission);
         // Any descriptor does: the simulated ring accepts without it.

@@ -26,7 +26,7 @@ use crate::ring::connection::{Connection, Context, Parting};
 use crate::ring::descriptor::Descriptor;
 use crate::ring::op::{Completion, ConnectionId, FileKind, OpenedFile, Submission, Token};
 use crate::ring::pool::Pool;
-use crate::ring::service::{Answer, Caller, Reply, ReplyBody, Service};
+use crate::ring::service::{Answer, Called, Caller, Reply, ReplyBody, Service};
 
 /// Turns after which a world that still moves is taken to go round in circles.
 const TURNS_MAX: usize = 20_000;
@@ -471,7 +471,7 @@ impl Planner {
 }
 
 impl Service for Planner {
-    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Answer {
+    fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called {
         let id = caller.id;
         assert!(self.asked.insert(id), "one request at a time");
         let plan = Plan::of(self.seed, request.target);
@@ -479,7 +479,7 @@ impl Service for Planner {
             Some(taking) if request.method == Method::Put => Next::Take(taking),
             _ => Next::Answer(plan.clone()),
         };
-        self.at(id, plan.timing, next)
+        self.at(id, plan.timing, next).into()
     }
 
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {

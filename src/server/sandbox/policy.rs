@@ -104,7 +104,7 @@ pub(super) mod tests {
     use crate::codec::store_path::StoreDir;
     use crate::limits::PRIORITY_DEFAULT;
     use crate::server::config::{
-        AccessConfig, ConnectionBounds, ListenAddress, NarCacheConfig, Rules, SandboxMode,
+        AccessConfig, AccessLog, ConnectionBounds, ListenAddress, NarCacheConfig, Rules, SandboxMode,
     };
     use crate::store::LocalStore;
     use crate::store::upload::UploadSettings;
@@ -124,10 +124,13 @@ pub(super) mod tests {
                 priority: PRIORITY_DEFAULT,
                 drain_timeout: Duration::ZERO,
                 access: AccessConfig::default(),
+                trusted_proxies: Arc::from([]),
+                access_log: AccessLog::Off,
             },
             rule_places: Vec::new(),
             connections: ConnectionBounds::default(),
             sandbox: SandboxMode::On,
+            is_browsable: true,
             removed_at_end: None,
             capabilities_off: Vec::new(),
         }
