@@ -1,9 +1,23 @@
 //! What people see who come with a browser. Every page is made of one file (`page/page.html`) that needs no other.
+//!
+//! Nothing on a page runs but the one script of that file, and nothing is loaded from elsewhere: the policy that goes with each page
+//! names script and style by their hashes, so that what gets onto a page in any other way stays text.
 
 use std::fmt::{self, Display, Write as _};
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use sha2::{Digest as _, Sha256};
+
+use crate::codec::http::Status;
+use crate::codec::http::response::{CacheControl, Fields};
+use crate::ring::service::{Reply, ReplyBody};
 
 /// The media type of a page.
 pub const HTML_TYPE: &str = "text/html; charset=utf-8";
+
+const TEMPLATE: &str = include_str!("page/page.html");
 
 /// What may stand on a page or in an attribute, whatever it is made of: no character of it means anything to a browser.
 #[derive(Clone, Copy, Debug)]
@@ -25,12 +39,55 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// A whole page: `body` is HTML, `title` is any text.
+/// A whole page with a field to search in: `body` is HTML, `title` is any text.
 pub fn document(title: &str, body: &str) -> String {
-    const TEMPLATE: &str = include_str!("page/page.html");
-    let (before, rest) = TEMPLATE.split_once("{title}").unwrap_or((TEMPLATE, ""));
-    let (between, behind) = rest.split_once("{body}").unwrap_or((rest, ""));
-    format!("{before}{}{between}{body}{behind}", Escaped(title))
+    shell(title, body, true)
+}
+
+/// The same, or one without that field where there is nothing to search.
+fn shell(title: &str, body: &str, has_search: bool) -> String {
+    let (before_title, rest) = split(TEMPLATE, "{title}");
+    let (before_search, rest) = split(rest, "<!--search-->");
+    let (search, rest) = split(rest, "<!--/search-->");
+    let (before_body, behind) = split(rest, "{body}");
+    let (title, search) = (Escaped(title), if has_search { search } else { "" });
+    format!("{before_title}{title}{before_search}{search}{before_body}{body}{behind}")
+}
+
+/// What stands before and behind `mark`.
+fn split<'a>(text: &'a str, mark: &str) -> (&'a str, &'a str) {
+    text.split_once(mark).unwrap_or((text, ""))
+}
+
+/// The answer that is this page.
+pub fn reply(status: Status, document: String) -> Reply {
+    let fields = fields().content_length(document.len() as u64).finish();
+    Reply { status, fields, body: ReplyBody::Bytes(document.into()) }
+}
+
+/// What is said with every page, but for its length.
+pub fn fields() -> Fields {
+    static POLICY: LazyLock<String> = LazyLock::new(policy);
+    Fields::new()
+        .content_type(HTML_TYPE)
+        .cache_control(CacheControl::NoStore)
+        .content_security_policy(&POLICY)
+        .no_sniff()
+        .referrer_policy("no-referrer")
+}
+
+/// The script and the style of the template, and nothing else.
+fn policy() -> String {
+    let hash = |element: &str| {
+        let (_, rest) = split(TEMPLATE, &format!("<{element}>"));
+        BASE64_STANDARD.encode(Sha256::digest(split(rest, &format!("</{element}>")).0))
+    };
+    format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; connect-src 'self'; \
+         form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        hash("script"),
+        hash("style"),
+    )
 }
 
 #[cfg(test)]
@@ -42,5 +99,36 @@ mod tests {
         let text = document("<a & b>", "<p>body</p>");
         assert!(text.contains("<title>&lt;a &amp; b&gt;</title>") && text.contains("<p>body</p>"), "{text}");
         assert_eq!(Escaped("\"'").to_string(), "&quot;&#39;");
+    }
+
+    #[test]
+    fn the_template_has_each_mark_once_and_one_script_and_style() {
+        for mark in ["{title}", "<!--search-->", "<!--/search-->", "{body}", "<script", "<style"] {
+            assert_eq!(TEMPLATE.matches(mark).count(), 1, "{mark}");
+        }
+        // What the policy forbids would be an error in the console.
+        for forbidden in [" style=", " onclick=", "src=", "@import", "url(", "https://"] {
+            assert!(!TEMPLATE.contains(forbidden), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn a_page_without_a_search_has_no_trace_of_it() {
+        assert!(document("a", "b").contains("<form"));
+        let text = shell("a", "b", false);
+        assert!(!text.contains("<form") && !text.contains("{body}") && !text.contains("search-->"), "{text}");
+    }
+
+    #[test]
+    fn a_page_may_run_the_script_of_the_template_and_nothing_else() {
+        let policy = policy();
+        assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
+        // The hash of nothing would be that of a template without script, or without style.
+        assert!(!policy.contains("47DEQpj8HBSa"), "{policy}");
+        let reply = reply(Status::Ok, document("a", "b"));
+        let fields = std::str::from_utf8(&reply.fields).unwrap();
+        for field in ["no-store", "Content-Length: ", "nosniff", "Referrer-Policy: no-referrer", &policy] {
+            assert!(fields.contains(field), "{field} is not in {fields}");
+        }
     }
 }

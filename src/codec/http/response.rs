@@ -189,6 +189,21 @@ impl Fields {
         self.field("WWW-Authenticate", challenge)
     }
 
+    /// `Content-Security-Policy`: what a page may load and run.
+    pub fn content_security_policy(self, policy: &str) -> Self {
+        self.field("Content-Security-Policy", policy)
+    }
+
+    /// `X-Content-Type-Options: nosniff`: the media type is what it says, whatever the bytes look like.
+    pub fn no_sniff(self) -> Self {
+        self.field("X-Content-Type-Options", "nosniff")
+    }
+
+    /// `Referrer-Policy`: what other sites are told of the page that a link to them is on.
+    pub fn referrer_policy(self, policy: &'static str) -> Self {
+        self.field("Referrer-Policy", policy)
+    }
+
     /// The fields and the blank line.
     pub fn finish(mut self) -> Bytes {
         self.text.push_str("\r\n");
@@ -280,12 +295,16 @@ mod tests {
             .allow("GET, HEAD")
             .retry_after(1)
             .www_authenticate("Basic realm=\"cache\"")
+            .content_security_policy("default-src 'none'")
+            .no_sniff()
+            .referrer_policy("no-referrer")
             .finish();
         let expected = "Content-Type: text/plain\r\nContent-Length: 18446744073709551615\r\nContent-Encoding: zstd\r\n\
             ETag: \"a\"\r\nCache-Control: no-store\r\nCache-Control: max-age=86400\r\n\
             Accept-Ranges: bytes\r\nContent-Range: bytes 3-9/10\r\nContent-Range: bytes */10\r\n\
             Vary: Accept-Encoding\r\nAllow: GET, HEAD\r\nRetry-After: 1\r\n\
-            WWW-Authenticate: Basic realm=\"cache\"\r\n\r\n";
+            WWW-Authenticate: Basic realm=\"cache\"\r\nContent-Security-Policy: default-src 'none'\r\n\
+            X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\r\n";
         assert_eq!(fields, expected);
         assert_eq!(Fields::new().finish(), "\r\n");
     }
