@@ -22,6 +22,10 @@ pub const ETAG_OPAQUE_LEN_MAX: usize = 124;
 pub const AUTHORIZATION_LEN_MAX: usize = 1024;
 /// Longest name of a token. Bytes.
 pub const TOKEN_NAME_LEN_MAX: usize = 64;
+/// Longest name of a machine, and of one of its labels, that the page at `/` repeats: those of the DNS (RFC 1035). Bytes.
+pub const HOST_LEN_MAX: usize = 253;
+/// See there. Bytes.
+pub const HOST_LABEL_LEN_MAX: usize = 63;
 /// Longest decoded segment of a request path: the longest name a Linux directory entry can have. Bytes.
 pub const SEGMENT_LEN_MAX: usize = 255;
 

@@ -152,6 +152,11 @@ fn client_address(peer: Result<Option<IpAddr>, Errno>, forwarded_for: Option<&[u
     }
 }
 
+/// Whether that is where requests of this machine come from. Who has gone may have come from anywhere.
+pub fn is_on_this_machine(peer: Result<Option<IpAddr>, Errno>) -> bool {
+    peer.is_ok_and(|address| address.is_none_or(|address| address.is_loopback()))
+}
+
 /// The last of a list of addresses, which some proxies write with a port.
 fn last_address(list: &[u8]) -> Option<IpAddr> {
     let last = str::from_utf8(list.rsplit(|&byte| byte == b',').next()?).ok()?.trim();

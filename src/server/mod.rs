@@ -32,7 +32,6 @@ pub mod topic;
 pub mod uploads;
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -56,11 +55,11 @@ use self::machine::{Signal, abort_on_panic, connections_max, notice_signals, pin
 use self::metrics::Metrics;
 use self::nar_cache::NarCache;
 use self::node::{CacheNode, Overview, Source};
+use self::page::index::{Index, Profile, UploadPolicy};
 use self::plane::{Plane, Planes};
 use self::request::{Message, Terms};
 use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
-use crate::codec::signature::SecretKey;
 use crate::codec::store_path::StoreDir;
 use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, TEXT_THREADS, WALK_NICE, WALK_THREADS};
 use crate::ring::admission::Admission;
@@ -122,7 +121,7 @@ struct Server {
     events: Receiver<Event>,
     origins: Arc<Vec<Origin>>,
     uploads: Option<Arc<SharedUploads>>,
-    store_dir: StoreDir,
+    ground: Ground,
     drain_timeout: Duration,
 }
 
@@ -145,7 +144,12 @@ impl Server {
         let sandbox = sandbox::enter(config, capabilities)?;
         let origins = open_origins(config, counters)?;
         let uploads = start_uploads(config, &origins)?;
-        let terms = Arc::new(terms(&config.rules, &config.store_dir, uploads.is_some()));
+        let ground = Ground {
+            store_dir: config.store_dir.clone(),
+            takes_uploads: uploads.is_some(),
+            is_store_first: matches!(origins.first(), Some(Origin::Store { .. })),
+        };
+        let terms = Arc::new(ground.terms(&config.rules));
         let overview = Arc::new(Overview {
             stores: origins.iter().filter_map(Origin::store).collect(),
             metrics: Metrics::new(
@@ -227,8 +231,8 @@ impl Server {
             sandbox = %sandbox.in_brief(),
             "serving"
         );
-        let (store_dir, drain_timeout) = (config.store_dir.clone(), config.rules.drain_timeout);
-        Ok(Self { listeners, mailboxes, pulses, events, origins, uploads, store_dir, drain_timeout })
+        let drain_timeout = config.rules.drain_timeout;
+        Ok(Self { listeners, mailboxes, pulses, events, origins, uploads, ground, drain_timeout })
     }
 
     /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
@@ -313,7 +317,7 @@ impl Server {
         if let Some(uploads) = &self.uploads {
             uploads.require(Arc::clone(&rules.required_keys));
         }
-        let terms = Arc::new(terms(rules, &self.store_dir, self.uploads.is_some()));
+        let terms = Arc::new(self.ground.terms(rules));
         self.tell_all(|| reactor::Message::Node(Message::Terms(Arc::clone(&terms))));
     }
 
@@ -479,34 +483,43 @@ fn duplicate(listeners: &[Listener]) -> anyhow::Result<Vec<OwnedFd>> {
     duplicates.collect::<io::Result<_>>().context("cannot duplicate a socket")
 }
 
-fn terms(rules: &Rules, store_dir: &StoreDir, takes_uploads: bool) -> Terms {
-    Terms {
-        index: index_text(&rules.secret_keys, store_dir, takes_uploads).into(),
-        cache_info: CacheInfo {
-            store_dir: store_dir.clone(),
-            want_mass_query: true,
-            priority: rules.priority,
-        },
-        access: rules.access.clone(),
-    }
+/// What of the terms stays as long as the process does.
+struct Ground {
+    store_dir: StoreDir,
+    takes_uploads: bool,
+    /// A directory that is asked first has a `nix-cache-info` of its own.
+    is_store_first: bool,
 }
 
-/// What `/` says to people.
-fn index_text(secret_keys: &[SecretKey], store_dir: &StoreDir, takes_uploads: bool) -> String {
-    let mut text = format!(
-        "This is a Nix binary cache for {}, served by narwire {}.\n\n\
-         Use it with\n\n    nix build --extra-substituters http://THIS-HOST:PORT",
-        store_dir,
-        env!("CARGO_PKG_VERSION"),
-    );
-    if !secret_keys.is_empty() {
-        let keys: Vec<_> = secret_keys.iter().map(|key| key.public().to_string()).collect();
-        // Writing to a String cannot fail.
-        let _ = write!(text, " --extra-trusted-public-keys '{}'", keys.join(" "));
+impl Ground {
+    fn terms(&self, rules: &Rules) -> Terms {
+        let Rules { secret_keys, required_keys, access, .. } = rules;
+        let uploads = match (self.takes_uploads, access.is_upload_anonymous) {
+            (false, _) => UploadPolicy::Nobody,
+            (true, false) => UploadPolicy::WithToken,
+            (true, true) => UploadPolicy::Everybody,
+        };
+        let mut public_keys: Vec<_> = secret_keys.iter().map(|key| key.public().to_string()).collect();
+        // What was uploaded under this rule is signed by one of them.
+        let required = required_keys.iter().map(ToString::to_string);
+        public_keys.extend(required.filter(|_| self.takes_uploads));
+        public_keys.dedup();
+        let profile = Profile {
+            store_dir: self.store_dir.clone(),
+            priority: self.is_store_first.then_some(rules.priority),
+            public_keys,
+            is_private: access.is_private,
+            uploads,
+            is_browsable: false,
+        };
+        Terms {
+            index: Index::new(&profile),
+            cache_info: CacheInfo {
+                store_dir: self.store_dir.clone(),
+                want_mass_query: true,
+                priority: rules.priority,
+            },
+            access: access.clone(),
+        }
     }
-    text.push_str("\n\nor in nix.conf with extra-substituters and extra-trusted-public-keys.\n");
-    if takes_uploads {
-        text.push_str("\nPaths are uploaded with\n\n    nix copy --to http://THIS-HOST:PORT PATH\n");
-    }
-    text
 }

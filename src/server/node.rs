@@ -10,7 +10,7 @@ use bytes::Bytes;
 use memchr::memmem;
 use rustix::io::Errno;
 
-use super::access::{Access, Scope};
+use super::access::{Access, Scope, is_on_this_machine};
 use super::directory::{CacheInfoReader, Directory};
 use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
@@ -262,7 +262,12 @@ impl CacheNode {
             Route::Import if self.uploads.is_some() => {
                 Answer::Reply(not_allowed(Uploads::methods(&wish.route), IMPORT_TEXT))
             }
-            Route::Index => Answer::Reply(plain(TEXT_TYPE, self.terms.index.clone(), &wish)),
+            Route::Index => {
+                // Who says nothing of a proxy need not be one.
+                let is_forwarded = request.x_forwarded_host.or(request.x_forwarded_proto).is_some();
+                let is_proxy_trusted = is_forwarded && is_on_this_machine(caller.address());
+                Answer::Reply(self.terms.index.reply(request, is_proxy_trusted))
+            }
             Route::Version => {
                 Answer::Reply(plain(TEXT_TYPE, concat!("narwire ", env!("CARGO_PKG_VERSION"), "\n"), &wish))
             }
@@ -466,6 +471,7 @@ mod tests {
     use crate::ring::uring::Uring;
     use crate::server::config::AccessConfig;
     use crate::server::nar_cache::NarCache;
+    use crate::server::page::index::Index;
     use crate::server::plane::Plane;
     use crate::store::demo::DemoStore;
 
@@ -490,7 +496,7 @@ mod tests {
         let cache_info =
             CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
         let metrics = Metrics::new(None, None);
-        let terms = Terms { index: Bytes::new(), cache_info, access: AccessConfig::default() };
+        let terms = Terms { index: Index::default(), cache_info, access: AccessConfig::default() };
         let overview = Arc::new(Overview { stores: Vec::new(), metrics });
         let sources = vec![Source::Store(Box::new(store))];
         let node = CacheNode::new(sources, Arc::new(terms), overview, None, planes, mailbox.clone(), false);

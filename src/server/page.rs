@@ -3,6 +3,8 @@
 //! Nothing on a page runs but the one script of that file, and nothing is loaded from elsewhere: the policy that goes with each page
 //! names script and style by their hashes, so that what gets onto a page in any other way stays text.
 
+pub mod index;
+
 use std::fmt::{self, Display, Write as _};
 use std::sync::LazyLock;
 
@@ -46,12 +48,24 @@ pub fn document(title: &str, body: &str) -> String {
 
 /// The same, or one without that field where there is nothing to search.
 fn shell(title: &str, body: &str, has_search: bool) -> String {
-    let (before_title, rest) = split(TEMPLATE, "{title}");
-    let (before_search, rest) = split(rest, "<!--search-->");
-    let (search, rest) = split(rest, "<!--/search-->");
-    let (before_body, behind) = split(rest, "{body}");
-    let (title, search) = (Escaped(title), if has_search { search } else { "" });
-    format!("{before_title}{title}{before_search}{search}{before_body}{body}{behind}")
+    let (head, rest) = split(TEMPLATE, "<!--title-->");
+    let (header, _, rest) = part(rest, "search");
+    let (before_body, rest) = split(rest, "<!--body-->");
+    let (footer, _, script) = part(rest, "live");
+    let (title, search) = (Escaped(title), if has_search { part(TEMPLATE, "search").1 } else { "" });
+    format!("{head}{title}{header}{search}{before_body}{body}{footer}{script}")
+}
+
+/// Figures that the script of the page fills in; they are hidden until it runs.
+fn live_figures() -> &'static str {
+    part(TEMPLATE, "live").1
+}
+
+/// What stands before, in and behind the part of this name.
+fn part<'a>(text: &'a str, name: &str) -> (&'a str, &'a str, &'a str) {
+    let (before, rest) = split(text, &format!("<!--{name}-->"));
+    let (within, behind) = split(rest, &format!("<!--/{name}-->"));
+    (before, within, behind)
 }
 
 /// What stands before and behind `mark`.
@@ -61,7 +75,11 @@ fn split<'a>(text: &'a str, mark: &str) -> (&'a str, &'a str) {
 
 /// The answer that is this page.
 pub fn reply(status: Status, document: String) -> Reply {
-    let fields = fields().content_length(document.len() as u64).finish();
+    reply_with(status, fields(), document)
+}
+
+fn reply_with(status: Status, fields: Fields, document: String) -> Reply {
+    let fields = fields.content_length(document.len() as u64).finish();
     Reply { status, fields, body: ReplyBody::Bytes(document.into()) }
 }
 
@@ -103,11 +121,20 @@ mod tests {
 
     #[test]
     fn the_template_has_each_mark_once_and_one_script_and_style() {
-        for mark in ["{title}", "<!--search-->", "<!--/search-->", "{body}", "<script", "<style"] {
+        for mark in [
+            "<!--title-->",
+            "<!--body-->",
+            "<!--search-->",
+            "<!--/search-->",
+            "<!--live-->",
+            "<!--/live-->",
+            "<script",
+            "<style",
+        ] {
             assert_eq!(TEMPLATE.matches(mark).count(), 1, "{mark}");
         }
         // What the policy forbids would be an error in the console.
-        for forbidden in [" style=", " onclick=", "src=", "@import", "url(", "https://"] {
+        for forbidden in [" style=", " onclick=", " src=", "@import", "url(", "https://"] {
             assert!(!TEMPLATE.contains(forbidden), "{forbidden}");
         }
     }
@@ -116,7 +143,10 @@ mod tests {
     fn a_page_without_a_search_has_no_trace_of_it() {
         assert!(document("a", "b").contains("<form"));
         let text = shell("a", "b", false);
-        assert!(!text.contains("<form") && !text.contains("{body}") && !text.contains("search-->"), "{text}");
+        for mark in ["<form", "<!--", "<!--title-->", "<!--body-->", "id=\"live\""] {
+            assert!(!text.contains(mark), "{mark} is in {text}");
+        }
+        assert!(live_figures().contains("id=\"live\""));
     }
 
     #[test]

@@ -3,12 +3,11 @@
 use std::ffi::CString;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::config::AccessConfig;
 use super::layouts::WalkNews;
 use super::live_store::Awaited;
 use super::lookup::Known;
+use super::page::index::Index;
 use super::plane::{Demand, Interest};
 use super::refusal::Failure;
 use super::representation::{Conditions, Made};
@@ -106,7 +105,7 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Terms {
     /// `/`
-    pub index: Bytes,
+    pub index: Index,
     /// What `/nix-cache-info` says.
     pub cache_info: CacheInfo,
     /// Who may do what.

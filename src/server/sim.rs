@@ -17,8 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Receiver;
 
-use bytes::Bytes;
-
 use self::ground::Ground;
 use self::oracle::{Ask, Ear, Item, Judge, Moment, Said, Talk, Troubles};
 
@@ -29,6 +27,7 @@ use super::live_store::LiveStore;
 use super::lookup::SharedStore;
 use super::metrics::Metrics;
 use super::node::{CacheNode, Overview, Source};
+use super::page::index::Index;
 use super::plane::{Job, Plane, Planes, Toolbox};
 use super::request::{Message, Terms};
 use super::uploads::{OtherSource, SharedUploads, Uploads};
@@ -371,7 +370,7 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         sources.reverse();
     }
     let terms = Terms {
-        index: Bytes::from_static(b"a cache\n"),
+        index: Index::default(),
         cache_info: CacheInfo { store_dir: store.store_dir.clone(), want_mass_query: true, priority: 30 },
         access: AccessConfig { is_upload_anonymous: !is_private, is_private, ..AccessConfig::default() },
     };
