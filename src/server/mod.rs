@@ -148,6 +148,7 @@ impl Server {
             store_dir: config.store_dir.clone(),
             takes_uploads: uploads.is_some(),
             is_store_first: matches!(origins.first(), Some(Origin::Store { .. })),
+            is_browsable: config.is_browsable,
         };
         let terms = Arc::new(ground.terms(&config.rules));
         let overview = Arc::new(Overview {
@@ -489,6 +490,7 @@ struct Ground {
     takes_uploads: bool,
     /// A directory that is asked first has a `nix-cache-info` of its own.
     is_store_first: bool,
+    is_browsable: bool,
 }
 
 impl Ground {
@@ -510,7 +512,7 @@ impl Ground {
             public_keys,
             is_private: access.is_private,
             uploads,
-            is_browsable: false,
+            is_browsable: self.is_browsable,
         };
         Terms {
             index: Index::new(&profile),

@@ -22,6 +22,7 @@
 //! | `gc.rs`        | the garbage collector at work while a path is served                              |
 //! | `damage.rs`    | store paths that somebody changed behind Nix's back                               |
 //! | `faults.rs`    | a hostile machine: threads that panic, disks that hang, databases that break, and more |
+//! | `browser.rs`   | the pages, as a real browser shows them                                           |
 //! | `changes.rs`   | a database that is written, locked or replaced while paths are asked for          |
 //! | `fleet.rs`     | several nodes behind HAProxy and nginx: kills, upgrades, who gets what             |
 //! | `extras.rs`    | listings, logs, debug symbols and realisations of a live store                    |
@@ -44,6 +45,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on panics
 
 mod access;
+mod browser;
 mod changes;
 mod cli;
 mod conformance;

@@ -1,6 +1,7 @@
 //! What makes a test short: the server under test, a raw HTTP client, a cutting proxy, a plain cache to push to, machines on a
 //! switch, Nix and its stores.
 
+pub mod browser;
 pub mod client;
 pub mod container;
 pub mod fixture;
@@ -16,6 +17,7 @@ pub mod proxy;
 pub mod server;
 pub mod upload;
 
+pub use browser::Browser;
 pub use client::{Connection, Reply};
 pub use fixture::fixture;
 pub use nix::{Nix, Store};

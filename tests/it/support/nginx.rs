@@ -46,6 +46,7 @@ http {{
     listen {tls} ssl http2; ssl_certificate {root}/certificate.pem; ssl_certificate_key {root}/key.pem;
     location / {{
       proxy_pass http://{server}; proxy_http_version 1.1; proxy_set_header Connection \"\";
+      proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Proto $scheme;
       proxy_request_buffering off; proxy_buffering off;
     }}
   }}

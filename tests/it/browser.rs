@@ -1,0 +1,194 @@
+//! The pages, as a real browser shows them.
+
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::support::browser::FOREIGN_NAME;
+use crate::support::nginx::Nginx;
+use crate::support::nix::hash_part;
+use crate::support::{Browser, Connection, Narwire, fixture};
+
+/// A signed cache of the fixture.
+fn serve() -> Narwire {
+    fixture().store.serve_signed(&fixture().key)
+}
+
+/// What a click on the button of the one snippet below this heading has put into the clipboard: it is pasted into the field.
+fn copied(browser: &Browser, heading: &str) -> String {
+    let selector = format!("button[aria-label='Copy: {heading}']");
+    browser.click(&selector);
+    browser.eventually("document.getElementById('announcement').textContent === 'Copied'");
+    browser.script("const area = document.createElement('textarea'); area.id = 'pasted'; document.body.append(area); area.focus()");
+    browser.press(&["\u{e009}"], &["v"]);
+    browser.eventually("document.getElementById('pasted').value !== ''");
+    let text = browser.text_of("document.getElementById('pasted').value");
+    browser.script("document.getElementById('pasted').remove()");
+    text
+}
+
+#[test]
+fn the_first_page_shows_keys_and_copies_snippets_with_the_url_in_the_address_bar() {
+    let (browser, server) = (Browser::open(), serve());
+    let key = &fixture().key.public;
+    // Once as a browser sees this machine, once as it sees one of which it cannot be sure: each has a clipboard of its own.
+    for url in [server.url(), format!("http://{FOREIGN_NAME}:{}", server.address().port())] {
+        browser.go(&url);
+        assert!(browser.text().contains(key), "{}", browser.text());
+        let wanted = format!("extra-substituters = {url}\nextra-trusted-public-keys = {key}");
+        assert_eq!(copied(&browser, "nix.conf"), wanted);
+        assert!(copied(&browser, "For one build").contains(&format!("--extra-substituters '{url}'")));
+        assert_eq!(browser.console(), [""; 0]);
+    }
+}
+
+#[test]
+fn behind_a_proxy_with_tls_snippets_have_the_url_of_the_proxy() {
+    let (browser, server) = (Browser::open(), serve());
+    let nginx = Nginx::start(server.address());
+    browser.go(&nginx.tls_url());
+    assert!(copied(&browser, "nix.conf").contains(&format!("extra-substituters = {}\n", nginx.tls_url())));
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn without_scripts_the_page_says_all_but_the_figures() {
+    let (browser, server) = (Browser::open(), serve());
+    browser.chrome("Emulation.setScriptExecutionDisabled", &json!({ "value": true }));
+    browser.go(&server.url());
+    let text = browser.text();
+    for words in [&server.url(), &fixture().key.public, "nixConfig", "nix.settings", "need JavaScript"] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    assert!(!text.contains("Throughput") && !text.contains("Copy\n"), "{text}");
+}
+
+/// What makes a page hard to use for some, measured on all that it shows.
+const FAULTS: &str = r"
+    const faults = [];
+    const lightness = ([red, green, blue]) => {
+        const linear = (part) => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+        return 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue);
+    };
+    const parts = (color) => color.match(/[\d.]+/g).map(Number);
+    const behind = (element) => {
+        for (; element; element = element.parentElement) {
+            const color = parts(getComputedStyle(element).backgroundColor);
+            if (color.length < 4 || color[3] > 0) return color;
+        }
+        return [255, 255, 255];
+    };
+    for (const element of document.querySelectorAll('body *')) {
+        const hasText = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        if (!hasText || !element.checkVisibility() || element.closest('noscript, script, .unseen, .skip')) continue;
+        const [one, other] = [parts(getComputedStyle(element).color), behind(element)].map(lightness);
+        const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+        if (contrast < 4.5) faults.push(`${element.outerHTML.slice(0, 80)} has a contrast of ${contrast}`);
+    }
+    for (const id of [...document.querySelectorAll('[id]')].map((element) => element.id)) {
+        if (document.querySelectorAll(`[id='${id}']`).length > 1) faults.push(`two elements are called ${id}`);
+    }
+    let level = 0;
+    for (const heading of document.querySelectorAll('h1, h2, h3, h4')) {
+        if (!heading.checkVisibility()) continue;
+        const next = Number(heading.tagName[1]);
+        if (next > level + 1) faults.push(`${heading.textContent} is a heading of level ${next} behind one of ${level}`);
+        level = next;
+    }
+    const {scrollWidth, clientWidth} = document.scrollingElement;
+    if (scrollWidth > clientWidth) faults.push(`${scrollWidth} pixels are shown in ${clientWidth}`);
+    if (document.querySelectorAll('main, h1').length !== 2) faults.push('not one main part and one heading');
+    return faults;
+";
+
+/// Whatever the page at this URL is, everybody can read and use it: in the light and in the dark, on a phone, by ear.
+fn expect_usable(browser: &Browser, url: &str) {
+    let mut grounds = Vec::new();
+    for (scheme, width) in [("light", 1280), ("dark", 1280), ("light", 360), ("dark", 320)] {
+        browser.prefer(scheme);
+        browser.resize(width, 800, width < 1000);
+        browser.go(url);
+        assert_eq!(browser.script(FAULTS), json!([]), "{url} in the {scheme}, {width} pixels wide");
+        grounds.push(browser.text_of("getComputedStyle(document.body).backgroundColor"));
+        for control in browser.find("a, button, input, select, summary, [tabindex='0'], [role='img']") {
+            assert_ne!(browser.name_of(&control), "", "a control of {url} has no name");
+        }
+    }
+    assert_ne!(grounds[0], grounds[1], "light and dark look alike");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn everybody_can_use_the_first_page() {
+    let (browser, server) = (Browser::open(), serve());
+    expect_usable(&browser, &server.url());
+}
+
+#[test]
+fn all_of_the_first_page_is_reached_with_the_keyboard() {
+    let (browser, server) = (Browser::open(), serve());
+    browser.go(&server.url());
+    let mut reached = Vec::new();
+    let focused = "const {activeElement: it} = document;
+        return it === document.body ? '' : it.getAttribute('aria-label') ?? it.labels?.[0]?.textContent ?? it.textContent";
+    loop {
+        browser.press(&[], &["\u{e004}"]);
+        let name = browser.script(focused).as_str().unwrap().to_owned();
+        if name.is_empty() || reached.contains(&name) {
+            break;
+        }
+        let is_seen = "const style = getComputedStyle(document.activeElement);
+            return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2";
+        assert_eq!(browser.script(is_seen), Value::Bool(true), "one does not see that {name} has the focus");
+        reached.push(name);
+    }
+    for (position, wanted) in
+        ["Skip to content", "narwire", "Search by store hash or name", "Search", "Pause"].iter().enumerate()
+    {
+        assert_eq!(reached.get(position).map(String::as_str), Some(*wanted), "{reached:?}");
+    }
+    for wanted in ["Copy: Public key", "Copy: nix.conf", "Copy: flake.nix", "Copy: For one build", "metrics"]
+    {
+        assert!(reached.iter().any(|name| name == wanted), "{wanted} is not among {reached:?}");
+    }
+    // The first link is there for who does not want to go through all that stands above.
+    browser.go(&server.url());
+    browser.press(&[], &["\u{e004}", "\u{e007}"]);
+    browser.eventually("document.activeElement.id === 'main'");
+}
+
+#[test]
+fn figures_move_while_something_is_downloaded_and_rest_while_they_are_paused() {
+    let (browser, server) = (Browser::open(), serve());
+    browser.go(&server.url());
+    let (address, target) = (server.address(), server.nar_target(hash_part(fixture().path("large"))));
+    // It goes on until the server ends.
+    let ask = move || Connection::try_open(address)?.try_request("GET", &target, &[]);
+    let downloads = thread::spawn(move || while ask().is_some() {});
+    let series = |name: &str, part: &str| format!("document.querySelector('[data-series={name}] {part}')");
+    let figure = |name: &str| format!("document.querySelector('[data-figure={name}]').textContent");
+    browser.eventually(&format!("/[1-9].* [MG]B.s/.test({}.textContent)", series("throughput", "strong")));
+    browser.eventually(&format!("/[1-9].* .s/.test({}.textContent)", series("requests", "strong")));
+    browser.eventually(&format!("/[1-9].* (µs|ms|s)$/.test({})", figure("first-byte")));
+    browser.eventually(&format!("Number({}) >= 1", figure("connections")));
+    let line = format!("{}.getAttribute('d')", series("throughput", ".line"));
+    let before = browser.text_of(&line);
+    browser.eventually(&format!("{line} !== '{before}'"));
+    let label = browser.text_of(&format!("{}.getAttribute('aria-label')", series("throughput", "svg")));
+    assert!(label.starts_with("Throughput of the last 2 minutes: from "), "{label}");
+    browser.click("#pause");
+    assert_eq!(browser.text_of("document.getElementById('pause').getAttribute('aria-pressed')"), "true");
+    assert_eq!(browser.console(), [""; 0]);
+    drop(server);
+    downloads.join().unwrap();
+}
+
+#[test]
+fn who_looks_on_is_told_when_there_are_no_figures_any_more() {
+    let (browser, mut server) = (Browser::open(), serve());
+    browser.go(&server.url());
+    browser.eventually("document.getElementById('live').checkVisibility()");
+    server.signal(rustix::process::Signal::TERM);
+    server.exit();
+    browser.eventually("document.getElementById('trouble').textContent.includes('could not be read')");
+}
