@@ -142,8 +142,17 @@ fn all_of_the_first_page_is_reached_with_the_keyboard() {
         assert_eq!(browser.script(is_seen), Value::Bool(true), "one does not see that {name} has the focus");
         reached.push(name);
     }
-    for (position, wanted) in
-        ["Skip to content", "narwire", "Search by store hash or name", "Search", "Pause"].iter().enumerate()
+    for (position, wanted) in [
+        "Skip to content",
+        "narwire",
+        "Search by store hash or name",
+        "Search",
+        "Use this cache",
+        "About it",
+        "Pause",
+    ]
+    .iter()
+    .enumerate()
     {
         assert_eq!(reached.get(position).map(String::as_str), Some(*wanted), "{reached:?}");
     }

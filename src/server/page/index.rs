@@ -161,8 +161,13 @@ fn text(profile: &Profile) -> String {
 fn html(profile: &Profile) -> String {
     let Profile { public_keys, is_private, uploads, .. } = profile;
     let store_dir = profile.store_dir.to_string();
+    let takes_uploads = *uploads != UploadPolicy::Nobody;
+    let upload_link = if takes_uploads { "<li><a href=\"#upload\">Upload to it</a></li>\n" } else { "" };
     let mut html = format!(
-        "<h1>Nix binary cache</h1>\n<p class=\"lead\">Packages for <code>{}</code>, ready to be fetched from <code>{URL}</code></p>\n",
+        "<h1>Nix binary cache</h1>\n\
+         <p class=\"lead\">Packages for <code>{}</code>, ready to be fetched from <code>{URL}</code></p>\n\
+         <nav aria-label=\"On this page\"><ul>\n<li><a href=\"#use\">Use this cache</a></li>\n{upload_link}\
+         <li><a href=\"#about\">About it</a></li>\n</ul></nav>\n",
         Escaped(&store_dir),
     );
     html.push_str(live_figures());
@@ -195,7 +200,7 @@ fn html(profile: &Profile) -> String {
         &format!("nix copy --from '{URL}' {}/…", profile.store_dir),
     );
     html.push_str("</section>\n");
-    if *uploads != UploadPolicy::Nobody {
+    if takes_uploads {
         html.push_str("<section aria-labelledby=\"upload\">\n<h2 id=\"upload\">Upload to it</h2>\n");
         snippet(&mut html, "With Nix", "", &copy_command());
         let token = if *uploads == UploadPolicy::WithToken { " --token-file token" } else { "" };
@@ -231,7 +236,8 @@ fn about(profile: &Profile) -> String {
         facts.push(("Priority", format!("{priority} (the lowest is asked first)")));
     }
     facts.push(("Version", concat!("narwire ", env!("CARGO_PKG_VERSION")).to_owned()));
-    let mut html = String::from("<section aria-labelledby=\"about\">\n<h2 id=\"about\">About</h2>\n<dl>\n");
+    let mut html =
+        String::from("<section aria-labelledby=\"about\">\n<h2 id=\"about\">About it</h2>\n<dl>\n");
     for (name, value) in facts {
         // Writing to a String cannot fail.
         let _ = writeln!(html, "<div><dt>{name}</dt><dd>{value}</dd></div>");
