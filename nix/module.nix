@@ -331,6 +331,7 @@ in
             proxy_set_header Connection "";
             proxy_set_header Host $host;
             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Proto $scheme;
             # A NAR can be larger than the disk for temporary files, in both directions.
             proxy_buffering off;
             proxy_request_buffering off;

@@ -1,7 +1,7 @@
 //! A real browser: Debian's Chromium, spoken to through chromedriver (W3C WebDriver, and Chrome's own protocol where that has no word).
 //!
-//! One of both serves all tests, one test at a time: to start a browser takes longer than most tests. A shell holds them, and ends them when
-//! this process does, however it does.
+//! One of both serves all tests, one test at a time: to start a browser takes longer than most tests. A shell holds them, and ends
+//! them when this process does, however it does.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -18,8 +18,8 @@ use super::{Connection, eventually};
 /// What WebDriver calls the reference to an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// Ends chromedriver and all that it has started, which is one process group, when its own standard input ends: whoever holds the other end of
-/// that may be killed. Then it removes what they have written.
+/// Ends chromedriver and all that it has started, which is one process group, when its own standard input ends: whoever holds the
+/// other end of that may be killed. Then it removes what they have written.
 const HOLD: &str = r#"
     folder=$(mktemp -d) || exit 1
     echo "folder $folder"
