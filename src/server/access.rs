@@ -4,13 +4,13 @@
 //! that the log stays readable; a right token always passes, because many people may share the address of a proxy.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use tracing::warn;
 
 use super::config::AccessConfig;
+use super::proxy::TrustedProxies;
 use crate::codec::http::Status;
 use crate::codec::http::request::Request;
 use crate::codec::http::response::Fields;
@@ -24,6 +24,7 @@ use crate::ring::service::{Caller, Reply};
 #[derive(Debug)]
 pub struct Access {
     config: AccessConfig,
+    proxies: TrustedProxies,
     failures: Failures,
 }
 
@@ -39,14 +40,15 @@ enum Refused {
 }
 
 impl Access {
-    /// Access as it is configured.
-    pub fn new(config: AccessConfig) -> Self {
-        Self { config, failures: Failures::new(Instant::now()) }
+    /// Access as it is configured, with these proxies before it.
+    pub fn new(config: AccessConfig, proxies: TrustedProxies) -> Self {
+        Self { config, proxies, failures: Failures::new(Instant::now()) }
     }
 
     /// From now on this is in force.
-    pub fn change(&mut self, config: AccessConfig) {
+    pub fn change(&mut self, config: AccessConfig, proxies: TrustedProxies) {
         self.config = config;
+        self.proxies = proxies;
     }
 
     /// Whether who has no token may not even read.
@@ -62,7 +64,9 @@ impl Access {
     /// Whether `request` may do something of that scope; if not, what it is answered.
     pub fn check(&mut self, caller: &Caller<'_>, request: &Request<'_>, scope: Scope) -> Result<(), Reply> {
         self.permit(request.authorization, scope).map_err(|refused| {
-            let client = client_address(caller.address(), request.x_forwarded_for);
+            // Who has gone may have come from anywhere.
+            let peer = caller.address().ok();
+            let client = peer.and_then(|peer| self.proxies.client_address(peer, request.x_forwarded_for));
             self.refuse(&refused, client, scope, Instant::now())
         })
     }
@@ -139,30 +143,6 @@ fn verb(scope: Scope) -> &'static str {
 fn unauthorized(text: String) -> Reply {
     let fields = Fields::new().www_authenticate("Basic realm=\"narwire\", Bearer realm=\"narwire\"");
     Reply::text_with(Status::Unauthorized, fields, text)
-}
-
-/// Who really asks. A proxy on this machine is believed what it says of its peer, which it writes last; from elsewhere anybody could
-/// write that. `None` when nobody knows.
-fn client_address(peer: Result<Option<IpAddr>, Errno>, forwarded_for: Option<&[u8]>) -> Option<IpAddr> {
-    // Who has gone may have come from anywhere.
-    let peer = peer.ok()?;
-    match peer {
-        Some(address) if !address.is_loopback() => peer,
-        _ => forwarded_for.and_then(last_address).or(peer),
-    }
-}
-
-/// Whether that is where requests of this machine come from. Who has gone may have come from anywhere.
-pub fn is_on_this_machine(peer: Result<Option<IpAddr>, Errno>) -> bool {
-    peer.is_ok_and(|address| address.is_none_or(|address| address.is_loopback()))
-}
-
-/// The last of a list of addresses, which some proxies write with a port.
-fn last_address(list: &[u8]) -> Option<IpAddr> {
-    let last = str::from_utf8(list.rsplit(|&byte| byte == b',').next()?).ok()?.trim();
-    let bare = last.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(last);
-    let with_port = || last.parse::<SocketAddr>().map(|address| address.ip());
-    bare.parse::<IpAddr>().or_else(|_| with_port()).ok().map(|address| address.to_canonical())
 }
 
 /// The failures of one window of time.
@@ -251,7 +231,8 @@ mod tests {
                 format!("{}\n", token(name, secret).record(scopes.parse().unwrap(), [secret; 16]))
             });
         let tokens = Arc::new(records.concat().parse().unwrap());
-        Access::new(AccessConfig { token_file: None, tokens, is_upload_anonymous, is_private })
+        let config = AccessConfig { token_file: None, tokens, is_upload_anonymous, is_private };
+        Access::new(config, TrustedProxies::new(Arc::default()))
     }
 
     fn text(reply: &Reply) -> (u16, String) {
@@ -304,7 +285,8 @@ mod tests {
         let mut access = access(false, false);
         let other = token("other", 7).record("write".parse().unwrap(), [0; 16]).to_string();
         let tokens = Arc::new(other.parse().unwrap());
-        access.change(AccessConfig { tokens, ..AccessConfig::default() });
+        let config = AccessConfig { tokens, ..AccessConfig::default() };
+        access.change(config, TrustedProxies::new(Arc::default()));
         let permit = |authorization: String| access.permit(Some(authorization.as_bytes()), Scope::Write);
         assert_eq!(permit(bearer("other", 7)), Ok(()));
         assert_eq!(permit(bearer("w", 2)), Err(Refused::WrongToken(None)));
@@ -358,36 +340,6 @@ mod tests {
                 assert_ne!(reply.status, Status::ServiceUnavailable);
             }
         }
-    }
-
-    #[test]
-    fn a_proxy_on_this_machine_is_believed_and_nobody_else() {
-        let client = address("192.0.2.7");
-        for (peer, forwarded, expected) in [
-            ("192.0.2.1", None, "192.0.2.1"),
-            ("192.0.2.1", Some("192.0.2.7"), "192.0.2.1"),
-            ("127.0.0.1", None, "127.0.0.1"),
-            ("127.0.0.1", Some("192.0.2.7"), "192.0.2.7"),
-            ("::1", Some("10.0.0.1, 192.0.2.7"), "192.0.2.7"),
-            ("127.0.0.2", Some("192.0.2.7:4711"), "192.0.2.7"),
-            ("127.0.0.1", Some("2001:db8::1"), "2001:db8::1"),
-            ("127.0.0.1", Some("[2001:db8::1]"), "2001:db8::1"),
-            ("127.0.0.1", Some("[2001:db8::1]:80"), "2001:db8::1"),
-            ("127.0.0.1", Some("::ffff:192.0.2.7"), "192.0.2.7"),
-            ("127.0.0.1", Some("192.0.2.7, unknown"), "127.0.0.1"),
-            ("127.0.0.1", Some(""), "127.0.0.1"),
-        ] {
-            let found = client_address(Ok(address(peer)), forwarded.map(str::as_bytes));
-            assert_eq!(found, address(expected), "{peer} {forwarded:?}");
-        }
-        assert_eq!(client_address(Ok(None), Some(b"192.0.2.7")), client, "behind a unix socket");
-        assert_eq!(client_address(Ok(None), None), None);
-        assert_eq!(client_address(Ok(None), Some(b"\xff")), None);
-        assert_eq!(
-            client_address(Err(Errno::NOTCONN), Some(b"192.0.2.7")),
-            None,
-            "it may come from elsewhere"
-        );
     }
 
     #[test]
@@ -447,11 +399,6 @@ mod tests {
                     prop_assert_eq!(now + wait, window + FAILURE_WINDOW);
                 }
             }
-        }
-
-        #[test]
-        fn no_list_of_addresses_panics(list: Vec<u8>) {
-            let _ = last_address(&list);
         }
     }
 }

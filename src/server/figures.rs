@@ -65,3 +65,24 @@ classes! {
         Probe = "probe",
     }
 }
+
+/// What is counted of the log, by who writes it.
+#[derive(Debug, Default)]
+pub struct LogFigures {
+    /// Lines that were written, by [`Severity`], but for those of the access log.
+    pub lines: [Count; Severity::ALL.len()],
+    /// Lines of the access log that were written.
+    pub access_lines: Count,
+}
+
+classes! {
+    /// How bad it is what a line of the log says.
+    Severity {
+        /// Something does not work.
+        Error = "error",
+        /// Something is not as it should be.
+        Warning = "warn",
+        /// Something has happened.
+        Information = "info",
+    }
+}

@@ -21,6 +21,7 @@ pub mod nar_cache;
 pub mod node;
 pub mod page;
 pub mod plane;
+pub mod proxy;
 pub mod refusal;
 pub mod representation;
 pub mod request;
@@ -57,6 +58,7 @@ use self::nar_cache::NarCache;
 use self::node::{CacheNode, Overview, Source};
 use self::page::index::{Index, Profile, UploadPolicy};
 use self::plane::{Plane, Planes};
+use self::proxy::TrustedProxies;
 use self::request::{Message, Terms};
 use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
@@ -522,6 +524,8 @@ impl Ground {
                 priority: rules.priority,
             },
             access: access.clone(),
+            proxies: TrustedProxies::new(Arc::clone(&rules.trusted_proxies)),
+            access_log: rules.access_log,
         }
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use memchr::memmem;
 use rustix::io::Errno;
 
-use super::access::{Access, Scope, is_on_this_machine};
+use super::access::{Access, Scope};
 use super::directory::{CacheInfoReader, Directory};
 use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
@@ -93,7 +93,7 @@ impl CacheNode {
         mailbox: Mailbox<reactor::Message<Message>>,
         is_first: bool,
     ) -> Self {
-        let access = Access::new(terms.access.clone());
+        let access = Access::new(terms.access.clone(), terms.proxies.clone());
         Self { sources, pending: HashMap::new(), terms, overview, access, uploads, planes, mailbox, is_first }
     }
 
@@ -265,7 +265,9 @@ impl CacheNode {
             Route::Index => {
                 // Who says nothing of a proxy need not be one.
                 let is_forwarded = request.x_forwarded_host.or(request.x_forwarded_proto).is_some();
-                let is_proxy_trusted = is_forwarded && is_on_this_machine(caller.address());
+                // Who has gone may have come from anywhere.
+                let is_trusted = |peer| self.terms.proxies.is_trusted(peer);
+                let is_proxy_trusted = is_forwarded && caller.address().is_ok_and(is_trusted);
                 Answer::Reply(self.terms.index.reply(request, is_proxy_trusted))
             }
             Route::Version => {
@@ -397,7 +399,7 @@ impl Node for CacheNode {
                 }
             }
             Message::Terms(terms) => {
-                self.access.change(terms.access.clone());
+                self.access.change(terms.access.clone(), terms.proxies.clone());
                 self.terms = terms;
             }
         }
@@ -469,10 +471,11 @@ mod tests {
     use crate::ring::inbox::inbox;
     use crate::ring::reactor::{Peers, Reactor};
     use crate::ring::uring::Uring;
-    use crate::server::config::AccessConfig;
+    use crate::server::config::{AccessConfig, AccessLog};
     use crate::server::nar_cache::NarCache;
     use crate::server::page::index::Index;
     use crate::server::plane::Plane;
+    use crate::server::proxy::TrustedProxies;
     use crate::store::demo::DemoStore;
 
     const ROUNDS: usize = 500;
@@ -496,7 +499,13 @@ mod tests {
         let cache_info =
             CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
         let metrics = Metrics::new(None, None);
-        let terms = Terms { index: Index::default(), cache_info, access: AccessConfig::default() };
+        let terms = Terms {
+            index: Index::default(),
+            cache_info,
+            access: AccessConfig::default(),
+            proxies: TrustedProxies::new(Arc::default()),
+            access_log: AccessLog::Off,
+        };
         let overview = Arc::new(Overview { stores: Vec::new(), metrics });
         let sources = vec![Source::Store(Box::new(store))];
         let node = CacheNode::new(sources, Arc::new(terms), overview, None, planes, mailbox.clone(), false);

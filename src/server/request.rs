@@ -3,12 +3,13 @@
 use std::ffi::CString;
 use std::sync::Arc;
 
-use super::config::AccessConfig;
+use super::config::{AccessConfig, AccessLog};
 use super::layouts::WalkNews;
 use super::live_store::Awaited;
 use super::lookup::Known;
 use super::page::index::Index;
 use super::plane::{Demand, Interest};
+use super::proxy::TrustedProxies;
 use super::refusal::Failure;
 use super::representation::{Conditions, Made};
 use super::uploads::News;
@@ -110,6 +111,10 @@ pub struct Terms {
     pub cache_info: CacheInfo,
     /// Who may do what.
     pub access: AccessConfig,
+    /// Whose word on who asks, and for which name, is taken.
+    pub proxies: TrustedProxies,
+    /// Of which requests a line is logged.
+    pub access_log: AccessLog,
 }
 
 /// A path whose tree is not what the database says.

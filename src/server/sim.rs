@@ -20,7 +20,7 @@ use std::sync::mpsc::Receiver;
 use self::ground::Ground;
 use self::oracle::{Ask, Ear, Item, Judge, Moment, Said, Talk, Troubles};
 
-use super::config::AccessConfig;
+use super::config::{AccessConfig, AccessLog};
 use super::directory::Directory;
 use super::layouts::Layouts;
 use super::live_store::LiveStore;
@@ -29,6 +29,7 @@ use super::metrics::Metrics;
 use super::node::{CacheNode, Overview, Source};
 use super::page::index::Index;
 use super::plane::{Job, Plane, Planes, Toolbox};
+use super::proxy::TrustedProxies;
 use super::request::{Message, Terms};
 use super::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
@@ -373,6 +374,8 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         index: Index::default(),
         cache_info: CacheInfo { store_dir: store.store_dir.clone(), want_mass_query: true, priority: 30 },
         access: AccessConfig { is_upload_anonymous: !is_private, is_private, ..AccessConfig::default() },
+        proxies: TrustedProxies::new(Arc::default()),
+        access_log: AccessLog::Off,
     };
     let overview = Overview { stores: vec![Arc::clone(&shared)], metrics: Metrics::new(None, None) };
     let node = CacheNode::new(
