@@ -23,6 +23,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::iter::successors;
 use std::path::Path;
+use std::sync::Arc;
 
 use tracing::{info, warn};
 
@@ -145,7 +146,7 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
         }
         Command::Demo(arguments) => {
             log::start(variable("RUST_LOG"));
-            demo::run(&arguments, load::cores())
+            demo::run(&arguments, Arc::default(), load::cores())
         }
         Command::Completions(arguments) => print(&completions::script(arguments.shell)),
         Command::Man(arguments) => Ok(man::write(&arguments, variable("SOURCE_DATE_EPOCH"))?),
@@ -168,7 +169,7 @@ fn serve(arguments: &ServeArguments, variable: impl Fn(&str) -> Option<OsString>
         };
         rules.map_err(hint)
     };
-    let result = server::run(config, read_again, |listeners| {
+    let result = server::run(config, Arc::default(), read_again, |listeners| {
         announce(listeners);
         if could_cache {
             info!("{HINT}");

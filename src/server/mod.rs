@@ -48,14 +48,14 @@ use tracing::{error, info, warn};
 
 use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
 use self::directory::Directory;
-use self::figures::WorkerFigures;
+use self::figures::{LogFigures, NodeFigures, WorkerFigures};
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
 use self::machine::{Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit};
 use self::metrics::Metrics;
 use self::nar_cache::NarCache;
-use self::node::{CacheNode, Overview, Source};
+use self::node::{CacheNode, Means, Overview, Source};
 use self::page::index::{Index, Profile, UploadPolicy};
 use self::plane::{Plane, Planes};
 use self::proxy::TrustedProxies;
@@ -97,18 +97,19 @@ enum Event {
     Ended(io::Result<()>),
 }
 
-/// Serves until a signal ends it. `on_ready` is called once, when every listener accepts.
+/// Serves until a signal ends it. `log` is what is counted of the log. `on_ready` is called once, when every listener accepts.
 ///
 /// SIGTERM and SIGINT drain: no more connections, answers under way are finished, for as long as the configuration allows.
 /// A second one ends at once. SIGHUP has `read_again` called, which gives the rules that are in force from then on, or says why those
 /// of before stay. A panic of any thread ends the process by SIGABRT.
 pub fn run(
     config: Config,
+    log: Arc<LogFigures>,
     read_again: impl FnMut() -> Result<Rules, String>,
     on_ready: impl FnOnce(&[Listener]),
 ) -> Result<(), RunError> {
     abort_on_panic();
-    let server = Server::start(&config).map_err(RunError::Start)?;
+    let server = Server::start(&config, log).map_err(RunError::Start)?;
     drop(config);
     on_ready(&server.listeners);
     systemd::ready();
@@ -128,7 +129,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(config: &Config) -> anyhow::Result<Self> {
+    fn start(config: &Config, log: Arc<LogFigures>) -> anyhow::Result<Self> {
         let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str))
             .map_err(anyhow::Error::msg)?;
         let capabilities = Capabilities::probe(sandbox::capabilities_off(off, config.sandbox))?;
@@ -159,6 +160,7 @@ impl Server {
                 origins.iter().find_map(Origin::nar_cache).cloned(),
                 uploads.as_deref().map(SharedUploads::counts),
             ),
+            log,
         });
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
@@ -196,6 +198,7 @@ impl Server {
                     pulses: Arc::clone(&pulses),
                     figures: Arc::clone(&figures[index].ring),
                 },
+                figures: Arc::clone(&figures[index].node),
                 origins: Arc::clone(&origins),
                 terms: Arc::clone(&terms),
                 overview: Arc::clone(&overview),
@@ -343,6 +346,7 @@ struct Seed {
     inbox: Inbox<reactor::Message<Message>>,
     listeners: Vec<OwnedFd>,
     peers: Peers<Message>,
+    figures: Arc<NodeFigures>,
     origins: Arc<Vec<Origin>>,
     terms: Arc<Terms>,
     overview: Arc<Overview>,
@@ -372,8 +376,9 @@ impl Seed {
             .map(|origin| origin.source(&self.planes, &mailbox))
             .collect::<Result<_, _>>()?;
         let uploads = self.uploads.map(|shared| Uploads::new(shared, mailbox.clone()));
-        let (planes, is_first) = (self.planes, self.index == 0);
-        let node = CacheNode::new(sources, self.terms, self.overview, uploads, planes, mailbox, is_first);
+        let (planes, figures) = (self.planes, self.figures);
+        let means = Means { planes, mailbox, figures, is_first: self.index == 0 };
+        let node = CacheNode::new(sources, self.terms, self.overview, uploads, means);
         let driver = Uring::new(self.capabilities).map_err(|error| ProbeError::setup(&error))?;
         Reactor::new(driver, node, self.inbox, self.listeners, self.peers).context("cannot set up a worker")
     }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::access::{Access, Scope};
 use super::directory::{CacheInfoReader, Directory};
+use super::figures::{LogFigures, NodeFigures};
 use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
@@ -44,10 +45,19 @@ pub struct CacheNode {
     access: Access,
     /// None where nothing is written to.
     uploads: Option<Uploads>,
-    planes: Planes,
-    mailbox: Mailbox<reactor::Message<Message>>,
+    means: Means,
+}
+
+/// What a worker works with.
+pub struct Means {
+    /// Where work goes that may wait.
+    pub planes: Planes,
+    /// Where what comes of it is said.
+    pub mailbox: Mailbox<reactor::Message<Message>>,
+    /// What it counts.
+    pub figures: Arc<NodeFigures>,
     /// Says whether this worker looks after what all share.
-    is_first: bool,
+    pub is_first: bool,
 }
 
 /// Where paths come from.
@@ -64,6 +74,8 @@ pub struct Overview {
     pub stores: Vec<Arc<SharedStore>>,
     /// What `/metrics` says.
     pub metrics: Metrics,
+    /// What is counted of the log.
+    pub log: Arc<LogFigures>,
 }
 
 /// A request that waits.
@@ -89,12 +101,10 @@ impl CacheNode {
         terms: Arc<Terms>,
         overview: Arc<Overview>,
         uploads: Option<Uploads>,
-        planes: Planes,
-        mailbox: Mailbox<reactor::Message<Message>>,
-        is_first: bool,
+        means: Means,
     ) -> Self {
         let access = Access::new(terms.access.clone(), terms.proxies.clone());
-        Self { sources, pending: HashMap::new(), terms, overview, access, uploads, planes, mailbox, is_first }
+        Self { sources, pending: HashMap::new(), terms, overview, access, uploads, means }
     }
 
     /// Answers a request that would change something.
@@ -225,7 +235,7 @@ impl CacheNode {
         wish: Wish,
         question: impl FnOnce(&mut Toolbox) -> Result<Option<Made>, Failure> + Send + 'static,
     ) -> Answer {
-        let (mailbox, interest) = (self.mailbox.clone(), Interest::default());
+        let (mailbox, interest) = (self.means.mailbox.clone(), Interest::default());
         let demand = interest.demand();
         let work = move |toolbox: &mut Toolbox| {
             if !demand.is_there() {
@@ -234,7 +244,7 @@ impl CacheNode {
             let result = question(toolbox);
             let _ = mailbox.send(reactor::Message::Node(Message::Made { id, result }));
         };
-        match self.planes.walks.submit(work) {
+        match self.means.planes.walks.submit(work) {
             Ok(()) => self.settle(id, wish, self.sources.len(), Step::Wait(Stage::Made(interest))),
             Err(_) => Answer::Reply(overloaded()),
         }
@@ -412,7 +422,7 @@ impl Node for CacheNode {
         self.access.tick();
         for source in &mut self.sources {
             if let Source::Store(store) = source {
-                store.tick(self.is_first);
+                store.tick(self.means.is_first);
             }
         }
     }
@@ -506,9 +516,10 @@ mod tests {
             proxies: TrustedProxies::new(Arc::default()),
             access_log: AccessLog::Off,
         };
-        let overview = Arc::new(Overview { stores: Vec::new(), metrics });
+        let overview = Arc::new(Overview { stores: Vec::new(), metrics, log: Arc::default() });
         let sources = vec![Source::Store(Box::new(store))];
-        let node = CacheNode::new(sources, Arc::new(terms), overview, None, planes, mailbox.clone(), false);
+        let means = Means { planes, mailbox: mailbox.clone(), figures: Arc::default(), is_first: false };
+        let node = CacheNode::new(sources, Arc::new(terms), overview, None, means);
         let peers = Peers {
             index: 0,
             admission: Admission::new(1, 8, None),

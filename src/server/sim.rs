@@ -26,7 +26,7 @@ use super::layouts::Layouts;
 use super::live_store::LiveStore;
 use super::lookup::SharedStore;
 use super::metrics::Metrics;
-use super::node::{CacheNode, Overview, Source};
+use super::node::{CacheNode, Means, Overview, Source};
 use super::page::index::Index;
 use super::plane::{Job, Plane, Planes, Toolbox};
 use super::proxy::TrustedProxies;
@@ -377,15 +377,14 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         proxies: TrustedProxies::new(Arc::default()),
         access_log: AccessLog::Off,
     };
-    let overview = Overview { stores: vec![Arc::clone(&shared)], metrics: Metrics::new(None, None) };
+    let metrics = Metrics::new(None, None);
+    let overview = Overview { stores: vec![Arc::clone(&shared)], metrics, log: Arc::default() };
     let node = CacheNode::new(
         sources,
         Arc::new(terms),
         Arc::new(overview),
         Some(uploads),
-        planes,
-        said_mailbox,
-        random.chance(50),
+        Means { planes, mailbox: said_mailbox, figures: Arc::default(), is_first: random.chance(50) },
     );
     let peers = Peers {
         index: 0,
