@@ -10,7 +10,7 @@ use crate::{background, cli, codec, push, ring, store};
 type Body = fn(&[u8]);
 
 /// The fuzz targets. `fuzz/fuzz_targets` has a file for each.
-const TARGETS: [(&str, Body); 24] = [
+const TARGETS: [(&str, Body); 25] = [
     ("base32", codec::base32::fuzz_base32),
     ("cache_info", codec::cache_info::fuzz_cache_info),
     ("catalog", store::catalog::fuzz_catalog),
@@ -19,6 +19,7 @@ const TARGETS: [(&str, Body); 24] = [
     ("content_address", codec::content_address::fuzz_content_address),
     ("decompress", codec::decompress::fuzz_decompress),
     ("export", codec::export::fuzz_export),
+    ("exposition", codec::exposition::fuzz_exposition),
     ("hash", codec::hash::fuzz_hash),
     ("http_body", codec::http::body::fuzz_body),
     ("http_fields", codec::http::field::fuzz_fields),

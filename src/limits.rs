@@ -496,6 +496,13 @@ pub const WATCH_PENDING_MAX: usize = 4096;
 /// Store paths that a watch remembers to be in the cache, so that not every new path asks for its whole closure again. 8 MiB.
 pub const WATCH_KNOWN_MAX: usize = 128 * 1024;
 
+// Watching.
+
+/// Labels of one sample of `/metrics`; ours have three at most.
+pub const EXPOSITION_LABELS_MAX: usize = 64;
+/// What `/metrics` of a node says is read no further than this: a hundred times what ours says. Bytes.
+pub const EXPOSITION_LEN_MAX: u64 = 8 * 1024 * 1024;
+
 // Configuration.
 
 /// Where nix-serve listens, and so every client's configuration expects it.

@@ -6,6 +6,7 @@ pub mod cache_info;
 pub mod content_address;
 pub mod decompress;
 pub mod export;
+pub mod exposition;
 pub mod hash;
 pub mod http;
 pub mod nar;
