@@ -502,6 +502,20 @@ pub const WATCH_KNOWN_MAX: usize = 128 * 1024;
 pub const EXPOSITION_LABELS_MAX: usize = 64;
 /// What `/metrics` of a node says is read no further than this: a hundred times what ours says. Bytes.
 pub const EXPOSITION_LEN_MAX: u64 = 8 * 1024 * 1024;
+/// How often `narwire top` asks unless told otherwise. Seconds.
+pub const TOP_INTERVAL_DEFAULT_S: f64 = 2.0;
+/// Whoever asks more often sees noise. Seconds.
+pub const TOP_INTERVAL_MIN_S: f64 = 0.1;
+/// Whoever asks less often has mistaken the unit. Seconds.
+pub const TOP_INTERVAL_MAX_S: f64 = 3600.0;
+/// A node that says nothing for this long is shown as one that does not answer.
+pub const TOP_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often is looked whether a key was pressed, or a node has answered.
+pub const TOP_TICK: Duration = Duration::from_millis(50);
+/// Nodes that are watched at once: a thread and a connection each.
+pub const TOP_NODES_MAX: usize = 64;
+/// Throughputs that are remembered of each node: as many as the widest terminal has columns.
+pub const TOP_HISTORY_MAX: usize = 512;
 
 // Configuration.
 

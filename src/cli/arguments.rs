@@ -11,6 +11,7 @@ use super::file::parsed;
 use super::log::{LogFormat, LogLevel};
 use super::push::PushArguments;
 use super::size::Size;
+use super::top::TopArguments;
 use crate::background::settings::{Format, Policy};
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::StoreDir;
@@ -32,6 +33,7 @@ Examples:
   narwire push --to https://cache ./result  upload a path and all that it refers to (narwire push --help)
   narwire scrub                             is all still what it was? (exit status 0, 1 or 2)
   narwire check --config narwire.toml       what would be served? (exit status 0 or 2)
+  narwire top                               what is the server doing? (narwire top --help)
   narwire key generate cache.example.org-1 --output cache.key
                                             make a key that signs, and print the one that clients trust
   narwire token create --file tokens --name ci --scope read,write
@@ -74,6 +76,8 @@ pub enum Command {
     Scrub(ScrubArguments),
     /// Upload store paths, with all that they refer to, to a binary cache that takes PUT
     Push(PushArguments),
+    /// Watch what servers do, in a terminal: throughput, requests, waits, hit ratios, damage
+    Top(TopArguments),
     /// Work with signing keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -662,6 +666,7 @@ mod tests {
         }
         assert!(help.contains("narwire token create") && help.contains("--upload-token-file"), "{help}");
         assert!(help.contains("CACHE_DIRECTORY") && help.contains("narwire scrub"), "{help}");
+        assert!(help.contains("narwire top"), "{help}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::arguments::{CommandLine, ManArguments};
 use crate::codec::http::date::format_imf_fixdate;
 
 /// In the order in which manual pages have them.
-const HEADINGS: [&str; 5] = ["Exit status", "Environment", "Files", "Signals", "Examples"];
+const HEADINGS: [&str; 6] = ["Keys", "Exit status", "Environment", "Files", "Signals", "Examples"];
 
 /// For commands that say nothing else.
 const EXIT_STATUS: &str = "\

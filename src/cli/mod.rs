@@ -17,6 +17,7 @@ pub mod scrub;
 pub mod settings;
 pub mod size;
 pub mod token;
+pub mod top;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -84,6 +85,9 @@ pub enum Failure {
     /// Nothing, or not all, could be uploaded.
     #[error(transparent)]
     Push(#[from] push::PushFailure),
+    /// Nothing, or not all, could be watched.
+    #[error(transparent)]
+    Top(#[from] top::TopFailure),
     /// Not all manual pages are there.
     #[error(transparent)]
     Man(#[from] man::ManError),
@@ -101,6 +105,7 @@ impl Failure {
         match self {
             Self::Run(RunError::Serve(_)) | Self::Output(_) | Self::Damage(_) => 1,
             Self::Push(failure) => failure.exit_code(),
+            Self::Top(failure) => failure.exit_code(),
             _ => 2,
         }
     }
@@ -137,6 +142,7 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
             scrub::run(settings, is_json)
         }
         Command::Push(arguments) => push::run(arguments, variable),
+        Command::Top(arguments) => top::run(&arguments, variable),
         Command::Key(KeyCommand::Generate(arguments)) => print(&key::generate(&arguments)?),
         Command::Token(command) => {
             let Printed { explanation, result } = token::run(&command)?;

@@ -29,7 +29,7 @@ use crate::server::config::{AccessConfig, SourceConfig};
 /// The variable that names the cache.
 const TO: &str = "NARWIRE_PUSH_TO";
 /// The variables that name certificates, as for Nix. SSL_CERT_FILE is looked at where the system's own are.
-const CERTIFICATES: &str = "NIX_SSL_CERT_FILE";
+pub(super) const CERTIFICATES: &str = "NIX_SSL_CERT_FILE";
 
 const HELP: &str = "\
 The cache is asked what it lacks; that is compressed and sent, each path after those that it refers to. A command that was interrupted goes \

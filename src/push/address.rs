@@ -31,11 +31,13 @@ pub enum AddressError {
     #[error("a cache is named with its scheme, such as http://{0} or https://{0}")]
     NoScheme(String),
     /// Another scheme.
-    #[error("caches are uploaded to over http or https, not {0}; `nix copy --to {0}://…` may know how")]
+    #[error(
+        "caches are reached over http or https, not {0}; to upload, `nix copy --to {0}://…` may know how"
+    )]
     Scheme(String),
     /// Something follows that is no place.
     #[error(
-        "leave out what begins with `?` or `#`: what Nix is told there is said with --compression, --level and --secret-key-file"
+        "leave out what begins with `?` or `#`: what Nix is told there, `narwire push` is told with --compression, --level and --secret-key-file"
     )]
     Query,
     /// No host, no port, or characters that must be escaped.

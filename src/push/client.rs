@@ -1,4 +1,5 @@
-//! A binary cache elsewhere, over HTTP: asks it what it has, and puts files into it. Tries again what may succeed.
+//! A binary cache elsewhere, over HTTP: asks it what it has, and puts files into it. Tries again what may succeed, unless it is only
+//! watched ([`Cache::fetch`]).
 //!
 //! Blocking; one value for all threads. Connections are kept and used again.
 
@@ -198,6 +199,12 @@ impl Cache {
         })
     }
 
+    /// The same, which is not waited for longer than this when it is asked something.
+    #[must_use]
+    pub fn answering_within(self, answer_timeout: Duration) -> Self {
+        Self { answer_timeout, ..self }
+    }
+
     /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address
@@ -211,16 +218,14 @@ impl Cache {
         })
     }
 
-    /// What is in a short file, if there is such a file. Of a longer one, the beginning.
-    fn get(&self, name: &str, wait: &Wait<'_>) -> Result<Option<String>, ClientError> {
-        self.persist(wait, || {
-            let response = self.ask(Method::GET, name, HeaderMap::new(), SendBody::none())?;
-            let Some(mut body) = self.judge(Method::GET, name, response)? else { return Ok(None) };
-            let mut bytes = Vec::new();
-            let read = body.as_reader().take(CACHE_INFO_LEN_MAX).read_to_end(&mut bytes);
-            read.map_err(|error| self.failure(Method::GET, name, &error.into()))?;
-            Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
-        })
+    /// What is in a file, if there is such a file; of one longer than `len_max` bytes, the beginning. One try.
+    pub fn fetch(&self, name: &str, len_max: u64) -> Result<Option<String>, ClientError> {
+        let response = self.ask(Method::GET, name, HeaderMap::new(), SendBody::none())?;
+        let Some(mut body) = self.judge(Method::GET, name, response)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        let read = body.as_reader().take(len_max).read_to_end(&mut bytes);
+        read.map_err(|error| self.failure(Method::GET, name, &error.into()))?;
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
     /// Puts a file of this name into it.
@@ -257,7 +262,7 @@ impl Cache {
         wait: &Wait<'_>,
     ) -> Result<(), ClientError> {
         const NAME: &str = "nix-cache-info";
-        let Some(text) = self.get(NAME, wait)? else {
+        let Some(text) = self.persist(wait, || self.fetch(NAME, CACHE_INFO_LEN_MAX))? else {
             if is_rehearsal {
                 return Ok(());
             }
@@ -325,8 +330,10 @@ impl Cache {
                 return self.agent.run(request);
             }
             // It has nothing to look at first.
-            let configured = self.agent.configure_request(request);
-            self.agent.run(configured.timeout_per_read(Some(self.answer_timeout)).build())
+            let (answer, connect) = (self.answer_timeout, PUSH_CONNECT_TIMEOUT.min(self.answer_timeout));
+            let configured = self.agent.configure_request(request).timeout_per_read(Some(answer));
+            let configured = configured.timeout_connect(Some(connect)).timeout_resolve(Some(connect));
+            self.agent.run(configured.build())
         };
         let answer = request.body(body).map_err(ureq::Error::from).and_then(run);
         answer.map_err(|error| self.failure(method, name, &error))
@@ -437,7 +444,7 @@ impl Answer {
         let text = String::from_utf8_lossy(&bytes);
         let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('<'));
         let said = match (location, line) {
-            (Some(location), _) => format!("it is at {}; name that with --to", printable(&location)),
+            (Some(location), _) => format!("it is at {}; name that instead", printable(&location)),
             (None, Some(line)) => printable(line),
             (None, None) => status.canonical_reason().unwrap_or_default().to_owned(),
         };
@@ -567,7 +574,7 @@ mod tests {
             ),
             (418, &[], "", &["418 I'm a teapot"]),
             (599, &[], "", &["PUT nar/x: 599"]),
-            (301, &moved, "", &["301 it is at https://elsewhere.test/nar/x", "--to"]),
+            (301, &moved, "", &["301 it is at https://elsewhere.test/nar/x; name that"]),
         ] {
             let error = answered(Method::PUT, "nar/x", status, fields, body).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{status}: {error}");
@@ -622,8 +629,7 @@ mod tests {
     fn who_is_asked_and_says_nothing_is_not_waited_for_as_after_an_upload() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let cache =
-            Cache { answer_timeout: Duration::from_millis(20), ..Cache::new(address, None, None).unwrap() };
+        let cache = Cache::new(address, None, None).unwrap().answering_within(Duration::from_millis(20));
         for method in [Method::GET, Method::HEAD] {
             let error = cache.ask(method, "x", HeaderMap::new(), SendBody::none()).unwrap_err();
             assert!(error.is_transient() && error.to_string().ends_with("there is no answer"), "{error}");
