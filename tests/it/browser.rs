@@ -2,12 +2,14 @@
 
 use std::thread;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::browser::FOREIGN_NAME;
 use crate::support::nginx::Nginx;
 use crate::support::nix::hash_part;
-use crate::support::{Browser, Connection, Narwire, fixture};
+use crate::support::server::command;
+use crate::support::{Browser, Connection, Narwire, fixture, run, text};
 
 /// A signed cache of the fixture.
 fn serve() -> Narwire {
@@ -197,7 +199,41 @@ fn who_looks_on_is_told_when_there_are_no_figures_any_more() {
     let (browser, mut server) = (Browser::open(), serve());
     browser.go(&server.url());
     browser.eventually("document.getElementById('live').checkVisibility()");
-    server.signal(rustix::process::Signal::TERM);
+    server.signal(Signal::TERM);
     server.exit();
     browser.eventually("document.getElementById('trouble').textContent.includes('could not be read')");
+}
+
+#[test]
+fn figures_that_a_proxy_keeps_back_are_not_shown() {
+    let (browser, server) = (Browser::open(), serve());
+    browser.go(&server.url());
+    browser.eventually("document.getElementById('live').checkVisibility()");
+    browser.script("window.fetch = async () => new Response('', { status: 404 })");
+    browser.eventually("!document.getElementById('live').checkVisibility()");
+}
+
+#[test]
+fn a_private_cache_that_takes_uploads_says_how_a_token_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    let token = run(command()
+        .args(["token", "create", "--name", "reader", "--scope", "read", "--file"])
+        .arg(&tokens));
+    let secret = token.lines().last().unwrap();
+    let cache = folder.path().join("cache");
+    std::fs::create_dir(&cache).unwrap();
+    let server = Narwire::start(["--private", "--upload-token-file", text(&tokens), text(&cache)]);
+    let browser = Browser::open();
+    browser.go(&format!("http://reader:{secret}@{}/", server.address()));
+    assert_eq!(copied(&browser, "/etc/nix/netrc"), "machine 127.0.0.1 login narwire password TOKEN");
+    assert_eq!(
+        copied(&browser, "With Nix"),
+        format!("nix copy --to '{}?compression=zstd' ./result", server.url())
+    );
+    let seen = browser.text();
+    assert!(seen.contains("This cache is private") && !seen.contains("Priority"), "{seen}");
+    // The browser sends the token along when it asks for the figures.
+    browser.eventually("document.getElementById('live').checkVisibility()");
+    assert_eq!(browser.console(), [""; 0]);
 }
