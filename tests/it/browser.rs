@@ -1,6 +1,8 @@
 //! The pages, as a real browser shows them.
 
-use std::thread;
+use std::fs;
+use std::path::Path;
+use std::thread::{self, JoinHandle};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -168,14 +170,18 @@ fn all_of_the_first_page_is_reached_with_the_keyboard() {
     browser.eventually("document.activeElement.id === 'main'");
 }
 
+/// Downloads until the server ends.
+fn keep_busy(server: &Narwire) -> JoinHandle<()> {
+    let (address, target) = (server.address(), server.nar_target(hash_part(fixture().path("large"))));
+    let ask = move || Connection::try_open(address)?.try_request("GET", &target, &[]);
+    thread::spawn(move || while ask().is_some() {})
+}
+
 #[test]
 fn figures_move_while_something_is_downloaded_and_rest_while_they_are_paused() {
     let (browser, server) = (Browser::open(), serve());
     browser.go(&server.url());
-    let (address, target) = (server.address(), server.nar_target(hash_part(fixture().path("large"))));
-    // It goes on until the server ends.
-    let ask = move || Connection::try_open(address)?.try_request("GET", &target, &[]);
-    let downloads = thread::spawn(move || while ask().is_some() {});
+    let downloads = keep_busy(&server);
     let series = |name: &str, part: &str| format!("document.querySelector('[data-series={name}] {part}')");
     let figure = |name: &str| format!("document.querySelector('[data-figure={name}]').textContent");
     browser.eventually(&format!("/[1-9].* [MG]B.s/.test({}.textContent)", series("throughput", "strong")));
@@ -222,7 +228,7 @@ fn a_private_cache_that_takes_uploads_says_how_a_token_is_used() {
         .arg(&tokens));
     let secret = token.lines().last().unwrap();
     let cache = folder.path().join("cache");
-    std::fs::create_dir(&cache).unwrap();
+    fs::create_dir(&cache).unwrap();
     let server = Narwire::start(["--private", "--upload-token-file", text(&tokens), text(&cache)]);
     let browser = Browser::open();
     browser.go(&format!("http://reader:{secret}@{}/", server.address()));
@@ -236,4 +242,30 @@ fn a_private_cache_that_takes_uploads_says_how_a_token_is_used() {
     // The browser sends the token along when it asks for the figures.
     browser.eventually("document.getElementById('live').checkVisibility()");
     assert_eq!(browser.console(), [""; 0]);
+}
+
+/// Longest picture of the README. Bytes.
+const PICTURE_LEN_MAX: usize = 150_000;
+
+/// What the window shows, as a picture in the folder that `NARWIRE_TEST_SCREENSHOTS` names, if it names one.
+fn picture(browser: &Browser, name: &str) {
+    let png = browser.screenshot();
+    assert!(png.starts_with(b"\x89PNG") && png.len() <= PICTURE_LEN_MAX, "{name}: {} bytes", png.len());
+    if let Some(folder) = std::env::var_os("NARWIRE_TEST_SCREENSHOTS") {
+        fs::write(Path::new(&folder).join(name), png).unwrap();
+    }
+}
+
+#[test]
+fn pictures_of_the_pages_are_short_enough_for_the_readme() {
+    let (browser, server) = (Browser::open(), serve());
+    browser.prefer("light");
+    browser.resize(1280, 900, false);
+    browser.go(&format!("http://{FOREIGN_NAME}:{}", server.address().port()));
+    browser.eventually("document.getElementById('live').checkVisibility()");
+    picture(&browser, "index.png");
+    browser.prefer("dark");
+    picture(&browser, "index-dark.png");
+    browser.resize(390, 844, true);
+    picture(&browser, "index-phone.png");
 }

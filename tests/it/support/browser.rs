@@ -6,7 +6,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
@@ -45,6 +45,8 @@ pub struct Browser(MutexGuard<'static, Option<Driver>>);
 struct Driver {
     address: SocketAddr,
     session: String,
+    /// Its standard input is open as long as this process is there.
+    _shell: Child,
 }
 
 impl Browser {
@@ -108,12 +110,6 @@ impl Browser {
     #[track_caller]
     pub fn click(&self, selector: &str) {
         self.post(&format!("/element/{}/click", self.find_one(selector)), &json!({}));
-    }
-
-    /// Types into the one element that fits.
-    #[track_caller]
-    pub fn write(&self, selector: &str, text: &str) {
-        self.post(&format!("/element/{}/value", self.find_one(selector)), &json!({ "text": text }));
     }
 
     #[track_caller]
@@ -191,9 +187,8 @@ impl Driver {
         };
         let folder = behind("folder ");
         let port = behind("started successfully on port ").trim_end_matches('.').parse().unwrap();
-        // It is open as long as this process is there.
-        std::mem::forget(child.stdin.take());
-        let mut driver = Self { address: SocketAddr::from(([127, 0, 0, 1], port)), session: String::new() };
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut driver = Self { address, session: String::new(), _shell: child };
         let map = format!("--host-resolver-rules=MAP {FOREIGN_NAME} 127.0.0.1");
         let profile = format!("--user-data-dir={folder}/profile");
         let arguments = [
