@@ -327,6 +327,8 @@ fn shell_word(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::codec::http::request::{Parsed, parse};
     use crate::ring::service::ReplyBody;
@@ -457,5 +459,17 @@ mod tests {
         let private =
             answer(&Profile { is_private: true, ..bare }, "Host: here\r\nAccept: text/html\r\n", false);
         assert!(private.contains("This cache is private"), "{private}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_repeated_of_a_request_means_nothing_to_anybody(
+            value in prop_oneof![any::<Vec<u8>>(), "[a-z0-9.:\\[\\]_'\"<>$` -]{0,12}".prop_map(String::into_bytes)],
+        ) {
+            if let Some(authority) = authority(&value) {
+                let is_harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+                prop_assert!(!authority.is_empty() && authority.bytes().all(is_harmless), "{authority}");
+            }
+        }
     }
 }
