@@ -84,9 +84,14 @@ pub struct Observed {
 impl<C: Tally> Histogram<C> {
     /// Something took so long.
     pub fn observe(&self, took: Duration) {
+        self.observe_times(took, 1);
+    }
+
+    /// So many things took so long.
+    pub fn observe_times(&self, took: Duration, times: u64) {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.classes[BOUNDS_NS.partition_point(|&bound_ns| bound_ns < took_ns)].add(1);
-        self.sum_ns.add(took_ns);
+        self.classes[BOUNDS_NS.partition_point(|&bound_ns| bound_ns < took_ns)].add(times);
+        self.sum_ns.add(took_ns.saturating_mul(times));
     }
 
     /// What was observed until now.

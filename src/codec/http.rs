@@ -121,6 +121,20 @@ impl Status {
         Self::InsufficientStorage,
     ];
 
+    /// Its place in [`Status::ALL`].
+    pub fn index(self) -> usize {
+        const PLACES: [u8; 512] = {
+            let mut places = [0; 512];
+            let mut place = 0_u8;
+            while (place as usize) < Status::ALL.len() {
+                places[Status::ALL[place as usize] as usize] = place;
+                place += 1;
+            }
+            places
+        };
+        usize::from(PLACES[usize::from(self.code())])
+    }
+
     /// The three-digit code.
     pub fn code(self) -> u16 {
         self as u16
@@ -177,6 +191,11 @@ mod tests {
             assert_eq!(status.line(), format!("HTTP/1.1 {} {}\r\n", status.code(), status.phrase()));
             assert!(status.line().len() <= response::STATUS_LINE_LEN_MAX);
         }
+    }
+
+    #[test]
+    fn a_status_knows_its_place() {
+        assert!(Status::ALL.iter().enumerate().all(|(place, status)| status.index() == place));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::body::{Body, BytesBody};
 use super::descriptor::Descriptor;
 use super::intake::{self, Intake};
+use super::ledger::{Account, Farewell, Ledger, RingLimit, Topic, Way};
 use super::op::{ConnectionId, Op, Outcome, Purpose, Submission, Token};
 use super::pool::{Exemption, Pool};
 use super::service::{Answer, Caller, Reply, ReplyBody, Service};
@@ -30,6 +31,7 @@ use crate::limits::{
     INPUT_LEN_MAX, LAST_REQUEST_TIMEOUT_S, LINGER_LEN_MAX, LINGER_TIMEOUT_S, PROGRESS_TIMEOUT_S,
     RECEIVE_PROGRESS_LEN_MIN, RECEIVE_TIMEOUT_S, SEND_PROGRESS_LEN_MIN,
 };
+use crate::tally::Tally as _;
 
 /// One peer.
 pub struct Connection {
@@ -47,6 +49,10 @@ pub struct Connection {
     /// Whether earlier answers are with the kernel.
     is_sending: bool,
     exchange: Exchange,
+    /// The request that is being answered, or was when the connection ended.
+    account: Option<Account>,
+    /// Why the connection ends, once that is decided.
+    farewell: Option<Farewell>,
     /// Whether the connection ends after the answers that are under way.
     is_last: bool,
     /// Whether the next request makes it so.
@@ -102,15 +108,6 @@ struct Asked {
     is_last: bool,
 }
 
-/// How to part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parting {
-    /// What was sent may still arrive.
-    Orderly,
-    /// A reset, so that the peer cannot take what it has for the whole.
-    Reset,
-}
-
 /// What an event may use.
 pub struct Context<'a> {
     /// Who answers.
@@ -119,6 +116,8 @@ pub struct Context<'a> {
     pub submissions: &'a mut Vec<Submission>,
     /// Where buffers come from.
     pub pool: &'a mut Pool,
+    /// Where it is counted.
+    pub ledger: &'a mut Ledger,
     /// The value of `Date`.
     pub date: &'a [u8; 29],
     /// The worker's clock. Seconds.
@@ -130,6 +129,7 @@ pub struct Context<'a> {
 impl Connection {
     /// A connection that was just accepted; begins to receive.
     pub fn new(id: ConnectionId, socket: Descriptor, context: &mut Context<'_>) -> Self {
+        context.ledger.figures().opened.add(1);
         let mut connection = Self {
             id,
             socket,
@@ -140,6 +140,8 @@ impl Connection {
             output: BytesMut::new(),
             is_sending: false,
             exchange: Exchange::Head,
+            account: None,
+            farewell: None,
             is_last: false,
             is_next_last: false,
             progress_s: context.now_s,
@@ -177,6 +179,7 @@ impl Connection {
         if !goes_on {
             self.in_flight -= 1;
         }
+        self.count_sent(&outcome, context);
         match (outcome, purpose) {
             (Outcome::Received { result, armed }, _) => self.received(result, armed, context),
             (Outcome::ReceivedInto { result, buffer }, _) => self.received_into(result, buffer, context),
@@ -241,6 +244,9 @@ impl Connection {
             Answer::Receive { file } => {
                 if asked.expects_continue {
                     self.output_mut(context).put_slice(CONTINUE);
+                    if let Some(account) = &self.account {
+                        context.ledger.said(account, CONTINUE.len());
+                    }
                 }
                 self.begin_waiting(context);
                 let intake = Intake::new(asked.unread, file);
@@ -300,20 +306,21 @@ impl Connection {
         match &mut self.exchange {
             Exchange::Head if self.is_sending => {
                 if waited_s > PROGRESS_TIMEOUT_S {
-                    self.terminate(Parting::Reset, context);
+                    self.terminate(Farewell::Slow, context);
                 }
             }
             // An empty line before a request (RFC 9112 section 2.2) is no request yet.
             Exchange::Head if matches!(&*self.input, b"" | b"\r\n") => {
                 let timeout_s = if self.is_next_last { LAST_REQUEST_TIMEOUT_S } else { IDLE_TIMEOUT_S };
                 if waited_s > timeout_s {
-                    self.linger(context);
+                    self.linger(Farewell::Idle, context);
                 }
             }
             Exchange::Head => {
                 let timeout_s = if self.is_next_last { LINGER_TIMEOUT_S } else { HEAD_TIMEOUT_S };
                 if waited_s > timeout_s {
-                    self.refuse(Status::RequestTimeout, "the request did not arrive in time\n", context);
+                    let (farewell, status) = (Farewell::Timeout, Status::RequestTimeout);
+                    self.refuse(farewell, status, "the request did not arrive in time\n", context);
                     self.proceed(context);
                 }
             }
@@ -324,7 +331,8 @@ impl Connection {
                     self.begin_waiting(context);
                 } else if waited_s > RECEIVE_TIMEOUT_S {
                     self.lose(context);
-                    self.refuse(Status::RequestTimeout, "the body did not arrive in time\n", context);
+                    let (farewell, status) = (Farewell::Timeout, Status::RequestTimeout);
+                    self.refuse(farewell, status, "the body did not arrive in time\n", context);
                     self.proceed(context);
                 }
             }
@@ -332,12 +340,12 @@ impl Connection {
                 if !transfer.waits_for_peer() && !self.is_sending {
                     self.begin_waiting(context);
                 } else if waited_s > PROGRESS_TIMEOUT_S || transfer.yields(waited_s) {
-                    self.terminate(Parting::Reset, context);
+                    self.terminate(Farewell::Slow, context);
                 }
             }
             Exchange::Lingering { .. } => {
                 if waited_s > LINGER_TIMEOUT_S {
-                    self.terminate(Parting::Orderly, context);
+                    self.terminate(Farewell::LastAnswer, context);
                 }
             }
             Exchange::Asked(_) | Exchange::Closing(_) => {}
@@ -356,14 +364,15 @@ impl Connection {
             Exchange::Asked(_) | Exchange::TakingIn(..) => self.is_last = true,
             Exchange::Head if is_unused => {
                 self.is_last = true;
-                self.linger(context);
+                self.linger(Farewell::Idle, context);
             }
             _ => self.make_last(),
         }
     }
 
-    /// Asks the kernel to give everything back. See the module documentation.
-    pub fn terminate(&mut self, parting: Parting, context: &mut Context<'_>) {
+    /// Asks the kernel to give everything back. See the module documentation. Why the connection ends is what was said of that first.
+    pub fn terminate(&mut self, farewell: Farewell, context: &mut Context<'_>) {
+        self.farewell.get_or_insert(farewell);
         let exchange = std::mem::replace(&mut self.exchange, Exchange::Closing(None));
         let transfer = match exchange {
             Exchange::Streaming(transfer) => Some(transfer),
@@ -384,7 +393,7 @@ impl Connection {
         };
         let is_at_rest = self.in_flight == 0;
         self.exchange = Exchange::Closing(transfer);
-        if parting == Parting::Reset {
+        if farewell.is_reset() {
             self.command(Op::ResetOnClose { socket: self.socket.clone() }, context);
         }
         if !is_at_rest {
@@ -400,8 +409,15 @@ impl Connection {
         self.in_flight == 0 && matches!(self.exchange, Exchange::Closing(_))
     }
 
-    /// The last call before the connection is dropped: settles what it held.
-    pub fn bury(mut self, pool: &mut Pool) {
+    /// The last call before the connection is dropped: settles what it held. Not before this is it known how much of its last answer
+    /// has gone.
+    pub fn bury(mut self, pool: &mut Pool, ledger: &Ledger) {
+        if let Some(farewell) = self.farewell {
+            ledger.figures().closed[farewell as usize].add(1);
+            if let Some(account) = self.account {
+                ledger.cut(account, farewell);
+            }
+        }
         if let Exchange::Closing(Some(transfer)) = &self.exchange {
             pool.packs.forget(self.id);
             if transfer.holds_pack() {
@@ -453,28 +469,28 @@ impl Connection {
 
     /// Notes how many bytes have come, or why none; false when that was the end of the connection.
     fn heard(&mut self, result: Result<usize, Errno>, context: &mut Context<'_>) -> bool {
-        let parting = match (result, &mut self.exchange) {
+        let farewell = match (result, &mut self.exchange) {
             (_, Exchange::Closing(_)) => return false,
             // No buffer was free, or the kernel has stopped as it was asked to: receive again when there is room.
             (Err(Errno::NOBUFS | Errno::CANCELED | Errno::INTR | Errno::AGAIN), _) => return true,
-            (Err(_), _) => Parting::Reset,
+            (Err(_), _) => Farewell::Reset,
             (Ok(0), exchange) => {
                 self.receiving = Receiving::Ended;
                 if !matches!(exchange, Exchange::Lingering { .. }) {
                     return true;
                 }
-                Parting::Orderly
+                Farewell::Peer
             }
             (Ok(len), Exchange::Lingering { dropped_len }) => {
                 *dropped_len += len;
                 if *dropped_len <= LINGER_LEN_MAX {
                     return true;
                 }
-                Parting::Orderly
+                Farewell::LastAnswer
             }
             (Ok(_), _) => return true,
         };
-        self.terminate(parting, context);
+        self.terminate(farewell, context);
         false
     }
 
@@ -495,6 +511,7 @@ impl Connection {
             && self.input.is_empty()
             && !intake.has_ended()
         {
+            self.farewell.get_or_insert(Farewell::Peer);
             self.lose(context);
         }
         match &mut self.exchange {
@@ -510,7 +527,7 @@ impl Connection {
         // A peer that has ended its side still gets the answers to what it has asked.
         let is_over = self.is_last || self.receiving == Receiving::Ended;
         if is_over && matches!(self.exchange, Exchange::Head) && !self.is_sending {
-            self.linger(context);
+            self.linger(if self.is_last { Farewell::LastAnswer } else { Farewell::Peer }, context);
         }
         self.receive(context);
     }
@@ -573,20 +590,28 @@ impl Connection {
                     is_last: false,
                 };
                 let called = context.service.call(&Caller { id: self.id, socket: &self.socket }, &request);
+                self.account = Some(context.ledger.begin(called.topic, called.witness));
                 self.settle(called.answer, asked, context);
                 head_len
             }
             Err(bad) => {
                 self.scanned_len = 0;
-                self.refuse(bad.status(), bad.to_string() + "\n", context);
+                self.refuse(Farewell::Malformed, bad.status(), bad.to_string() + "\n", context);
                 data.len()
             }
         }
     }
 
-    /// Answers something that is no request; what follows it cannot be understood either.
-    fn refuse(&mut self, status: Status, text: impl Into<Bytes>, context: &mut Context<'_>) {
+    /// Answers something that is no request, or a request whose body is none; what follows it cannot be understood either.
+    fn refuse(
+        &mut self,
+        farewell: Farewell,
+        status: Status,
+        text: impl Into<Bytes>,
+        context: &mut Context<'_>,
+    ) {
         self.is_last = true;
+        self.farewell.get_or_insert(farewell);
         self.input = Vec::new();
         let asked = Asked {
             method: Method::Get,
@@ -598,8 +623,24 @@ impl Connection {
         self.reply(Reply::text(status, text), asked, context);
     }
 
-    /// Puts the head, and a small body, behind the answers that wait; begins to stream a large one.
+    /// Answers the request, and counts that. What is no request is one about that.
     fn reply(&mut self, reply: Reply, asked: Asked, context: &mut Context<'_>) {
+        let account = self.account.take();
+        let mut account = account.unwrap_or_else(|| context.ledger.begin(Topic::MALFORMED, None));
+        context.ledger.answered(&mut account, reply.status);
+        let start = self.output.len();
+        self.put_reply(reply, asked, context);
+        if let Exchange::Streaming(_) = self.exchange {
+            self.account = Some(account);
+            return;
+        }
+        context.ledger.first_byte(&mut account);
+        context.ledger.went(&mut account, self.output.len() - start);
+        context.ledger.answered_whole(account);
+    }
+
+    /// Puts the head, and a small body, behind the answers that wait; begins to stream a large one.
+    fn put_reply(&mut self, reply: Reply, asked: Asked, context: &mut Context<'_>) {
         // A body that was not read must not be taken for the next request.
         if asked.is_last || !matches!(asked.unread, BodyLength::None | BodyLength::Length(0)) {
             self.is_last = true;
@@ -662,6 +703,8 @@ impl Connection {
             self.exemption = context.pool.exemptions.take();
             if self.exemption.is_some() {
                 self.command(Op::Exempt { socket: self.socket.clone() }, context);
+            } else {
+                context.ledger.hit(RingLimit::Exemptions);
             }
         }
     }
@@ -686,6 +729,26 @@ impl Connection {
         self.submit(Purpose::Send, op, context);
     }
 
+    /// Counts what the kernel has taken, also of an answer that is given up.
+    fn count_sent(&mut self, outcome: &Outcome<'_>, context: &mut Context<'_>) {
+        let (way, len) = match (outcome, &self.exchange) {
+            // These were counted when they were put there.
+            (Outcome::Sent { result: Ok(len), .. }, _) if self.is_sending => {
+                return context.ledger.sent(Way::Memory, *len);
+            }
+            (
+                Outcome::Sent { result: Ok(len), .. },
+                Exchange::Streaming(transfer) | Exchange::Closing(Some(transfer)),
+            ) => (transfer.way(), *len),
+            (Outcome::FileSent(Ok(len)), _) => (Way::SendFile, *len),
+            _ => return,
+        };
+        context.ledger.sent(way, len);
+        if let Some(account) = &mut self.account {
+            context.ledger.went(account, len);
+        }
+    }
+
     fn answers_sent(
         &mut self,
         result: Result<usize, Errno>,
@@ -696,7 +759,7 @@ impl Connection {
         let sent = match result {
             Ok(sent) => sent,
             Err(Errno::AGAIN | Errno::INTR) => 0,
-            Err(_) => return self.terminate(Parting::Reset, context),
+            Err(_) => return self.terminate(Farewell::Reset, context),
         };
         if sent < range.len() {
             self.moved(sent, SEND_PROGRESS_LEN_MIN, context);
@@ -723,14 +786,23 @@ impl Connection {
             socket: &self.socket,
             submissions: context.submissions,
             pool: context.pool,
+            ledger: context.ledger,
             sendfile_len_max: context.sendfile_len_max,
         };
         let progress = event(transfer, &mut tools);
-        self.in_flight += context.submissions.len() - before;
+        let submitted = &context.submissions[before..];
+        self.in_flight += submitted.len();
+        // The head goes with the first buffer.
+        if let (Some(account), [Submission { op: Op::Send { .. }, .. }]) = (&mut self.account, submitted) {
+            context.ledger.first_byte(account);
+        }
         match progress {
             Progress::Underway => {}
-            Progress::Broken => self.terminate(Parting::Reset, context),
+            Progress::Broken(farewell) => self.terminate(farewell, context),
             Progress::Done => {
+                if let Some(account) = self.account.take() {
+                    context.ledger.streamed_whole(account);
+                }
                 self.exchange = Exchange::Head;
                 self.begin_waiting(context);
                 self.proceed(context);
@@ -753,6 +825,7 @@ impl Connection {
             service: context.service,
             submissions: context.submissions,
             pool: context.pool,
+            ledger: context.ledger,
         };
         let progress = event(intake, &mut tools);
         self.in_flight += context.submissions.len() - before;
@@ -764,7 +837,7 @@ impl Connection {
             }
             intake::Progress::Malformed(bad) => {
                 self.lose(context);
-                self.refuse(bad.status(), bad.to_string() + "\n", context);
+                self.refuse(Farewell::Malformed, bad.status(), bad.to_string() + "\n", context);
             }
             intake::Progress::Unwritten(errno) => {
                 self.abandon(context);
@@ -789,10 +862,11 @@ impl Connection {
     }
 
     /// Shuts our side and waits for the peer to shut its own.
-    fn linger(&mut self, context: &mut Context<'_>) {
+    fn linger(&mut self, farewell: Farewell, context: &mut Context<'_>) {
         if self.receiving == Receiving::Ended {
-            return self.terminate(Parting::Orderly, context);
+            return self.terminate(farewell, context);
         }
+        self.farewell.get_or_insert(farewell);
         self.input = Vec::new();
         self.begin_waiting(context);
         self.exchange = Exchange::Lingering { dropped_len: 0 };
@@ -868,6 +942,7 @@ mod tests {
     use std::cell::Cell;
     use std::rc::Rc;
     use std::sync::Arc;
+    use std::time::Instant;
 
     use super::*;
     use crate::codec::http::request::Request;
@@ -915,6 +990,7 @@ mod tests {
 
     struct Bench {
         pool: Pool,
+        ledger: Ledger,
         submissions: Vec<Submission>,
     }
 
@@ -924,6 +1000,7 @@ mod tests {
                 service: &mut Echo,
                 submissions: &mut self.submissions,
                 pool: &mut self.pool,
+                ledger: &mut self.ledger,
                 date: b"Sun, 06 Nov 1994 08:49:37 GMT",
                 now_s: 0,
                 sendfile_len_max: 0,
@@ -952,7 +1029,8 @@ mod tests {
 
     #[test]
     fn the_answers_to_one_read_go_out_in_one_send() {
-        let mut bench = Bench { pool: Pool::default(), submissions: Vec::new() };
+        let ledger = Ledger::new(Arc::default(), Instant::now());
+        let mut bench = Bench { pool: Pool::default(), ledger, submissions: Vec::new() };
         let socket = Descriptor::simulated(3, &Rc::new(Cell::new(0)));
         let mut connection = bench.with(|context| Connection::new(ID, socket, context));
         assert!(matches!(bench.submissions.pop().unwrap().op, Op::Receive { .. }));

@@ -17,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
 use super::descriptor::Descriptor;
+use super::ledger::{Ledger, RingLimit};
 use super::op::{ConnectionId, Op, Purpose, Submission, Token};
 use super::pool::Pool;
 use super::service::Service;
@@ -82,6 +83,8 @@ pub struct Tools<'a> {
     pub submissions: &'a mut Vec<Submission>,
     /// Where buffers come from.
     pub pool: &'a mut Pool,
+    /// Where it is counted.
+    pub ledger: &'a mut Ledger,
 }
 
 impl Intake {
@@ -212,12 +215,12 @@ impl Intake {
             Filling::Here { .. } | Filling::Lent { .. } => false,
         };
         if is_turn {
-            self.filling = match tools.pool.intakes.take(tools.id) {
-                Some(buffer) => {
-                    tools.pool.intakes.note_keeper(tools.id);
-                    Filling::Here { buffer, len: 0 }
-                }
-                None => Filling::Starved,
+            self.filling = if let Some(buffer) = tools.pool.intakes.take(tools.id) {
+                tools.pool.intakes.note_keeper(tools.id);
+                Filling::Here { buffer, len: 0 }
+            } else {
+                tools.ledger.hit(RingLimit::IntakeBuffers);
+                Filling::Starved
             };
         }
         matches!(&self.filling, Filling::Here { buffer, len } if *len < buffer.len())
@@ -280,7 +283,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
     use std::thread;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::codec::http::Status;
@@ -334,6 +337,7 @@ mod tests {
         intake: Intake,
         looker: Looker,
         pool: Pool,
+        ledger: Ledger,
         submissions: Vec<Submission>,
         /// Everything that was looked at.
         body: Vec<u8>,
@@ -349,6 +353,7 @@ mod tests {
                 intake: Intake::new(length, file),
                 looker: Looker::default(),
                 pool: Pool::default(),
+                ledger: Ledger::new(Arc::default(), Instant::now()),
                 submissions: Vec::new(),
                 body: Vec::new(),
                 piece_lens: Vec::new(),
@@ -362,6 +367,7 @@ mod tests {
                 service: &mut self.looker,
                 submissions: &mut self.submissions,
                 pool: &mut self.pool,
+                ledger: &mut self.ledger,
             };
             event(&mut self.intake, &mut tools)
         }

@@ -1,8 +1,17 @@
 //! What a worker counts: written by its thread alone, read by whoever looks.
+//!
+//! [`Figures`] are the numbers; the [`Ledger`] is where the worker writes them, and what it has to remember for that. Nothing in it waits,
+//! and no clock is read for a request: what is asked and answered between two waits took as long as that turn at most, which is said at
+//! its end of all of them together.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Traffic;
+use super::service::{Ending, Witness};
 use crate::codec::http::Status;
 use crate::limits::TOPICS_MAX;
-use crate::tally::{Histogram, OwnCount, classes};
+use crate::tally::{Histogram, OwnCount, Tally as _, classes};
 
 /// Upper ends of the classes of [`Figures::batches`]; a larger batch has a class of its own.
 pub const BATCH_BOUNDS: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
@@ -23,9 +32,9 @@ pub struct Figures {
     pub topics: [TopicFigures; TOPICS_MAX],
     /// Requests whose head was whole.
     pub begun: OwnCount,
-    /// Those of them that were answered to the end, or given up.
+    /// Those of them that were answered to the end, or given up. What is answered from memory has its end when the answer waits to be sent.
     pub ended: OwnCount,
-    /// Answers that broke off, by [`Truncation`].
+    /// Answers whose body was streamed and broke off, by [`Truncation`].
     pub truncated: [OwnCount; Truncation::ALL.len()],
     /// Connections that this worker has accepted, for itself or for another one.
     pub accepted: OwnCount,
@@ -35,7 +44,7 @@ pub struct Figures {
     pub opened: OwnCount,
     /// Those of them that have ended, by [`Farewell`].
     pub closed: [OwnCount; Farewell::ALL.len()],
-    /// Bytes on their way to peers, by [`Way`].
+    /// What the kernel has taken, by [`Way`].
     pub sends: [SendFigures; Way::ALL.len()],
     /// How often a long file was found not to be in memory.
     pub cold_reads: OwnCount,
@@ -47,10 +56,34 @@ pub struct Figures {
     pub overflows: OwnCount,
     /// From the return of a wait to the next one.
     pub turns: Histogram<OwnCount>,
-    /// Turns by the number of their completions, in classes.
+    /// Turns by the number of their completions, in classes; all of these together are [`Figures::completions`].
     pub batches: [OwnCount; BATCH_BOUNDS.len() + 1],
     /// How often something had to wait for one of these, or was refused because of it, by [`RingLimit`].
     pub limits: [OwnCount; RingLimit::ALL.len()],
+}
+
+/// For simulations.
+#[cfg(any(test, fuzzing))]
+impl Figures {
+    /// Checks what holds when everybody has gone.
+    pub fn assert_at_rest(&self) {
+        assert_eq!(self.begun.get(), self.ended.get(), "requests are in flight");
+        assert_eq!(self.opened.get(), total(&self.closed), "each connection ends once");
+        let answered: u64 = self.topics.iter().map(|topic| total(&topic.statuses)).sum();
+        let first_bytes: u64 = self.topics.iter().map(|topic| topic.first_byte.read().count()).sum();
+        let transfers: u64 = self.topics.iter().map(|topic| topic.transfer.read().count()).sum();
+        assert!(answered <= self.begun.get(), "nothing is answered twice");
+        // One that breaks at once has no first byte.
+        assert!((answered - total(&self.truncated)..=answered).contains(&first_bytes), "first bytes");
+        assert!(transfers + total(&self.truncated) <= answered, "nothing ends in both ways");
+        assert_eq!(total(&self.batches), self.turns.read().count());
+    }
+}
+
+/// All of these together.
+#[cfg(any(test, fuzzing))]
+pub fn total(counts: &[OwnCount]) -> u64 {
+    counts.iter().map(OwnCount::get).sum()
 }
 
 /// What is counted of requests about one topic.
@@ -58,20 +91,20 @@ pub struct Figures {
 pub struct TopicFigures {
     /// Answers, in the order of [`Status::ALL`].
     pub statuses: [OwnCount; Status::ALL.len()],
-    /// Of heads and bodies, as the kernel has taken them. Bytes.
+    /// Of heads and bodies: of those that are streamed what the kernel has taken, of those in memory what was put in line for it. Bytes.
     pub sent_bytes: OwnCount,
-    /// From the end of the request's head to the head of the answer being handed to the kernel.
+    /// From the request being understood to the head of the answer being handed to the kernel.
     pub first_byte: Histogram<OwnCount>,
-    /// From there to the last byte being taken by the socket, of answers with a body that is streamed.
+    /// From there to the last byte being taken by the socket, of answers with a body that is streamed to its end.
     pub transfer: Histogram<OwnCount>,
 }
 
 /// What is counted of one way to send.
 #[derive(Debug, Default)]
 pub struct SendFigures {
-    /// Operations.
+    /// Operations that the kernel has taken something of.
     pub count: OwnCount,
-    /// What the kernel has taken of them. Bytes.
+    /// What it has taken of them. Bytes.
     pub sent_bytes: OwnCount,
 }
 
@@ -90,7 +123,7 @@ classes! {
 classes! {
     /// Why a connection has ended.
     Farewell {
-        /// The peer has ended it, between two requests.
+        /// The peer has ended it.
         Peer = "peer",
         /// The peer has reset it, or it broke.
         Reset = "reset",
@@ -136,5 +169,160 @@ classes! {
         SendBuffers = "send_buffers",
         /// Buffers that uploads come into: one had to wait.
         IntakeBuffers = "intake_buffers",
+        /// Connections for which the kernel takes what it likes: a long body is sent without that.
+        Exemptions = "exemptions",
+    }
+}
+
+impl Farewell {
+    /// Whether the connection ends in a reset, so that the peer cannot take what it has for the whole.
+    pub fn is_reset(self) -> bool {
+        matches!(self, Self::Reset | Self::Slow | Self::BrokenBody)
+    }
+
+    /// Why an answer broke off on a connection that has ended like this.
+    fn truncation(self) -> Truncation {
+        match self {
+            Self::BrokenBody => Truncation::Body,
+            Self::Slow => Truncation::Slow,
+            _ => Truncation::Peer,
+        }
+    }
+}
+
+/// Where a worker writes its [`Figures`].
+pub struct Ledger {
+    figures: Arc<Figures>,
+    /// When the last wait returned.
+    now: Instant,
+    /// How many requests were understood since then, and their answers begun, by [`Topic`].
+    prompt: [u32; TOPICS_MAX],
+    /// The others whose answers were begun since then, and when they were understood. At most one for each connection, since what comes
+    /// behind it is understood now.
+    late: Vec<(Topic, Instant)>,
+}
+
+/// A request from being understood to its end.
+pub struct Account {
+    topic: Topic,
+    witness: Option<Witness>,
+    /// When it was understood.
+    begun: Instant,
+    status: Option<Status>,
+    /// When the head of the answer was handed to the kernel.
+    first_byte: Option<Instant>,
+    sent_len_bytes: u64,
+}
+
+impl Ledger {
+    /// An account of what happens from `now` on.
+    pub fn new(figures: Arc<Figures>, now: Instant) -> Self {
+        Self { figures, now, prompt: [0; TOPICS_MAX], late: Vec::new() }
+    }
+
+    /// The numbers, for what is counted and not remembered.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// A turn has ended when the worker began to wait, and the next one begins now.
+    pub fn turn(&mut self, waited_since: Instant, now: Instant, traffic: Traffic) {
+        let Traffic { submissions, completions, has_overflowed } = traffic;
+        let took = waited_since.saturating_duration_since(self.now);
+        for (prompt, topic) in self.prompt.iter_mut().zip(&self.figures.topics) {
+            if *prompt > 0 {
+                topic.first_byte.observe_times(took, u64::from(std::mem::take(prompt)));
+            }
+        }
+        for (topic, begun) in self.late.drain(..) {
+            let topic = &self.figures.topics[usize::from(topic.0)];
+            topic.first_byte.observe(waited_since.saturating_duration_since(begun));
+        }
+        self.now = now;
+        self.figures.turns.observe(took);
+        self.figures.batches[BATCH_BOUNDS.partition_point(|&bound| bound < completions)].add(1);
+        self.figures.submissions.add(submissions);
+        self.figures.completions.add(completions);
+        self.figures.overflows.add(u64::from(has_overflowed));
+    }
+
+    /// A request was understood.
+    pub fn begin(&self, topic: Topic, witness: Option<Witness>) -> Account {
+        self.figures.begun.add(1);
+        Account { topic, witness, begun: self.now, status: None, first_byte: None, sent_len_bytes: 0 }
+    }
+
+    /// It is answered.
+    pub fn answered(&self, account: &mut Account, status: Status) {
+        self.topic(account).statuses[status.index()].add(1);
+        account.status = Some(status);
+    }
+
+    /// The head of its answer is handed to the kernel, if that was not said before.
+    pub fn first_byte(&mut self, account: &mut Account) {
+        if account.first_byte.is_some() {
+            return;
+        }
+        account.first_byte = Some(self.now);
+        if account.begun == self.now {
+            self.prompt[usize::from(account.topic.0)] += 1;
+        } else {
+            self.late.push((account.topic, account.begun));
+        }
+    }
+
+    /// So much more of its answer has gone.
+    pub fn went(&self, account: &mut Account, len: usize) {
+        self.topic(account).sent_bytes.add(len as u64);
+        account.sent_len_bytes += len as u64;
+    }
+
+    /// Something was said about it that is not its answer.
+    pub fn said(&self, account: &Account, len: usize) {
+        self.topic(account).sent_bytes.add(len as u64);
+    }
+
+    /// All of its answer, which was in memory, waits to be sent.
+    pub fn answered_whole(&self, account: Account) {
+        self.end(account, true);
+    }
+
+    /// The last byte of its answer, which was streamed, was taken.
+    pub fn streamed_whole(&self, account: Account) {
+        if let Some(first_byte) = account.first_byte {
+            self.topic(&account).transfer.observe(self.now.saturating_duration_since(first_byte));
+        }
+        self.end(account, true);
+    }
+
+    /// Its connection has ended before that.
+    pub fn cut(&self, account: Account, farewell: Farewell) {
+        if account.status.is_some() {
+            self.figures.truncated[farewell.truncation() as usize].add(1);
+        }
+        self.end(account, false);
+    }
+
+    /// The kernel has taken so much.
+    pub fn sent(&self, way: Way, len: usize) {
+        let figures = &self.figures.sends[way as usize];
+        figures.count.add(1);
+        figures.sent_bytes.add(len as u64);
+    }
+
+    /// There was not enough of this.
+    pub fn hit(&self, limit: RingLimit) {
+        self.figures.limits[limit as usize].add(1);
+    }
+
+    fn end(&self, account: Account, is_whole: bool) {
+        self.figures.ended.add(1);
+        if let Some(witness) = account.witness {
+            witness(&Ending { status: account.status, sent_len_bytes: account.sent_len_bytes, is_whole });
+        }
+    }
+
+    fn topic(&self, account: &Account) -> &TopicFigures {
+        &self.figures.topics[usize::from(account.topic.0)]
     }
 }

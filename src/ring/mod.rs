@@ -35,14 +35,29 @@ pub trait Driver {
     /// Takes an operation. Nothing of it happens before [`Driver::wait`], save what needs no waiting.
     fn submit(&mut self, submission: Submission);
 
-    /// Hands what was submitted to the kernel and waits until something completes or the time is over.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Hands what was submitted to the kernel and waits until something completes or the time is over. Says when the waiting began,
+    /// which is after whatever had to be done at once.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Instant>;
 
     /// The next completion, if there is one. What it lends is valid until the next call.
     fn next_completion(&mut self) -> Option<Completion<'_>>;
 
     /// What time it is. Asked once a turn.
     fn time(&self) -> Time;
+
+    /// What has gone in and come out since this was asked before. Asked once a turn, behind [`Driver::wait`].
+    fn take_traffic(&mut self) -> Traffic;
+}
+
+/// What has gone into a ring, and come out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// Entries handed to it.
+    pub submissions: u64,
+    /// Completions taken from it.
+    pub completions: u64,
+    /// Whether there were more of them than it has room for.
+    pub has_overflowed: bool,
 }
 
 /// What time it is.
@@ -69,7 +84,7 @@ impl<D: Driver> Driver for &mut D {
         (**self).submit(submission);
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Instant> {
         (**self).wait(timeout)
     }
 
@@ -79,5 +94,9 @@ impl<D: Driver> Driver for &mut D {
 
     fn time(&self) -> Time {
         (**self).time()
+    }
+
+    fn take_traffic(&mut self) -> Traffic {
+        (**self).take_traffic()
     }
 }

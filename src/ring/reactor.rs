@@ -13,16 +13,17 @@ use slab::Slab;
 use tracing::warn;
 
 use super::admission::{Admission, Place, Visit};
-use super::connection::{Connection, Context, Parting};
+use super::connection::{Connection, Context};
 use super::descriptor::Descriptor;
 use super::inbox::{Inbox, Mailbox};
-use super::ledger::Figures;
+use super::ledger::{Farewell, Figures, Ledger, RingLimit};
 use super::op::{Completion, ConnectionId, Op, Outcome, Submission, Token};
 use super::pool::Pool;
 use super::service::{Effects, Node};
 use super::{Driver, Time};
 use crate::codec::http::date::format_imf_fixdate;
 use crate::limits::{COMPLAINT_INTERVAL_S, EVICTION_BATCH, SENDFILE_ALONE_LEN_MAX, SENDFILE_LEN_MAX};
+use crate::tally::Tally as _;
 
 /// The time between two looks at the deadlines.
 const TICK: Duration = Duration::from_secs(1);
@@ -69,6 +70,7 @@ struct Worker<N: Node> {
     crowding: Complaint,
     submissions: Vec<Submission>,
     pool: Pool,
+    ledger: Ledger,
     effects: Effects,
     clock: Clock,
     /// Most that one connection sends of a file in one step of this turn: more while it is alone. Bytes.
@@ -148,6 +150,7 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             .map(|socket| Listener { socket: Some(Descriptor::from(socket)), is_armed: false })
             .collect();
         let bell = Descriptor::from(inbox.bell()?);
+        let time = driver.time();
         let worker = Worker {
             node,
             listeners,
@@ -160,8 +163,9 @@ impl<D: Driver, N: Node> Reactor<D, N> {
             crowding: Complaint::default(),
             submissions: Vec::new(),
             pool: Pool::sharing(peers.admission.exemptions()),
+            ledger: Ledger::new(Arc::clone(&peers.figures), time.instant),
             effects: Effects::default(),
-            clock: Clock::new(driver.time()),
+            clock: Clock::new(time),
             sendfile_len_max: SENDFILE_LEN_MAX,
             peers,
             phase: Phase::Serving,
@@ -196,8 +200,10 @@ impl<D: Driver, N: Node> Reactor<D, N> {
                 return Ok(false);
             }
         }
-        self.driver.wait(Some(TICK))?;
-        self.worker.clock.advance(self.driver.time());
+        let waited_since = self.driver.wait(Some(TICK))?;
+        let time = self.driver.time();
+        self.worker.ledger.turn(waited_since, time.instant, self.driver.take_traffic());
+        self.worker.clock.advance(time);
         self.dispatch();
         self.worker.feed();
         if std::mem::take(&mut self.worker.has_freed) {
@@ -294,13 +300,14 @@ impl<N: Node> Worker<N> {
             service: &mut self.node,
             submissions: &mut self.submissions,
             pool: &mut self.pool,
+            ledger: &mut self.ledger,
             date: &self.clock.date,
             now_s: self.clock.now_s,
             sendfile_len_max: self.sendfile_len_max,
         };
         event(connection, &mut context);
         if connection.is_closed() {
-            self.connections.remove(slot).connection.bury(&mut self.pool);
+            self.connections.remove(slot).connection.bury(&mut self.pool, &self.ledger);
             self.evictions.under_way = self.evictions.under_way.saturating_sub(1);
             self.has_freed = true;
         }
@@ -340,12 +347,16 @@ impl<N: Node> Worker<N> {
             listener.is_armed = armed;
         }
         match result {
-            Ok(socket) => self.welcome(socket),
+            Ok(socket) => {
+                self.ledger.figures().accepted.add(1);
+                self.welcome(socket);
+            }
             // The peer has gone before it was accepted.
             Err(Errno::CONNABORTED | Errno::CANCELED | Errno::INTR | Errno::AGAIN) => {}
             // No descriptors or no memory: it is tried again when a connection has gone, or with the next tick, and until then the
             // backlog waits.
             Err(errno) => {
+                self.ledger.hit(RingLimit::Descriptors);
                 if let Some(unsaid) = self.shortage.is_due(self.clock.now_s) {
                     warn!(
                         "cannot accept connections ({errno}); they wait until others have gone ({unsaid} times before)"
@@ -372,6 +383,7 @@ impl<N: Node> Worker<N> {
             None
         };
         let Some(visit) = admission.visit(address) else {
+            self.ledger.figures().turned_away.add(1);
             if let (Some(unsaid), Some(address)) = (self.crowding.is_due(self.clock.now_s), address) {
                 warn!(
                     "refused a connection from {address}, which has too many ({unsaid} from anywhere before)"
@@ -382,6 +394,9 @@ impl<N: Node> Worker<N> {
         };
         self.lobby.push_back((socket, visit));
         self.seat();
+        if !self.lobby.is_empty() {
+            self.ledger.hit(RingLimit::Connections);
+        }
     }
 
     /// Gives those who wait a place, first come, first served. While draining, nobody has to wait.
@@ -438,7 +453,7 @@ impl<N: Node> Worker<N> {
         for done in 0..wanted {
             let Some(id) = self.next_idle() else { return wanted - done };
             self.evictions.under_way += 1;
-            self.with(id, |connection, context| connection.terminate(Parting::Orderly, context));
+            self.with(id, |connection, context| connection.terminate(Farewell::Evicted, context));
         }
         0
     }
@@ -481,6 +496,7 @@ impl<N: Node> Worker<N> {
             service: &mut self.node,
             submissions: &mut self.submissions,
             pool: &mut self.pool,
+            ledger: &mut self.ledger,
             date: &self.clock.date,
             now_s: self.clock.now_s,
             sendfile_len_max: self.sendfile_len_max,

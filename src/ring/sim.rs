@@ -26,7 +26,7 @@ use super::descriptor::Descriptor;
 use super::op::{
     Completion, FileKind, FileStatus, Op, OpenedFile, Outcome, SendFileError, Submission, Token,
 };
-use super::{Driver, Time};
+use super::{Driver, Time, Traffic};
 
 #[cfg(test)]
 mod conformance;
@@ -407,6 +407,7 @@ pub struct Sim {
     ready: VecDeque<(Token, Ready)>,
     /// What the last completion lends.
     lent: Vec<u8>,
+    traffic: Traffic,
 }
 
 /// An operation that the ring owns.
@@ -445,6 +446,7 @@ impl Sim {
             in_flight: Vec::new(),
             ready: VecDeque::new(),
             lent: Vec::new(),
+            traffic: Traffic::default(),
         }
     }
 
@@ -936,6 +938,7 @@ impl Driver for Sim {
     fn submit(&mut self, submission: Submission) {
         let Submission { token, mut op } = submission;
         self.is_stuck = false;
+        self.traffic.submissions += 1;
         match &mut op {
             Op::SendFile { socket, file, offset, len } => {
                 let (socket, file, offset, len) = (socket.clone(), file.clone(), *offset, *len);
@@ -980,11 +983,12 @@ impl Driver for Sim {
     }
 
     /// Without anything that can happen it comes back, and [`Sim::is_stuck`] says so. Only then time passes, up to the timeout.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Instant> {
+        let since = self.time().instant;
         if self.is_stuck && timeout.is_none() {
             // To find that out takes longer than all the rest, and nothing has happened since but that sockets were closed.
             self.advance_peers();
-            return Ok(());
+            return Ok(since);
         }
         self.is_stuck = false;
         self.was_bell_asked = false;
@@ -992,12 +996,13 @@ impl Driver for Sim {
             self.advance_peers();
             self.attempt_all();
             if !self.ready.is_empty() {
-                return Ok(());
+                self.traffic.completions += self.ready.len() as u64;
+                return Ok(since);
             }
         }
         self.is_stuck = true;
         self.now_s += timeout.map_or(0, |timeout| timeout.as_secs());
-        Ok(())
+        Ok(since)
     }
 
     fn next_completion(&mut self) -> Option<Completion<'_>> {
@@ -1016,5 +1021,9 @@ impl Driver for Sim {
     fn time(&self) -> Time {
         let instant = self.start + Duration::from_secs(self.now_s);
         Time { instant, wall_s: WALL_START_S + self.now_s }
+    }
+
+    fn take_traffic(&mut self) -> Traffic {
+        std::mem::take(&mut self.traffic)
     }
 }

@@ -23,10 +23,12 @@ use rustix::io::Errno;
 
 use super::body::{Body, Fault, FilePiece, FileSource, Lookup, Piece};
 use super::descriptor::Descriptor;
+use super::ledger::{Farewell, Ledger, RingLimit, Way};
 use super::op::{ConnectionId, FileKind, Op, OpenedFile, Purpose, SendFileError, Submission, Token};
 use super::pool::Pool;
 use crate::codec::http::response::chunk_separator;
 use crate::limits::{PACK_BUFFER_LEN_BYTES, PACK_FILES_MAX, SENDFILE_LEN_MIN};
+use crate::tally::Tally as _;
 
 /// A body on its way to a peer.
 pub struct Transfer {
@@ -43,6 +45,8 @@ pub struct Transfer {
     long: Option<LongFile>,
     /// Up to here a long file's bytes are to be read instead of sent without copying. `0` when not.
     cold_until: u64,
+    /// What is in the buffer that was packed last.
+    way: Way,
     state: State,
 }
 
@@ -125,8 +129,8 @@ pub enum Progress {
     Underway,
     /// Every byte was taken by the socket.
     Done,
-    /// The body cannot be finished: the connection must be reset.
-    Broken,
+    /// The body cannot be finished, for this reason: the connection must be reset.
+    Broken(Farewell),
 }
 
 /// What a step may use.
@@ -139,6 +143,8 @@ pub struct Tools<'a> {
     pub submissions: &'a mut Vec<Submission>,
     /// Where buffers come from.
     pub pool: &'a mut Pool,
+    /// Where it is counted.
+    pub ledger: &'a mut Ledger,
     /// Most that is sent of a file in this step. Bytes.
     pub sendfile_len_max: usize,
 }
@@ -167,7 +173,17 @@ impl Transfer {
             Extent::Chunks => (0..0, Rest::Chunks),
             Extent::UntilClose => (0..0, Rest::Bytes),
         };
-        Self { body, lead, position: start, end, rest, long: None, cold_until: 0, state: State::Ready }
+        Self {
+            body,
+            lead,
+            position: start,
+            end,
+            rest,
+            long: None,
+            cold_until: 0,
+            way: Way::Packed,
+            state: State::Ready,
+        }
     }
 
     /// Goes on: at the start, and after a pause for a buffer or for the body.
@@ -183,7 +199,7 @@ impl Transfer {
             match self.body.piece_at(self.position) {
                 Lookup::Piece(piece) => match piece.len_bytes() {
                     // It would end the body.
-                    0 => return Progress::Broken,
+                    0 => return Progress::Broken(Farewell::BrokenBody),
                     len => self.announce(len),
                 },
                 Lookup::End => {
@@ -196,7 +212,7 @@ impl Transfer {
                     self.state = State::AwaitingBody;
                     return Progress::Underway;
                 }
-                Lookup::Broken => return Progress::Broken,
+                Lookup::Broken => return Progress::Broken(Farewell::BrokenBody),
             }
         }
         if !self.lead.is_empty() {
@@ -215,8 +231,13 @@ impl Transfer {
                 self.state = State::AwaitingBody;
                 Progress::Underway
             }
-            Lookup::End | Lookup::Broken => Progress::Broken,
+            Lookup::End | Lookup::Broken => Progress::Broken(Farewell::BrokenBody),
         }
+    }
+
+    /// How the bytes go that [`Op::Send`] takes.
+    pub fn way(&self) -> Way {
+        self.way
     }
 
     /// Whether a pack buffer is out with this transfer.
@@ -254,7 +275,7 @@ impl Transfer {
             Err(_) => {
                 tools.pool.packs.give_back(buffer);
                 self.state = State::Ready;
-                return Progress::Broken;
+                return Progress::Broken(Farewell::Reset);
             }
         };
         self.advance(sent);
@@ -272,7 +293,7 @@ impl Transfer {
     /// Of [`Op::AwaitWritable`].
     pub fn writable(&mut self, result: Result<(), Errno>, tools: &mut Tools<'_>) -> Progress {
         let State::Blocked { kept } = std::mem::replace(&mut self.state, State::Ready) else {
-            return Progress::Broken;
+            return Progress::Broken(Farewell::BrokenBody);
         };
         if kept.is_some() {
             tools.pool.packs.forget_keeper(tools.id);
@@ -289,7 +310,7 @@ impl Transfer {
                 if let Some((buffer, _)) = kept {
                     tools.pool.packs.give_back(buffer);
                 }
-                Progress::Broken
+                Progress::Broken(Farewell::Reset)
             }
         }
     }
@@ -297,7 +318,7 @@ impl Transfer {
     /// Of [`Op::SendFile`].
     pub fn file_sent(&mut self, result: Result<usize, SendFileError>, tools: &mut Tools<'_>) -> Progress {
         let State::SendingFile(len) = std::mem::replace(&mut self.state, State::Ready) else {
-            return Progress::Broken;
+            return Progress::Broken(Farewell::BrokenBody);
         };
         match result {
             Ok(sent) if sent >= len => {
@@ -315,11 +336,12 @@ impl Transfer {
                 // To the file's end: reading makes the kernel read ahead, and a page that is on its way from the disk looks like
                 // one that is there.
                 self.cold_until = self.long.as_ref().map_or(self.end, |long| long.positions.end);
+                tools.ledger.figures().cold_reads.add(1);
                 self.step(tools)
             }
             Err(SendFileError::Truncated) => self.broke(Fault::Changed),
             Err(SendFileError::Failed(Errno::IO)) => self.broke(Fault::File(Errno::IO)),
-            Err(SendFileError::Failed(_)) => Progress::Broken,
+            Err(SendFileError::Failed(_)) => Progress::Broken(Farewell::Reset),
         }
     }
 
@@ -332,7 +354,9 @@ impl Transfer {
         };
         self.state = State::Ready;
         let position = self.position;
-        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Progress::Broken };
+        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else {
+            return Progress::Broken(Farewell::BrokenBody);
+        };
         if let FileSource::Beneath { len_bytes, .. } = piece.source
             && len_bytes != opened.status.len_bytes
         {
@@ -351,7 +375,7 @@ impl Transfer {
         buffer: BytesMut,
         tools: &mut Tools<'_>,
     ) -> Progress {
-        let State::Packing(pack) = &mut self.state else { return Progress::Broken };
+        let State::Packing(pack) = &mut self.state else { return Progress::Broken(Farewell::BrokenBody) };
         if let Err(fault) = result {
             return self.broke(fault);
         }
@@ -373,7 +397,7 @@ impl Transfer {
 
     fn broke(&mut self, fault: Fault) -> Progress {
         self.body.broke(fault);
-        Progress::Broken
+        Progress::Broken(Farewell::BrokenBody)
     }
 
     /// Notes that the socket has taken `sent` bytes more.
@@ -408,7 +432,9 @@ impl Transfer {
     /// Sends from the long file at the position, after opening it when that has to be done.
     fn send_long(&mut self, tools: &mut Tools<'_>) -> Progress {
         let position = self.position;
-        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else { return Progress::Broken };
+        let Lookup::Piece(Piece::File(piece)) = self.piece_at(position) else {
+            return Progress::Broken(Farewell::BrokenBody);
+        };
         match piece.source {
             FileSource::Open(file) => {
                 let len = to_usize(piece.len).min(tools.sendfile_len_max);
@@ -433,6 +459,7 @@ impl Transfer {
     /// Fills a buffer with the lead, framing and files, as far as there is room and the body knows.
     fn pack(&mut self, tools: &mut Tools<'_>) -> Progress {
         let Some(mut buffer) = tools.pool.packs.take(tools.id) else {
+            tools.ledger.hit(RingLimit::SendBuffers);
             self.state = State::Starved;
             return Progress::Underway;
         };
@@ -473,7 +500,7 @@ impl Transfer {
                 Lookup::NotYet => break,
                 Lookup::Piece(Piece::Bytes(_)) | Lookup::End | Lookup::Broken => {
                     tools.pool.packs.give_back(buffer);
-                    return Progress::Broken;
+                    return Progress::Broken(Farewell::BrokenBody);
                 }
             };
             filled += len;
@@ -484,6 +511,7 @@ impl Transfer {
             self.state = State::AwaitingBody;
             return Progress::Underway;
         }
+        self.way = if self.position < self.cold_until { Way::Read } else { Way::Packed };
         let mut pack = Pack::new(buffer, &planned, filled);
         for (index, mut planned) in (0u16..).zip(planned) {
             if let Op::Read { buffer, .. } | Op::ReadFile { buffer, .. } = &mut planned.op {

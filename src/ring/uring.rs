@@ -14,7 +14,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use io_uring::squeue::Flags;
@@ -27,7 +27,7 @@ use super::buffer_ring::{BufferRing, Lent};
 use super::capability::{Capabilities, Capability};
 use super::descriptor::Descriptor;
 use super::op::{Completion, FileKind, Op, OpenedFile, Outcome, SendFileError, Submission, Token};
-use super::{Driver, Time, restriction, sys};
+use super::{Driver, Time, Traffic, restriction, sys};
 use crate::limits::{
     COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_ALONE_LEN_MAX,
     SENDFILE_TURN_CALLS_MAX, SENDFILE_TURN_LEN_MAX, SUBMISSION_ENTRIES,
@@ -71,6 +71,7 @@ pub struct Uring {
     buffers: Option<BufferRing>,
     /// What the last completion lent to its reader.
     lent: Lending,
+    traffic: Traffic,
 }
 
 /// An operation in the kernel: what it owns until its last completion.
@@ -149,11 +150,13 @@ impl Uring {
             free_slots: if has_slots { (0..DIRECT_FILES).collect() } else { Vec::new() },
             buffers,
             lent: Lending::Nothing,
+            traffic: Traffic::default(),
         })
     }
 
     /// Queues an entry; the kernel sees it with the next enter.
     fn push(&mut self, entry: squeue::Entry) {
+        self.traffic.submissions += 1;
         if !self.backlog.is_empty() {
             self.backlog.push_back(entry);
             return;
@@ -198,6 +201,7 @@ impl Uring {
     fn reap(&mut self) {
         let mut queue = self.ring.completion();
         queue.sync();
+        self.traffic.completions += queue.len() as u64;
         self.reaped.extend(&mut queue);
     }
 
@@ -500,9 +504,12 @@ impl Driver for Uring {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Instant> {
         self.take_back_lent();
         self.send_files();
+        let since = Instant::now();
+        // What the kernel keeps aside comes with the next enter, and nothing says so afterwards.
+        self.traffic.has_overflowed |= self.ring.submission().cq_overflow();
         loop {
             let backlogged = !self.backlog.is_empty();
             let ready =
@@ -511,7 +518,7 @@ impl Driver for Uring {
             self.reap();
             self.push_backlog();
             if !backlogged || !self.reaped.is_empty() {
-                return Ok(());
+                return Ok(since);
             }
         }
     }
@@ -597,6 +604,10 @@ impl Driver for Uring {
 
     fn time(&self) -> Time {
         Time::now()
+    }
+
+    fn take_traffic(&mut self) -> Traffic {
+        std::mem::take(&mut self.traffic)
     }
 }
 

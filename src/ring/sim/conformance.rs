@@ -1,5 +1,8 @@
 //! The table of HTTP cases, against a connection on the simulated ring: whole, byte by byte, cut at every offset, and through faults.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use bytes::Bytes;
 use rustix::io::Errno;
 
@@ -11,6 +14,7 @@ use crate::codec::http::{Method, Status};
 use crate::limits::SENDFILE_LEN_MAX;
 use crate::ring::Driver as _;
 use crate::ring::connection::{Connection, Context};
+use crate::ring::ledger::Ledger;
 use crate::ring::op::{Completion, ConnectionId, OpenedFile, Submission, Token};
 use crate::ring::pool::Pool;
 use crate::ring::service::{Answer, Called, Caller, Reply, Service};
@@ -87,6 +91,7 @@ struct Bench {
     sim: Sim,
     policy: Policy,
     pool: Pool,
+    ledger: Ledger,
     submissions: Vec<Submission>,
     connection: Option<Connection>,
 }
@@ -101,10 +106,12 @@ impl Bench {
             sim,
             policy: Policy::default(),
             pool: Pool::default(),
+            ledger: Ledger::new(Arc::default(), Instant::now()),
             submissions: Vec::new(),
             connection: None,
         };
-        let mut context = Self::context(&mut bench.policy, &mut bench.submissions, &mut bench.pool);
+        let mut context =
+            Self::context(&mut bench.policy, &mut bench.submissions, &mut bench.pool, &mut bench.ledger);
         bench.connection = Some(Connection::new(ID, socket, &mut context));
         bench
     }
@@ -113,25 +120,27 @@ impl Bench {
         policy: &'a mut Policy,
         submissions: &'a mut Vec<Submission>,
         pool: &'a mut Pool,
+        ledger: &'a mut Ledger,
     ) -> Context<'a> {
         let (date, now_s) = (b"Sun, 06 Nov 1994 08:49:37 GMT", 0);
-        Context { service: policy, submissions, pool, date, now_s, sendfile_len_max: SENDFILE_LEN_MAX }
+        let sendfile_len_max = SENDFILE_LEN_MAX;
+        Context { service: policy, submissions, pool, ledger, date, now_s, sendfile_len_max }
     }
 
     fn turn(&mut self) {
         self.submissions.drain(..).for_each(|submission| self.sim.submit(submission));
-        self.sim.wait(None).unwrap();
+        let waited_since = self.sim.wait(None).unwrap();
+        self.ledger.turn(waited_since, self.sim.time().instant, self.sim.take_traffic());
         while let Some(connection) = &mut self.connection {
             let Some(Completion { token, outcome }) = self.sim.next_completion() else { break };
             let Token::Connection(ID, purpose) = token else { panic!("{token:?}") };
-            let mut context = Self::context(&mut self.policy, &mut self.submissions, &mut self.pool);
-            connection.complete(purpose, outcome, &mut context);
-            while std::mem::take(&mut self.policy.has_piece) {
-                let mut context = Self::context(&mut self.policy, &mut self.submissions, &mut self.pool);
-                connection.looked_at(&mut context);
+            let Self { policy, submissions, pool, ledger, .. } = self;
+            connection.complete(purpose, outcome, &mut Self::context(policy, submissions, pool, ledger));
+            while std::mem::take(&mut policy.has_piece) {
+                connection.looked_at(&mut Self::context(policy, submissions, pool, ledger));
             }
             if connection.is_closed() {
-                self.connection.take().unwrap().bury(&mut self.pool);
+                self.connection.take().unwrap().bury(&mut self.pool, &self.ledger);
             }
         }
     }
@@ -157,6 +166,7 @@ impl Bench {
         assert_eq!(self.sim.socket(0).end(), Some(End::Orderly));
         self.sim.assert_at_rest();
         assert_eq!((self.pool.packs.out(), self.pool.intakes.out()), (0, 0), "all buffers are back");
+        self.ledger.figures().assert_at_rest();
         self.sim.socket(0).sent().to_vec()
     }
 }

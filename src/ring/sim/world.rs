@@ -1,7 +1,7 @@
 //! A worker in a simulated world: connections, a service whose answers follow from the request alone, and the oracle that
 //! knows, without a ring, what every peer has to hear.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CString;
 use std::ops::Range;
@@ -22,11 +22,17 @@ use crate::limits::{
 };
 use crate::ring::Driver as _;
 use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
-use crate::ring::connection::{Connection, Context, Parting};
+use crate::ring::connection::{Connection, Context};
 use crate::ring::descriptor::Descriptor;
+use crate::ring::ledger::{Farewell, Ledger, Topic, Truncation, total};
 use crate::ring::op::{Completion, ConnectionId, FileKind, OpenedFile, Submission, Token};
 use crate::ring::pool::Pool;
-use crate::ring::service::{Answer, Called, Caller, Reply, ReplyBody, Service};
+use crate::ring::service::{Answer, Called, Caller, Ending, Reply, ReplyBody, Service};
+use crate::tally::Tally as _;
+
+/// What requests are about.
+const GET: Topic = Topic(1);
+const PUT: Topic = Topic(2);
 
 /// Turns after which a world that still moves is taken to go round in circles.
 const TURNS_MAX: usize = 20_000;
@@ -354,6 +360,15 @@ struct Planner {
     creator: Creator,
     /// Bodies that do not know all of themselves, and how long they are.
     lazy: Vec<(ConnectionId, Rc<Cell<usize>>, usize)>,
+    /// What was asked on each connection, and how it ended.
+    witnessed: Rc<RefCell<BTreeMap<u32, Vec<Witnessed>>>>,
+}
+
+/// A request, and what its witness was told.
+#[derive(Clone, Copy)]
+struct Witnessed {
+    topic: Topic,
+    ending: Option<Ending>,
 }
 
 /// What the service says when a message comes.
@@ -479,7 +494,19 @@ impl Service for Planner {
             Some(taking) if request.method == Method::Put => Next::Take(taking),
             _ => Next::Answer(plan.clone()),
         };
-        self.at(id, plan.timing, next).into()
+        let topic = if request.method == Method::Put { PUT } else { GET };
+        let witnessed = Rc::clone(&self.witnessed);
+        let index = {
+            let mut witnessed = witnessed.borrow_mut();
+            let asked = witnessed.entry(id.slot).or_default();
+            asked.push(Witnessed { topic, ending: None });
+            asked.len() - 1
+        };
+        let witness = move |ending: &Ending| {
+            let asked = &mut witnessed.borrow_mut();
+            asked.get_mut(&id.slot).expect("it has asked")[index].ending = Some(*ending);
+        };
+        Called { topic, witness: Some(Box::new(witness)), answer: self.at(id, plan.timing, next) }
     }
 
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {
@@ -720,16 +747,29 @@ pub enum Disturbance {
     Cut,
 }
 
-/// Checks what a peer heard.
-pub fn check(seed: u64, says: &[u8], sent: &[u8], end: Option<End>, disturbance: Disturbance) {
+/// What a peer heard.
+#[derive(Default)]
+pub struct Heard {
+    /// Answers that are whole, and how long they are. Bytes.
+    answers: Vec<(Status, usize)>,
+    /// What there is of one behind them. Bytes.
+    rest_len: usize,
+}
+
+/// Checks what a peer heard, and says what it was.
+pub fn check(seed: u64, says: &[u8], sent: &[u8], end: Option<End>, disturbance: Disturbance) -> Heard {
     let mut rest = sent;
     let answers = expected(seed, says);
     let mut is_over = false;
+    let mut heard = Heard::default();
     for (index, answer) in answers.iter().enumerate() {
-        let is_whole = !rest.is_empty() && take(&mut rest, answer, index, &mut is_over);
-        if is_whole {
+        if !rest.is_empty()
+            && let Some(whole) = take(&mut rest, answer, index, &mut is_over)
+        {
+            heard.answers.push(whole);
             continue;
         }
+        heard.rest_len = rest.len();
         match disturbance {
             Disturbance::Cut => {}
             Disturbance::Drained if rest.is_empty() => {}
@@ -749,37 +789,38 @@ pub fn check(seed: u64, says: &[u8], sent: &[u8], end: Option<End>, disturbance:
                 assert_eq!(end, Some(End::Orderly));
             }
         }
-        return;
+        return heard;
     }
     assert!(rest.is_empty(), "{} bytes after the last answer", rest.len());
     if disturbance == Disturbance::Nothing {
         assert_eq!(end, Some(End::Orderly));
     }
+    heard
 }
 
-/// Takes an answer from the start of `rest`; false when it is not whole, and then `rest` is what there is of it.
-fn take(rest: &mut &[u8], answer: &Expected, index: usize, is_over: &mut bool) -> bool {
+/// Takes an answer from the start of `rest`, and says how long it was; none when it is not whole, and then `rest` is what there is of it.
+fn take(rest: &mut &[u8], answer: &Expected, index: usize, is_over: &mut bool) -> Option<(Status, usize)> {
     assert!(!*is_over, "answer {index} after the last one");
     if answer.is_awaited {
         let Some(after) = rest.strip_prefix(CONTINUE) else {
             assert!(CONTINUE.starts_with(rest), "answer {index} comes before the body");
-            return false;
+            return None;
         };
         *rest = after;
     }
     let answers = std::iter::successors(Some(answer), |answer| answer.otherwise.as_deref());
     for (answer, head) in answers.flat_map(|answer| answer.heads().map(move |head| (answer, head))) {
         if rest.len() < head.len() && head.starts_with(rest) {
-            return false;
+            return None;
         }
         let Some(sent) = rest.strip_prefix(&head[..]) else { continue };
         let (body, sent_len) = answer.decode(sent);
         assert!(answer.body.starts_with(&body), "answer {index} has other bytes");
         // Only the reset tells that one without bounds is not whole.
         if answer.breaks && answer.bounds == Bounds::Close {
-            return false;
+            return None;
         }
-        let Some(sent_len) = sent_len else { return false };
+        let sent_len = sent_len?;
         assert!(!answer.breaks, "answer {index} cannot be whole");
         assert_eq!(body.len(), answer.body.len(), "answer {index} has another length");
         *is_over = memchr::memmem::find(&head, b"Connection: close").is_some();
@@ -788,7 +829,7 @@ fn take(rest: &mut &[u8], answer: &Expected, index: usize, is_over: &mut bool) -
             "answer {index} does not say that it ends like that"
         );
         *rest = &sent[sent_len..];
-        return true;
+        return Some((answer.status, head.len() + sent_len));
     }
     panic!("answer {index} has another head: {}", rest[..rest.len().min(300)].escape_ascii());
 }
@@ -799,6 +840,7 @@ pub struct World {
     pub sim: Sim,
     /// Where buffers come from.
     pub pool: Pool,
+    ledger: Ledger,
     seed: u64,
     random: Random,
     planner: Planner,
@@ -832,10 +874,13 @@ impl World {
             looking: Vec::new(),
             creator: sim.creator(),
             lazy: Vec::new(),
+            witnessed: Rc::default(),
         };
+        let ledger = Ledger::new(Arc::default(), sim.time().instant);
         Self {
             sim,
             pool: Pool::default(),
+            ledger,
             seed,
             random: Random(seed ^ 2),
             planner,
@@ -878,6 +923,7 @@ impl World {
             service: &mut self.planner,
             submissions: &mut self.submissions,
             pool: &mut self.pool,
+            ledger: &mut self.ledger,
             date: DATE,
             now_s: self.now_s,
             sendfile_len_max: SENDFILE_LEN_MAX,
@@ -942,7 +988,8 @@ impl World {
         for submission in self.submissions.drain(..) {
             self.sim.submit(submission);
         }
-        self.sim.wait(None).expect("a simulation does not fail");
+        let waited_since = self.sim.wait(None).expect("a simulation does not fail");
+        self.ledger.turn(waited_since, self.sim.time().instant, self.sim.take_traffic());
         while let Some(Completion { token, outcome }) = self.sim.next_completion() {
             let Token::Connection(id, purpose) = token else { panic!("{token:?} was not asked for") };
             let Some(connection) = self.connections.get_mut(&id.slot) else {
@@ -952,6 +999,7 @@ impl World {
                 service: &mut self.planner,
                 submissions: &mut self.submissions,
                 pool: &mut self.pool,
+                ledger: &mut self.ledger,
                 date: DATE,
                 now_s: self.now_s,
                 sendfile_len_max: SENDFILE_LEN_MAX,
@@ -984,6 +1032,7 @@ impl World {
             service: &mut self.planner,
             submissions: &mut self.submissions,
             pool: &mut self.pool,
+            ledger: &mut self.ledger,
             date: DATE,
             now_s: self.now_s,
             sendfile_len_max: SENDFILE_LEN_MAX,
@@ -996,7 +1045,7 @@ impl World {
         if self.connections.get(&slot).is_some_and(Connection::is_closed)
             && let Some(connection) = self.connections.remove(&slot)
         {
-            connection.bury(&mut self.pool);
+            connection.bury(&mut self.pool, &self.ledger);
         }
     }
 
@@ -1051,6 +1100,7 @@ impl World {
     /// Time passes.
     pub fn pass(&mut self, seconds: u64) {
         self.now_s += seconds;
+        self.sim.pass(seconds);
         let slots: Vec<_> = self.connections.keys().copied().collect();
         for slot in slots {
             self.with(slot, Connection::tick);
@@ -1069,9 +1119,9 @@ impl World {
     /// A connection is ended at once.
     pub fn terminate(&mut self, index: usize) {
         self.disturb(index, Disturbance::Cut);
-        let parting = if self.random.chance(50) { Parting::Reset } else { Parting::Orderly };
+        let farewell = if self.random.chance(50) { Farewell::Reset } else { Farewell::Evicted };
         let slot = u32::try_from(index).unwrap_or(u32::MAX);
-        self.with(slot, |connection, context| connection.terminate(parting, context));
+        self.with(slot, |connection, context| connection.terminate(farewell, context));
     }
 
     fn disturb(&mut self, index: usize, disturbance: Disturbance) {
@@ -1117,12 +1167,94 @@ impl World {
         for submission in self.submissions.drain(..) {
             self.sim.submit(submission);
         }
+        let witnessed = self.planner.witnessed.take();
         drop(self.planner);
         self.sim.assert_at_rest();
+        // What is handed to the kernel last is seen when the turn ends.
+        self.ledger.turn(self.sim.time().instant, self.sim.time().instant, self.sim.take_traffic());
+        let mut heard = Vec::new();
         for (index, (says, disturbance)) in self.peers.iter().enumerate() {
             let socket = self.sim.socket(index);
-            check(self.seed, says, socket.sent(), socket.end(), *disturbance);
+            heard.push(check(self.seed, says, socket.sent(), socket.end(), *disturbance));
+            let asked = witnessed.get(&u32::try_from(index).unwrap_or(u32::MAX));
+            check_endings(asked.map_or(&[], Vec::as_slice), &heard[index], *disturbance);
         }
+        check_figures(&self.ledger, &self.sim, &self.peers, &heard, &witnessed);
+    }
+}
+
+/// Checks what the witnesses of a connection's requests were told.
+fn check_endings(asked: &[Witnessed], heard: &Heard, disturbance: Disturbance) {
+    let is_cut = disturbance == Disturbance::Cut;
+    for (index, Witnessed { ending, .. }) in asked.iter().enumerate() {
+        let ending = ending.expect("each is told once");
+        match (heard.answers.get(index), ending.status) {
+            (Some(&(status, len)), _) => {
+                assert_eq!((ending.status, ending.sent_len_bytes), (Some(status), len as u64));
+                // Perhaps the last byte was taken when it was given up.
+                assert!(ending.is_whole || is_cut, "{ending:?} of a whole answer");
+            }
+            (None, None) => assert_eq!((ending.sent_len_bytes, ending.is_whole), (0, false)),
+            // It was put behind others, and went as far as they did.
+            (None, Some(_)) if ending.is_whole => assert!(is_cut, "{ending:?} was not heard"),
+            (None, Some(_)) => {
+                let is_next = index == heard.answers.len();
+                assert_eq!(ending.sent_len_bytes, if is_next { heard.rest_len as u64 } else { 0 });
+            }
+        }
+    }
+}
+
+/// Checks what was counted: against what peers have heard, and what witnesses were told.
+fn check_figures(
+    ledger: &Ledger,
+    sim: &Sim,
+    peers: &[(Vec<u8>, Disturbance)],
+    heard: &[Heard],
+    witnessed: &BTreeMap<u32, Vec<Witnessed>>,
+) {
+    let figures = ledger.figures();
+    figures.assert_at_rest();
+    assert_eq!(figures.opened.get(), peers.len() as u64);
+    let is_cut = peers.iter().any(|(_, disturbance)| *disturbance == Disturbance::Cut);
+    let is_equal = |counted: u64, heard: u64| if is_cut { counted >= heard } else { counted == heard };
+
+    let sent_len: u64 = sim.sockets().iter().map(|socket| socket.sent().len() as u64).sum();
+    assert_eq!(figures.sends.iter().map(|way| way.sent_bytes.get()).sum::<u64>(), sent_len);
+    let answers_len: u64 = figures.topics.iter().map(|topic| topic.sent_bytes.get()).sum();
+    assert!(is_equal(answers_len, sent_len), "{answers_len} bytes of answers in {sent_len}");
+
+    let asked = || witnessed.values().flatten();
+    for status in Status::ALL {
+        let counted = |topic: Topic| figures.topics[usize::from(topic.0)].statuses[status.index()].get();
+        for topic in [GET, PUT] {
+            let is_it = |asked: &&Witnessed| {
+                asked.topic == topic && asked.ending.is_some_and(|ending| ending.status == Some(status))
+            };
+            assert_eq!(counted(topic), asked().filter(is_it).count() as u64, "{status:?} of {topic:?}");
+        }
+        // What is answered without having been asked of the service is no request.
+        let refused = heard.iter().enumerate().flat_map(|(index, heard)| {
+            let asked = witnessed.get(&u32::try_from(index).unwrap_or(u32::MAX)).map_or(0, Vec::len);
+            heard.answers.iter().skip(asked).filter(|(heard, _)| *heard == status)
+        });
+        assert!(is_equal(counted(Topic::MALFORMED), refused.count() as u64), "{status:?} of no request");
+    }
+    let malformed = total(&figures.topics[usize::from(Topic::MALFORMED.0)].statuses);
+    assert_eq!(figures.begun.get(), malformed + asked().count() as u64);
+
+    let truncated = asked().filter_map(|asked| asked.ending);
+    let truncated = truncated.filter(|ending| ending.status.is_some() && !ending.is_whole).count() as u64;
+    assert_eq!(total(&figures.truncated), truncated);
+    let closed = |farewell: Farewell| figures.closed[farewell as usize].get();
+    assert_eq!(figures.truncated[Truncation::Body as usize].get(), closed(Farewell::BrokenBody));
+    if !is_cut {
+        // Nothing but a body that is broken ends anything early then.
+        assert_eq!(closed(Farewell::BrokenBody), truncated);
+        let resets = sim.sockets().iter().filter(|socket| socket.end() == Some(End::Reset)).count();
+        assert_eq!(closed(Farewell::BrokenBody), resets as u64);
+        let others = [Farewell::Reset, Farewell::Slow, Farewell::Evicted];
+        assert_eq!(others.map(closed), [0; 3]);
     }
 }
 
