@@ -352,6 +352,20 @@ pub const REFUSALS_LOGGED_MAX: u32 = 10;
 pub const LOGGED_ALIKE_MAX: u32 = 60;
 /// How long that is.
 pub const LOG_WINDOW: Duration = Duration::from_mins(1);
+/// Longest value that goes to the journal; the rest is cut off. Bytes.
+pub const JOURNAL_FIELD_LEN_MAX: usize = 8 * 1024;
+/// A line that has more fields than this goes to the journal without the rest of them: all of it has to fit into a datagram, of which a
+/// socket takes 200 KiB. Bytes.
+pub const JOURNAL_FIELDS_LEN_MAX: usize = 64 * 1024;
+/// Lines of the access log that wait to be written; what does not fit is counted and left out. Half a second of 8000 requests a second,
+/// or 40 ms of 100 000. Some 600 KiB, and 9 MiB of the longest lines.
+pub const ACCESS_QUEUE_MAX: usize = 4096;
+/// Lines of the access log are written together that come within this time, so that no worker has to wake their thread more often.
+pub const ACCESS_GATHER: Duration = Duration::from_millis(10);
+/// Longest target, and longest user agent, in the access log; the rest is cut off. Bytes.
+pub const ACCESS_TEXT_LEN_MAX: usize = 1024;
+/// How long the process waits at its end for the access log to be written.
+pub const ACCESS_FLUSH_WAIT: Duration = Duration::from_secs(2);
 /// Most that is said of a panic before the process ends: what a pipe takes at once (PIPE_BUF), so that nobody who does not read it keeps
 /// the process from ending. Bytes.
 pub const LAST_WORDS_LEN_MAX: usize = 4096;

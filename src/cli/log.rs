@@ -1,26 +1,53 @@
-//! The log: on stderr, and only so much of it that whoever can connect cannot fill a disk with it.
+//! The log: on standard error or in the journal, and only so much of it that whoever can connect cannot fill a disk with it.
+//!
+//! What is logged goes through a filter, which SIGHUP can change, then past the bound on repeats, and then to one of the formats. Lines of
+//! the access log ([`ACCESS_TARGET`]) are neither filtered nor bounded: of which requests there is one is a setting of its own.
+
+mod journal;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::io::{self, IsTerminal as _};
+use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tracing::callsite::Identifier;
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt::format::{Format, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
+use rustix::fs::fstat;
+use tracing::callsite::{DefaultCallsite, Identifier};
+use tracing::field::FieldSet;
+use tracing::metadata::Kind;
+use tracing::{Event, Level, Metadata, Subscriber, info, warn};
+use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::layer::{Context, Layer, Layered, SubscriberExt as _};
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
+use self::journal::Journal;
 use crate::limits::{LOG_WINDOW, LOGGED_ALIKE_MAX};
+use crate::server::access_log::TARGET as ACCESS_TARGET;
+use crate::server::figures::{LogFigures, Severity};
+use crate::tally::Tally as _;
+
+/// Where the journal takes messages (systemd.journal-fields(7)).
+const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
+
+/// The filter that is asked for in the environment, as most programs that log this way have it.
+const LEVEL_VARIABLE: &str = "RUST_LOG";
 
 /// What is logged: a level, or a filter as `RUST_LOG` has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLevel(String);
+
+/// The text is no [`LogLevel`].
+#[derive(Debug, thiserror::Error)]
+pub enum LogLevelError {
+    /// A word that is no level: a filter would take it for a part of the program, and log nothing else.
+    #[error("expected error, warn, info, debug, trace, or a filter such as info,narwire::ring=debug")]
+    NoLevel,
+    /// See its cause.
+    #[error("not a filter such as info,narwire::ring=debug: {0}")]
+    NoFilter(#[from] ParseError),
+}
 
 /// How it is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,11 +74,23 @@ impl Default for LogLevel {
     }
 }
 
-impl FromStr for LogLevel {
-    type Err = ParseError;
+impl LogLevel {
+    fn filter(&self) -> Result<EnvFilter, ParseError> {
+        EnvFilter::try_new(format!("{},{ACCESS_TARGET}=info", self.0))
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        EnvFilter::try_new(text).map(|_| Self(text.to_owned()))
+impl FromStr for LogLevel {
+    type Err = LogLevelError;
+
+    fn from_str(text: &str) -> Result<Self, LogLevelError> {
+        let is_level_or_more = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+        if !text.split(',').all(is_level_or_more) {
+            return Err(LogLevelError::NoLevel);
+        }
+        let level = Self(text.to_owned());
+        level.filter()?;
+        Ok(level)
     }
 }
 
@@ -69,26 +108,103 @@ impl FromStr for LogFormat {
     }
 }
 
-/// From now on what is logged goes to stderr, as far as `filter` (`RUST_LOG`) lets it.
-pub fn start(filter: Option<OsString>) {
-    let filter = filter.and_then(|filter| filter.into_string().ok()).unwrap_or_else(|| "info".to_owned());
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        // It would be said where nothing could be written, and end the process.
-        .log_internal_errors(false)
-        .event_format(Bounded::default())
-        .init();
+/// The log of this process.
+#[derive(Debug)]
+pub struct Log {
+    filter: reload::Handle<EnvFilter, Registry>,
+    level: LogLevel,
+    /// Whether the environment says what is logged.
+    is_fixed: bool,
+    figures: Arc<LogFigures>,
 }
 
-/// Writes lines as usual, and of each place in the program no more than [`LOGGED_ALIKE_MAX`] in a [`LOG_WINDOW`]: a fault of the disk is
-/// logged for each request that meets it. What somebody asked for with `RUST_LOG`, the levels below `info`, is not counted.
-#[derive(Default)]
-struct Bounded {
-    format: Format,
+impl Log {
+    /// From now on what is logged goes where `format` says, as far as the environment or else `level` lets it.
+    pub fn start(variable: impl Fn(&str) -> Option<OsString>, level: &LogLevel, format: LogFormat) -> Self {
+        let asked = variable(LEVEL_VARIABLE).filter(|value| !value.is_empty());
+        // Of a filter that is no filter what can be understood is in force.
+        let fixed =
+            asked.map(|text| EnvFilter::new(format!("{},{ACCESS_TARGET}=info", text.to_string_lossy())));
+        let is_fixed = fixed.is_some();
+        let filter = fixed.or_else(|| level.filter().ok()).unwrap_or_else(|| EnvFilter::new("info"));
+        let (filter, handle) = reload::Layer::new(filter);
+        let figures = Arc::<LogFigures>::default();
+        let is_to_journal = match format {
+            LogFormat::Auto => is_journal(&io::stderr(), variable("JOURNAL_STREAM")),
+            LogFormat::Journald => true,
+            LogFormat::Human | LogFormat::Json => false,
+        };
+        let journal = is_to_journal.then(|| Journal::connect(Path::new(JOURNAL_SOCKET)));
+        let (layer, failure): (Format, _) = match (format, journal) {
+            (_, Some(Ok(journal))) => (Box::new(journal), None),
+            (LogFormat::Json, _) => (Box::new(json(io::stderr)), None),
+            (_, journal) => (Box::new(human(io::stderr)), journal.and_then(Result::err)),
+        };
+        let bounded = Bounded { format: layer, windows: Mutex::default(), figures: Arc::clone(&figures) };
+        // There is one log in a process; a second one would be a test's.
+        let _ = tracing::subscriber::set_global_default(Registry::default().with(filter).with(bounded));
+        if let Some(error) = failure {
+            warn!(
+                "the journal cannot be reached at {JOURNAL_SOCKET} ({error}); what is logged goes to standard error"
+            );
+        }
+        Self { filter: handle, level: level.clone(), is_fixed, figures }
+    }
+
+    /// What is counted of it.
+    pub fn figures(&self) -> &Arc<LogFigures> {
+        &self.figures
+    }
+
+    /// From now on this is logged, unless the environment says what is.
+    pub fn change(&mut self, level: &LogLevel) {
+        if *level == self.level {
+            return;
+        }
+        self.level = level.clone();
+        if self.is_fixed {
+            info!("{LEVEL_VARIABLE} stays in force, and not log-level");
+        } else if let Ok(filter) = level.filter() {
+            // It is there for as long as the process is.
+            let _ = self.filter.reload(filter);
+        }
+    }
+}
+
+/// Whether the journal is what `stream` leads to: `variable`, which is JOURNAL_STREAM, names device and inode then (systemd.exec(5)).
+fn is_journal(stream: &impl std::os::fd::AsFd, variable: Option<OsString>) -> bool {
+    let Some(variable) = variable.and_then(|value| value.into_string().ok()) else { return false };
+    fstat(stream).is_ok_and(|status| variable == format!("{}:{}", status.st_dev, status.st_ino))
+}
+
+/// What formats stand upon.
+type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
+/// A format, and where it writes to.
+type Format = Box<dyn Layer<Filtered> + Send + Sync>;
+
+fn human<W>(writer: W) -> impl Layer<Filtered> + Send + Sync
+where
+    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
+    // An error would be said where nothing could be written, and end the process.
+    fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal()).log_internal_errors(false)
+}
+
+fn json<W>(writer: W) -> impl Layer<Filtered> + Send + Sync
+where
+    W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = fmt::layer().with_writer(writer).with_ansi(false).log_internal_errors(false);
+    layer.json().flatten_event(true).with_current_span(false).with_span_list(false)
+}
+
+/// Lets through, of each place in the program, no more than [`LOGGED_ALIKE_MAX`] lines in a [`LOG_WINDOW`]: a fault of the disk is
+/// logged for each request that meets it. What somebody asked for, the levels below `info`, is not counted.
+struct Bounded<F> {
+    format: F,
     /// As many as there are places in the program, at most.
     windows: Mutex<HashMap<Identifier, Window>>,
+    figures: Arc<LogFigures>,
 }
 
 /// What was logged at one place lately.
@@ -137,39 +253,63 @@ impl Window {
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Bounded
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+impl<F> Bounded<F> {
+    fn turn(&self, place: Identifier) -> Turn {
+        let now = Instant::now();
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.entry(place).or_insert_with(|| Window::new(now)).turn(now)
+    }
+}
+
+impl<S: Subscriber, F: Layer<S>> Layer<S> for Bounded<F> {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
-        let mut turn = Turn::Said;
-        if *metadata.level() <= Level::INFO {
-            let now = Instant::now();
-            let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-            turn = windows.entry(metadata.callsite()).or_insert_with(|| Window::new(now)).turn(now);
+        let severity = match *metadata.level() {
+            Level::ERROR => Severity::Error,
+            Level::WARN => Severity::Warning,
+            Level::INFO => Severity::Information,
+            _ => return self.format.on_event(event, context),
+        };
+        if metadata.target() == ACCESS_TARGET {
+            self.figures.access_lines.add(1);
+            return self.format.on_event(event, context);
         }
+        let turn = self.turn(metadata.callsite());
         if turn == Turn::Unsaid {
-            return Ok(());
+            return;
         }
-        self.format.format_event(context, writer.by_ref(), event)?;
-        let window_s = LOG_WINDOW.as_secs();
-        match turn {
-            Turn::Said | Turn::Unsaid => Ok(()),
-            Turn::SaidLast => {
-                writeln!(writer, "  (more lines like this one are left out for {window_s} s at most)")
-            }
-            Turn::SaidAgain(unsaid) => {
-                writeln!(writer, "  ({unsaid} lines like this one were left out before)")
-            }
+        self.figures.lines[severity as usize].add(1);
+        let place = || format!("{}:{}", metadata.target(), metadata.line().unwrap_or_default());
+        if let Turn::SaidAgain(unsaid) = turn {
+            note(&self.format, context.clone(), &format_args!("{unsaid} lines of {} were left out", place()));
+        }
+        self.format.on_event(event, context.clone());
+        if turn == Turn::SaidLast {
+            let window_s = LOG_WINDOW.as_secs();
+            let text = format_args!("more lines of {} are left out for {window_s} s at most", place());
+            note(&self.format, context, &text);
         }
     }
+}
+
+static NOTE: DefaultCallsite = DefaultCallsite::new(&NOTE_METADATA);
+static NOTE_METADATA: Metadata<'static> = Metadata::new(
+    "note",
+    "narwire::log",
+    Level::WARN,
+    None,
+    None,
+    None,
+    FieldSet::new(&["message"], Identifier(&NOTE)),
+    Kind::EVENT,
+);
+
+/// Says something of the log itself, past filter and bound.
+fn note<S: Subscriber>(format: &impl Layer<S>, context: Context<'_, S>, text: &std::fmt::Arguments<'_>) {
+    let fields = NOTE_METADATA.fields();
+    let Some(message) = fields.field("message") else { return };
+    let values = [(&message, Some(text as &dyn tracing::Value))];
+    format.on_event(&Event::new(&NOTE_METADATA, &fields.value_set(&values)), context);
 }
 
 #[cfg(test)]

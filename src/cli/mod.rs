@@ -37,6 +37,7 @@ use environment::{Environment, EnvironmentError};
 use file::FileError;
 use key::KeyGenerateError;
 use load::LoadError;
+use log::{Log, LogFormat, LogLevel};
 use scrub::ScrubError;
 use settings::{Settings, SettingsError};
 use token::{Printed, TokenCommandError};
@@ -151,8 +152,8 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
             print(&result)
         }
         Command::Demo(arguments) => {
-            log::start(variable("RUST_LOG"));
-            demo::run(&arguments, Arc::default(), load::cores())
+            let log = Log::start(variable, &LogLevel::default(), LogFormat::default());
+            demo::run(&arguments, Arc::clone(log.figures()), load::cores())
         }
         Command::Completions(arguments) => print(&completions::script(arguments.shell)),
         Command::Man(arguments) => Ok(man::write(&arguments, variable("SOURCE_DATE_EPOCH"))?),
@@ -160,22 +161,24 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
 }
 
 fn serve(arguments: &ServeArguments, variable: impl Fn(&str) -> Option<OsString>) -> Result<(), Failure> {
-    log::start(variable("RUST_LOG"));
     let started = settings(arguments.clone(), &variable)?;
+    let mut log = Log::start(&variable, &started.log_level, started.log_format);
     plan_fault(&started)?;
     let config = load::load(started.clone(), load::cores())?;
     let has_store = config.sources.iter().any(|source| matches!(source, SourceConfig::Store(_)));
     let could_cache = has_store && config.nar_cache.is_none();
     let mut in_force = started.clone();
+    let figures = Arc::clone(log.figures());
     let read_again = || {
         let rules = rules_again(&mut in_force, &started, || settings(arguments.clone(), &variable));
+        log.change(&in_force.log_level);
         let hint = |failure| match started.sandbox {
             SandboxMode::On | SandboxMode::Require if is_denied(&failure) => format!("{failure}; {DENIED}"),
             _ => failure.to_string(),
         };
         rules.map_err(hint)
     };
-    let result = server::run(config, Arc::default(), read_again, |listeners| {
+    let result = server::run(config, figures, read_again, |listeners| {
         announce(listeners);
         if could_cache {
             info!("{HINT}");

@@ -42,6 +42,19 @@ impl Method {
             _ => Self::Other,
         }
     }
+
+    /// Its name, as far as it is known.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Put => "PUT",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            Self::Options => "OPTIONS",
+            Self::Other => "OTHER",
+        }
+    }
 }
 
 /// The protocol version of a request. A later minor version is served as HTTP/1.1 (RFC 9110 section 2.5).

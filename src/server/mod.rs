@@ -5,6 +5,7 @@
 //! a path is a [`known_path`]. What is [`uploads`]' business goes into one of the directories.
 
 pub mod access;
+pub mod access_log;
 pub mod config;
 pub mod directory;
 mod encoder;
@@ -46,6 +47,7 @@ use anyhow::Context as _;
 use rustix::fs::{Mode, OFlags};
 use tracing::{error, info, warn};
 
+use self::access_log::Records;
 use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
 use self::directory::Directory;
 use self::figures::{LogFigures, NodeFigures, WorkerFigures};
@@ -63,7 +65,9 @@ use self::request::{Message, Terms};
 use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
-use crate::limits::{ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, TEXT_THREADS, WALK_NICE, WALK_THREADS};
+use crate::limits::{
+    ACCESS_FLUSH_WAIT, ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, TEXT_THREADS, WALK_NICE, WALK_THREADS,
+};
 use crate::ring::admission::Admission;
 use crate::ring::capability::{Capabilities, ProbeError};
 use crate::ring::descriptor::Descriptor;
@@ -122,6 +126,7 @@ struct Server {
     mailboxes: Vec<Mailbox<reactor::Message<Message>>>,
     pulses: Arc<[AtomicU64]>,
     events: Receiver<Event>,
+    access_log_ended: Receiver<()>,
     origins: Arc<Vec<Origin>>,
     uploads: Option<Arc<SharedUploads>>,
     ground: Ground,
@@ -168,6 +173,7 @@ impl Server {
             texts: Plane::start("text", TEXT_THREADS, WALK_NICE).context("cannot start threads")?,
             encodes: Plane::start("encode", ENCODE_THREADS, ENCODE_NICE).context("cannot start threads")?,
         };
+        let (records, access_log_ended) = access_log::start().context("cannot start threads")?;
         let (sender, events) = mpsc::channel();
         // Before anybody is answered: whoever was may send one, and it would end the process.
         let of_signals = sender.clone();
@@ -199,6 +205,7 @@ impl Server {
                     figures: Arc::clone(&figures[index].ring),
                 },
                 figures: Arc::clone(&figures[index].node),
+                records: records.clone(),
                 origins: Arc::clone(&origins),
                 terms: Arc::clone(&terms),
                 overview: Arc::clone(&overview),
@@ -238,7 +245,17 @@ impl Server {
             "serving"
         );
         let drain_timeout = config.rules.drain_timeout;
-        Ok(Self { listeners, mailboxes, pulses, events, origins, uploads, ground, drain_timeout })
+        Ok(Self {
+            listeners,
+            mailboxes,
+            pulses,
+            events,
+            access_log_ended,
+            origins,
+            uploads,
+            ground,
+            drain_timeout,
+        })
     }
 
     /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
@@ -295,6 +312,8 @@ impl Server {
                 }
             }
         }
+        // With the workers went all who could add to it.
+        let _ = self.access_log_ended.recv_timeout(ACCESS_FLUSH_WAIT);
         Ok(())
     }
 
@@ -347,6 +366,7 @@ struct Seed {
     listeners: Vec<OwnedFd>,
     peers: Peers<Message>,
     figures: Arc<NodeFigures>,
+    records: Records,
     origins: Arc<Vec<Origin>>,
     terms: Arc<Terms>,
     overview: Arc<Overview>,
@@ -376,8 +396,8 @@ impl Seed {
             .map(|origin| origin.source(&self.planes, &mailbox))
             .collect::<Result<_, _>>()?;
         let uploads = self.uploads.map(|shared| Uploads::new(shared, mailbox.clone()));
-        let (planes, figures) = (self.planes, self.figures);
-        let means = Means { planes, mailbox, figures, is_first: self.index == 0 };
+        let Self { planes, figures, records, .. } = self;
+        let means = Means { planes, mailbox, figures, records, is_first: self.index == 0 };
         let node = CacheNode::new(sources, self.terms, self.overview, uploads, means);
         let driver = Uring::new(self.capabilities).map_err(|error| ProbeError::setup(&error))?;
         Reactor::new(driver, node, self.inbox, self.listeners, self.peers).context("cannot set up a worker")

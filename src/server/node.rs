@@ -11,6 +11,7 @@ use memchr::memmem;
 use rustix::io::Errno;
 
 use super::access::{Access, Scope};
+use super::access_log::{Recorder, Records};
 use super::directory::{CacheInfoReader, Directory};
 use super::figures::{LogFigures, NodeFigures};
 use super::layouts::WalkNews;
@@ -43,6 +44,7 @@ pub struct CacheNode {
     terms: Arc<Terms>,
     overview: Arc<Overview>,
     access: Access,
+    recorder: Recorder,
     /// None where nothing is written to.
     uploads: Option<Uploads>,
     means: Means,
@@ -56,6 +58,8 @@ pub struct Means {
     pub mailbox: Mailbox<reactor::Message<Message>>,
     /// What it counts.
     pub figures: Arc<NodeFigures>,
+    /// Where it puts what goes into the access log.
+    pub records: Records,
     /// Says whether this worker looks after what all share.
     pub is_first: bool,
 }
@@ -104,7 +108,9 @@ impl CacheNode {
         means: Means,
     ) -> Self {
         let access = Access::new(terms.access.clone(), terms.proxies.clone());
-        Self { sources, pending: HashMap::new(), terms, overview, access, uploads, means }
+        let (records, figures) = (means.records.clone(), Arc::clone(&means.figures));
+        let recorder = Recorder::new(terms.access_log, records, figures);
+        Self { sources, pending: HashMap::new(), terms, overview, access, recorder, uploads, means }
     }
 
     /// Answers a request that would change something.
@@ -325,9 +331,10 @@ impl Service for CacheNode {
     fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called {
         let route = Route::parse(request.target);
         let topic = Subject::of(request.method, &route).topic();
+        let witness = self.recorder.witness(caller, request, &self.terms.proxies);
         let mut answer = self.respond(caller, request, route);
         self.seal(&mut answer);
-        Called { topic, witness: None, answer }
+        Called { topic, witness, answer }
     }
 
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {
@@ -410,6 +417,7 @@ impl Node for CacheNode {
             }
             Message::Terms(terms) => {
                 self.access.change(terms.access.clone(), terms.proxies.clone());
+                self.recorder.change(terms.access_log);
                 self.terms = terms;
             }
         }
@@ -481,6 +489,7 @@ mod tests {
     use crate::ring::inbox::inbox;
     use crate::ring::reactor::{Peers, Reactor};
     use crate::ring::uring::Uring;
+    use crate::server::access_log;
     use crate::server::config::{AccessConfig, AccessLog};
     use crate::server::nar_cache::NarCache;
     use crate::server::page::index::Index;
@@ -518,7 +527,9 @@ mod tests {
         };
         let overview = Arc::new(Overview { stores: Vec::new(), metrics, log: Arc::default() });
         let sources = vec![Source::Store(Box::new(store))];
-        let means = Means { planes, mailbox: mailbox.clone(), figures: Arc::default(), is_first: false };
+        let (records, _) = access_log::queue(1);
+        let figures = Arc::default();
+        let means = Means { planes, mailbox: mailbox.clone(), figures, records, is_first: false };
         let node = CacheNode::new(sources, Arc::new(terms), overview, None, means);
         let peers = Peers {
             index: 0,

@@ -20,6 +20,7 @@ use std::sync::mpsc::Receiver;
 use self::ground::Ground;
 use self::oracle::{Ask, Ear, Item, Judge, Moment, Said, Talk, Troubles};
 
+use super::access_log;
 use super::config::{AccessConfig, AccessLog};
 use super::directory::Directory;
 use super::layouts::Layouts;
@@ -379,12 +380,19 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     };
     let metrics = Metrics::new(None, None);
     let overview = Overview { stores: vec![Arc::clone(&shared)], metrics, log: Arc::default() };
+    let (records, _) = access_log::queue(1);
     let node = CacheNode::new(
         sources,
         Arc::new(terms),
         Arc::new(overview),
         Some(uploads),
-        Means { planes, mailbox: said_mailbox, figures: Arc::default(), is_first: random.chance(50) },
+        Means {
+            planes,
+            mailbox: said_mailbox,
+            figures: Arc::default(),
+            records,
+            is_first: random.chance(50),
+        },
     );
     let peers = Peers {
         index: 0,

@@ -1,0 +1,245 @@
+//! The access log: a line for each request, or for one in many, once it has ended.
+//!
+//! A worker never waits for it. It puts what it knows into a queue, and counts what does not fit; a thread makes lines of it. Requests of
+//! which none is wanted cost one comparison. What a peer has sent is cut and cannot end a line or colour a terminal; no field of a
+//! request is logged but `User-Agent`, and of `X-Forwarded-For` the address.
+
+use std::io;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::{field, info};
+
+use super::config::AccessLog;
+use super::figures::NodeFigures;
+use super::proxy::TrustedProxies;
+use crate::codec::http::request::Request;
+use crate::codec::http::{Method, Status, Version};
+use crate::limits::{ACCESS_GATHER, ACCESS_QUEUE_MAX, ACCESS_TEXT_LEN_MAX};
+use crate::ring::service::{Caller, Ending, Witness};
+use crate::tally::Tally as _;
+
+/// What lines of the access log are told from others by.
+pub const TARGET: &str = "access";
+
+/// What is logged as the status of a request whose client went before it was answered, as nginx does.
+const STATUS_GONE: u16 = 499;
+
+/// Where all workers put what is to be logged.
+#[derive(Clone, Debug)]
+pub struct Records(SyncSender<Record>);
+
+/// Decides of which requests of one worker there is a line.
+#[derive(Debug)]
+pub struct Recorder {
+    rule: AccessLog,
+    /// Requests since the last of which there is one.
+    passed: u32,
+    desk: Rc<Desk>,
+}
+
+/// What each witness of a worker needs.
+#[derive(Debug)]
+struct Desk {
+    records: Records,
+    figures: Arc<NodeFigures>,
+}
+
+/// What is known of a request.
+#[derive(Debug)]
+pub struct Record {
+    method: Method,
+    version: Version,
+    target: Text,
+    user_agent: Option<Text>,
+    client: Option<IpAddr>,
+    proxy: Option<Proxy>,
+    began: Instant,
+    outcome: Outcome,
+}
+
+/// What a peer has sent, as far as it is logged.
+#[derive(Debug)]
+struct Text {
+    bytes: Box<[u8]>,
+    is_cut: bool,
+}
+
+/// Who has said who the client is.
+#[derive(Clone, Copy, Debug)]
+enum Proxy {
+    At(IpAddr),
+    /// On this machine.
+    UnixSocket,
+}
+
+/// How it has ended.
+#[derive(Debug, Default)]
+struct Outcome {
+    status: u16,
+    sent_len_bytes: u64,
+    took: Duration,
+    is_whole: bool,
+}
+
+/// A queue of so many records.
+pub fn queue(len_max: usize) -> (Records, Receiver<Record>) {
+    let (sender, receiver) = mpsc::sync_channel(len_max);
+    (Records(sender), receiver)
+}
+
+/// Starts the thread that makes lines of records. The receiver is hung up on once it has made the last one, when nobody can put more.
+pub fn start() -> io::Result<(Records, Receiver<()>)> {
+    let (records, queue) = queue(ACCESS_QUEUE_MAX);
+    let (alive, ended) = mpsc::sync_channel(0);
+    let write = move || {
+        while let Ok(first) = queue.recv() {
+            first.log();
+            thread::sleep(ACCESS_GATHER);
+            for record in queue.try_iter() {
+                record.log();
+            }
+        }
+        drop::<SyncSender<()>>(alive);
+    };
+    thread::Builder::new().name("access-log".to_owned()).spawn(write)?;
+    Ok((records, ended))
+}
+
+impl Recorder {
+    /// Has lines written by `rule`, and counts in `figures` those for which there is no room in `records`.
+    pub fn new(rule: AccessLog, records: Records, figures: Arc<NodeFigures>) -> Self {
+        Self { rule, passed: 0, desk: Rc::new(Desk { records, figures }) }
+    }
+
+    /// From now on this is in force.
+    pub fn change(&mut self, rule: AccessLog) {
+        self.rule = rule;
+    }
+
+    /// Who wants to know how this request ends, if there is to be a line of it.
+    pub fn witness(
+        &mut self,
+        caller: &Caller<'_>,
+        request: &Request<'_>,
+        proxies: &TrustedProxies,
+    ) -> Option<Witness> {
+        let AccessLog::OneIn(rarity) = self.rule else { return None };
+        self.is_next(rarity).then(|| {
+            // Of who has gone already nobody knows where it was.
+            let record = match caller.address() {
+                Ok(peer) => Record::of(request, peer, proxies),
+                Err(_) => Record::of_stranger(request),
+            };
+            self.desk.witness(record)
+        })
+    }
+
+    fn is_next(&mut self, rarity: NonZeroU32) -> bool {
+        self.passed = self.passed.saturating_add(1);
+        let is_next = self.passed >= rarity.get();
+        if is_next {
+            self.passed = 0;
+        }
+        is_next
+    }
+}
+
+impl Desk {
+    fn witness(self: &Rc<Self>, mut record: Record) -> Witness {
+        let desk = Rc::clone(self);
+        Box::new(move |ending| {
+            record.end(ending);
+            if desk.records.0.try_send(record).is_err() {
+                desk.figures.access_dropped.add(1);
+            }
+        })
+    }
+}
+
+impl Record {
+    fn of(request: &Request<'_>, peer: Option<IpAddr>, proxies: &TrustedProxies) -> Self {
+        let client = proxies.client_address(peer, request.x_forwarded_for);
+        let proxy = (client != peer).then(|| peer.map_or(Proxy::UnixSocket, Proxy::At));
+        Self { client, proxy, ..Self::of_stranger(request) }
+    }
+
+    fn of_stranger(request: &Request<'_>) -> Self {
+        Self {
+            method: request.method,
+            version: request.version,
+            target: Text::of(request.target),
+            user_agent: request.user_agent.map(Text::of),
+            client: None,
+            proxy: None,
+            began: Instant::now(),
+            outcome: Outcome::default(),
+        }
+    }
+
+    fn end(&mut self, ending: &Ending) {
+        self.outcome = Outcome {
+            status: ending.status.map_or(STATUS_GONE, Status::code),
+            sent_len_bytes: ending.sent_len_bytes,
+            took: self.began.elapsed(),
+            is_whole: ending.is_whole,
+        };
+    }
+
+    fn log(&self) {
+        let Outcome { status, sent_len_bytes, took, is_whole } = self.outcome;
+        #[expect(clippy::cast_precision_loss, reason = "exact for 285 years")]
+        let duration_ms = took.as_micros() as f64 / 1000.0;
+        let version = match self.version {
+            Version::Http10 => "1.0",
+            Version::Http11 => "1.1",
+        };
+        info!(
+            target: TARGET,
+            client = self.client.map(field::display),
+            method = %self.method.name(),
+            // JSON has a `target` already.
+            uri = %self.target.to_text(),
+            version = %version,
+            status,
+            bytes = sent_len_bytes,
+            duration_ms,
+            is_whole,
+            proxy = self.proxy.map(|proxy| match proxy {
+                Proxy::At(address) => field::display(address.to_string()),
+                Proxy::UnixSocket => field::display("unix".to_owned()),
+            }),
+            user_agent = self.user_agent.as_ref().map(Text::to_text).as_deref(),
+        );
+    }
+}
+
+impl Text {
+    fn of(bytes: &[u8]) -> Self {
+        let len = bytes.len().min(ACCESS_TEXT_LEN_MAX);
+        Self { bytes: bytes[..len].into(), is_cut: len < bytes.len() }
+    }
+
+    /// As it can be shown anywhere.
+    fn to_text(&self) -> String {
+        let mut text = String::from_utf8_lossy(&self.bytes).into_owned();
+        if !text.is_ascii() || text.bytes().any(|byte| byte.is_ascii_control()) {
+            text = text.replace(means_something_to_terminals, "\u{fffd}");
+        }
+        if self.is_cut {
+            text.push('…');
+        }
+        text
+    }
+}
+
+/// Whether this character does something where it is shown: begins a line or a command to the terminal, or turns the direction of others.
+fn means_something_to_terminals(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
