@@ -292,10 +292,12 @@ mod tests {
     use crate::ring::admission::Admission;
     use crate::ring::capability::Capabilities;
     use crate::ring::inbox::{Mailbox, inbox};
+    use crate::ring::ledger::{Farewell, Figures, Way};
     use crate::ring::op::OpenedFile;
     use crate::ring::reactor::{Message, Peers, Reactor};
     use crate::ring::service::{Answer, Called, Caller, Effects, Node, Reply};
     use crate::ring::uring::Uring;
+    use crate::tally::Tally as _;
 
     const ID: ConnectionId = ConnectionId { slot: 3, generation: 1 };
 
@@ -686,6 +688,8 @@ mod tests {
     fn answers(off: Capabilities, says: &[u8]) -> Vec<u8> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let figures = Arc::<Figures>::default();
+        let counted = Arc::clone(&figures);
         let worker = thread::spawn(move || {
             let (mailbox, inbox) = inbox().unwrap();
             let node = Taker {
@@ -699,7 +703,7 @@ mod tests {
                 admission: Admission::new(1, 8, None),
                 mailboxes: vec![mailbox],
                 pulses: Arc::from([AtomicU64::new(0)]),
-                figures: Arc::default(),
+                figures: counted,
             };
             let ring = Uring::new(Capabilities::probe(off).unwrap()).unwrap();
             Reactor::new(ring, node, inbox, vec![listener.into()], peers).unwrap().run().unwrap();
@@ -717,6 +721,13 @@ mod tests {
             socket.read_to_end(&mut answers).unwrap();
         });
         worker.join().unwrap();
+        figures.assert_at_rest();
+        let from_memory = &figures.sends[Way::Memory as usize];
+        assert_eq!(from_memory.sent_bytes.get(), answers.len() as u64);
+        let last =
+            [Farewell::LastAnswer, Farewell::Peer].map(|farewell| figures.closed[farewell as usize].get());
+        assert_eq!((figures.accepted.get(), last.iter().sum::<u64>()), (1, 1));
+        assert!(figures.completions.get() >= from_memory.count.get());
         answers
     }
 

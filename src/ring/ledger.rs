@@ -326,3 +326,123 @@ impl Ledger {
         &self.figures.topics[usize::from(account.topic.0)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+
+    const TOPIC: Topic = Topic(3);
+
+    /// A ledger, and the clock that it is told.
+    struct Bench {
+        ledger: Ledger,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self { ledger: Ledger::new(Arc::default(), now), now }
+        }
+
+        /// The turn has taken so many milliseconds, and then the worker waits for so many.
+        fn turn(&mut self, took_ms: u64, waits_ms: u64) {
+            let waited_since = self.now + Duration::from_millis(took_ms);
+            self.now = waited_since + Duration::from_millis(waits_ms);
+            self.ledger.turn(waited_since, self.now, Traffic::default());
+        }
+
+        fn topic(&self) -> &TopicFigures {
+            &self.ledger.figures.topics[usize::from(TOPIC.0)]
+        }
+    }
+
+    #[test]
+    fn what_is_asked_and_answered_within_a_turn_took_as_long_as_the_turn() {
+        let mut bench = Bench::new();
+        bench.turn(1, 100);
+        for _ in 0..3 {
+            let mut account = bench.ledger.begin(TOPIC, None);
+            bench.ledger.first_byte(&mut account);
+        }
+        assert_eq!(bench.topic().first_byte.read().count(), 0, "not before the turn has ended");
+        bench.turn(2, 100);
+        bench.turn(7, 100);
+        let observed = bench.topic().first_byte.read();
+        assert_eq!((observed.count(), observed.sum_ns), (3, 6_000_000));
+        assert_eq!(observed.classes[4], 3);
+        let turns = bench.ledger.figures.turns.read();
+        assert_eq!((turns.count(), turns.sum_ns), (3, 10_000_000), "waiting is no part of a turn");
+    }
+
+    #[test]
+    fn what_takes_several_turns_took_from_the_first_to_the_end_of_the_last() {
+        let mut bench = Bench::new();
+        let mut account = bench.ledger.begin(TOPIC, None);
+        bench.turn(1, 10);
+        bench.ledger.answered(&mut account, Status::Ok);
+        bench.ledger.first_byte(&mut account);
+        bench.turn(2, 40);
+        bench.ledger.first_byte(&mut account);
+        bench.ledger.went(&mut account, 100);
+        bench.turn(3, 50);
+        bench.ledger.went(&mut account, 20);
+        bench.ledger.streamed_whole(account);
+        let topic = bench.topic();
+        assert_eq!(topic.first_byte.read().sum_ns, 13_000_000);
+        assert_eq!(topic.transfer.read().sum_ns, 95_000_000);
+        assert_eq!((topic.first_byte.read().count(), topic.transfer.read().count()), (1, 1));
+        assert_eq!(topic.sent_bytes.get(), 120);
+        bench.ledger.figures.assert_at_rest();
+    }
+
+    #[test]
+    fn a_witness_hears_how_it_ended_and_why_it_broke_off_is_counted() {
+        let bench = Bench::new();
+        let heard = Rc::new(RefCell::new(Vec::new()));
+        let begin = || {
+            let heard = Rc::clone(&heard);
+            bench.ledger.begin(TOPIC, Some(Box::new(move |ending: &Ending| heard.borrow_mut().push(*ending))))
+        };
+        bench.ledger.cut(begin(), Farewell::Reset);
+        for farewell in Farewell::ALL {
+            let mut account = begin();
+            bench.ledger.answered(&mut account, Status::PartialContent);
+            bench.ledger.went(&mut account, 7);
+            bench.ledger.cut(account, farewell);
+        }
+        let mut account = begin();
+        bench.ledger.answered(&mut account, Status::NotFound);
+        bench.ledger.answered_whole(account);
+
+        let unanswered = Ending { status: None, sent_len_bytes: 0, is_whole: false };
+        let broken = Ending { status: Some(Status::PartialContent), sent_len_bytes: 7, is_whole: false };
+        let whole = Ending { status: Some(Status::NotFound), sent_len_bytes: 0, is_whole: true };
+        let mut expected = vec![unanswered];
+        expected.extend([broken; Farewell::ALL.len()]);
+        expected.push(whole);
+        assert_eq!(heard.take(), expected);
+        let truncated = bench.ledger.figures.truncated.each_ref().map(OwnCount::get);
+        assert_eq!(truncated, [1, Farewell::ALL.len() as u64 - 2, 1]);
+        assert_eq!(bench.topic().statuses[Status::NotFound.index()].get(), 1);
+        assert_eq!(bench.ledger.figures.begun.get(), bench.ledger.figures.ended.get());
+    }
+
+    #[test]
+    fn a_turn_is_in_the_class_of_its_completions() {
+        let mut bench = Bench::new();
+        for (completions, class) in [(0, 0), (1, 0), (2, 1), (3, 2), (512, 9), (513, 10), (100_000, 10)] {
+            let before = bench.ledger.figures.batches[class].get();
+            let traffic = Traffic { submissions: 1, completions, has_overflowed: class == 10 };
+            bench.ledger.turn(bench.now, bench.now, traffic);
+            assert_eq!(bench.ledger.figures.batches[class].get(), before + 1, "{completions}");
+        }
+        let figures = bench.ledger.figures;
+        assert_eq!((figures.submissions.get(), figures.completions.get()), (7, 101_031));
+        assert_eq!(figures.overflows.get(), 2);
+    }
+}

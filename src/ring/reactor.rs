@@ -742,6 +742,17 @@ mod tests {
         fn end(&self, peer: usize) -> Option<End> {
             self.reactor.driver.socket(peer).end()
         }
+
+        fn figures(&self) -> &Figures {
+            &self.reactor.worker.peers.figures
+        }
+
+        /// The reasons why connections have ended, and how often each.
+        fn farewells(&self) -> Vec<(Farewell, u64)> {
+            let counts =
+                Farewell::ALL.map(|farewell| (farewell, self.figures().closed[farewell as usize].get()));
+            counts.into_iter().filter(|(_, count)| *count > 0).collect()
+        }
     }
 
     #[test]
@@ -760,6 +771,39 @@ mod tests {
             bench.pass(1);
         }
         assert_eq!(all.taken(), 3);
+        assert_eq!(bench.farewells(), [(Farewell::Evicted, 3)]);
+        let figures = bench.figures();
+        assert_eq!((figures.accepted.get(), figures.opened.get()), (6, 6));
+        assert_eq!(figures.limits[RingLimit::Connections as usize].get(), 3);
+    }
+
+    #[test]
+    fn each_connection_ends_for_one_reason() {
+        let ask = |target: &str, fields: &str| format!("GET {target} HTTP/1.1\r\nHost: here\r\n{fields}\r\n");
+        let long_len = usize::try_from(EXEMPT_BODY_LEN_MIN).unwrap();
+        let cases = [
+            (ask("/", ""), Ending::HalfClose, Reading::Eager, None, Farewell::Peer),
+            (ask("/long", ""), Ending::HalfClose, Reading::Eager, None, Farewell::Peer),
+            (ask("/", ""), Ending::Silence, Reading::Eager, None, Farewell::Idle),
+            (String::new(), Ending::Silence, Reading::Eager, None, Farewell::Idle),
+            (ask("/", "Connection: close\r\n"), Ending::Silence, Reading::Eager, None, Farewell::LastAnswer),
+            ("GET / HTTP/1.1\r\nHos".to_owned(), Ending::Silence, Reading::Eager, None, Farewell::Timeout),
+            ("what?\r\n\r\n".to_owned(), Ending::Silence, Reading::Eager, None, Farewell::Malformed),
+            (ask("/later", ""), Ending::Silence, Reading::Eager, Some(30), Farewell::Reset),
+            (ask("/long", ""), Ending::Silence, Reading::Slow(9_000), Some(long_len / 2), Farewell::Reset),
+            (ask("/long", ""), Ending::Silence, Reading::UpTo(1), None, Farewell::Slow),
+        ];
+        for (says, ending, reading, resets_at, farewell) in cases {
+            let mut bench = Bench::new(3);
+            let says = says.into_bytes();
+            bench.reactor.driver.dial(Peer { says, ending, reading, resets_at, is_polite: true });
+            bench.settle();
+            while bench.reactor.connection_count() > 0 {
+                bench.pass(1);
+            }
+            assert_eq!(bench.farewells(), [(farewell, 1)]);
+            bench.figures().assert_at_rest();
+        }
     }
 
     #[test]

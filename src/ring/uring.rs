@@ -734,6 +734,52 @@ mod tests {
     }
 
     #[test]
+    fn all_that_goes_in_and_comes_out_is_counted_and_that_it_was_too_much_at_once() {
+        for mut ring in rings() {
+            let (mut near, mut far) = UnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            let mut len = 0;
+            while let Ok(written) = near.write(&[0; 4096]) {
+                len += written;
+            }
+            let socket = Descriptor::from(OwnedFd::from(near));
+            let (count, some) = (COMPLETION_ENTRIES as usize + 100, 10);
+            // Nobody completes before it is writable, and then all do.
+            for number in 0..count {
+                let op = Op::AwaitWritable { socket: socket.clone() };
+                ring.submit(Submission { token: token(number), op });
+            }
+            ring.wait(Some(Duration::from_millis(1))).unwrap();
+            let traffic = ring.take_traffic();
+            assert_eq!((traffic.submissions, traffic.completions), (count as u64, 0));
+            far.read_exact(&mut vec![0; len]).unwrap();
+            let mut traffic = Traffic::default();
+            let mut completed = 0;
+            while completed < count {
+                ring.wait(Some(Duration::from_secs(1))).unwrap();
+                while ring.next_completion().is_some() {
+                    completed += 1;
+                }
+                let more = ring.take_traffic();
+                traffic.submissions += more.submissions;
+                traffic.completions += more.completions;
+                traffic.has_overflowed |= more.has_overflowed;
+            }
+            assert_eq!((traffic.submissions, traffic.completions), (0, count as u64));
+            // One that is told of completions when it asks is told of as many as there is room for.
+            assert!(traffic.has_overflowed || ring.capabilities.has(Capability::DeferTaskrun));
+            for number in 0..some {
+                let op = Op::AwaitWritable { socket: socket.clone() };
+                ring.submit(Submission { token: token(number), op });
+            }
+            let before = Instant::now();
+            assert!(ring.wait(Some(Duration::from_secs(1))).unwrap() >= before);
+            let traffic = ring.take_traffic();
+            assert_eq!((traffic.submissions, traffic.has_overflowed), (some as u64, false));
+        }
+    }
+
+    #[test]
     fn who_is_exempt_is_so_before_anything_is_sent() {
         for mut ring in rings() {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();

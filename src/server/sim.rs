@@ -46,6 +46,7 @@ use crate::ring::reactor::{self, Peers, Reactor};
 use crate::ring::sim::{DiskFaults, Ending, Faults, Peer, Random, Reading, Sim, Socket, for_each_seed};
 use crate::store::change::{ChangeCounter, meanwhile};
 use crate::store::upload::{UploadFolder, UploadSettings};
+use crate::tally::Tally as _;
 
 /// Worlds of one run.
 const SEEDS: u64 = 2_000;
@@ -401,7 +402,7 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         pulses: Arc::from([AtomicU64::new(0)]),
         figures: Arc::default(),
     };
-    let admission = Arc::clone(&peers.admission);
+    let (admission, figures) = (Arc::clone(&peers.admission), Arc::clone(&peers.figures));
     // Any descriptor does: the simulated ring accepts without it.
     let listeners = (0..=random.below(2)).map(|_| File::open("/dev/null").unwrap().into()).collect();
     let mut reactor = Reactor::new(&mut sim, node, worker_inbox, listeners, peers).unwrap();
@@ -464,6 +465,11 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     let judge = Judge { ground: &ground, items, troubles, talks: &talks };
     let sent = |index: usize| sim.sockets().get(index).map_or(Vec::new(), |socket| socket.sent().to_vec());
     judge.judge(sent).unwrap_or_else(|fault| panic!("{fault}"));
+    figures.assert_at_rest();
+    let accepted = sim.sockets().len() as u64;
+    assert_eq!((figures.accepted.get(), figures.opened.get()), (accepted, accepted));
+    let sent_len = sim.sockets().iter().map(|socket| socket.sent().len() as u64).sum();
+    judge.judge_figures(&figures, sent_len).unwrap_or_else(|fault| panic!("{fault}"));
     check_uploads(&judge, folder.path(), items);
     assert_eq!(descriptors_beneath(&store.real_store), 0, "descriptors are left");
     let mut digest = crc32fast::Hasher::new();

@@ -3,10 +3,14 @@
 
 use std::ops::Range;
 
+use super::super::topic::Subject;
 use super::ground::{Ground, State};
 use crate::codec::hash::{Sha256, Sha256Digest};
+use crate::codec::http::Status;
 use crate::codec::nar::naive::{Tree, nar};
+use crate::ring::ledger::{Figures, total};
 use crate::ring::sim::{End, Random};
+use crate::tally::Tally as _;
 
 /// What a peer asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,6 +181,25 @@ impl Ask {
             37 => Self::Version,
             38 => Self::CacheInfo,
             _ => Self::Metrics,
+        }
+    }
+
+    /// What it is counted as.
+    fn subject(&self, items: &[Item]) -> Subject {
+        match self {
+            Self::NarInfo(_) | Self::Nothing => Subject::NarInfo,
+            Self::Nar { .. } | Self::Zstd(_) | Self::OtherNar(_) => Subject::Nar,
+            Self::Listing(_) => Subject::Listing,
+            Self::Health => Subject::Health,
+            Self::Version => Subject::Other,
+            Self::CacheInfo => Subject::CacheInfo,
+            Self::Metrics => Subject::Metrics,
+            Self::Put(_) | Self::HalfPut(_) => Subject::Upload,
+            Self::Item(item) => match &*items[*item].target {
+                target if target.ends_with(".narinfo") => Subject::NarInfo,
+                target if target.starts_with("/log/") => Subject::Log,
+                _ => Subject::Nar,
+            },
         }
     }
 
@@ -394,6 +417,33 @@ impl Judge<'_> {
     pub fn judge(&self, sent: impl Fn(usize) -> Vec<u8>) -> Verdict {
         for (index, talk) in self.talks.iter().enumerate() {
             self.judge_talk(talk, &sent(index)).map_err(|fault| format!("peer {index}: {fault}"))?;
+        }
+        Ok(())
+    }
+
+    /// Checks what the worker has counted of all that, which was so many bytes. It has answered what nobody heard only to peers that are
+    /// cut, or when it broke off before the head.
+    pub fn judge_figures(&self, figures: &Figures, sent_len: u64) -> Verdict {
+        let counted_len: u64 = figures.sends.iter().map(|way| way.sent_bytes.get()).sum();
+        is(counted_len == sent_len, "other bytes were counted than sent")?;
+        let unheard_max =
+            if self.talks.iter().any(|talk| talk.is_cut) { u64::MAX } else { total(&figures.truncated) };
+        for subject in Subject::ALL {
+            for status in Status::ALL {
+                let is_it = |(said, heard): &(&Said, &Heard)| {
+                    said.ask.subject(self.items) == subject && heard.status == status.code()
+                };
+                let heard = self.talks.iter().flat_map(|talk| talk.asked.iter().zip(&talk.ear.answers));
+                let heard = heard.filter(is_it).count() as u64;
+                let counted = figures.topics[usize::from(subject.topic().0)].statuses[status.index()].get();
+                let unheard = counted.checked_sub(heard);
+                if unheard.is_none_or(|unheard| unheard > unheard_max) {
+                    return Err(format!(
+                        "{counted} of {} {status:?} were counted, and {heard} heard",
+                        subject.label()
+                    ));
+                }
+            }
         }
         Ok(())
     }
