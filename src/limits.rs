@@ -87,7 +87,7 @@ pub const UNSENT_LEN_MAX: u32 = 128 * 1024;
 /// Connections of all workers for which the kernel takes what it likes, up to 4 MiB each (`tcp_wmem`): the first that are sent a long body,
 /// until they end. 256 MiB.
 pub const EXEMPTIONS_MAX: usize = 64;
-/// What requests are about, in classes: each has counters with every worker, 5 KiB or so.
+/// What requests are about, in classes: each has half a KiB of counters with every worker.
 pub const TOPICS_MAX: usize = 16;
 /// A body that is worth an exemption: a shorter one is mostly on its way before the bound is met. Bytes.
 pub const EXEMPT_BODY_LEN_MIN: u64 = 1024 * 1024;

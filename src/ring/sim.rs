@@ -408,6 +408,10 @@ pub struct Sim {
     /// What the last completion lends.
     lent: Vec<u8>,
     traffic: Traffic,
+    /// What was sent of files without copying. Bytes.
+    file_sent_len: u64,
+    /// How often that could not be, because the file was not in memory.
+    cold_count: u64,
 }
 
 /// An operation that the ring owns.
@@ -447,6 +451,8 @@ impl Sim {
             ready: VecDeque::new(),
             lent: Vec::new(),
             traffic: Traffic::default(),
+            file_sent_len: 0,
+            cold_count: 0,
         }
     }
 
@@ -855,6 +861,7 @@ impl Sim {
     ) -> Result<usize, SendFileError> {
         assert!(len > 0, "a send of nothing");
         if self.random.chance(self.faults.cold) {
+            self.cold_count += 1;
             return Err(SendFileError::Cold);
         }
         let state = &self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
@@ -884,6 +891,7 @@ impl Sim {
         let state = &mut self.sockets[index_of(socket, SOCKET_NUMBER_MIN)];
         state.sent.extend_from_slice(&bytes[..len]);
         state.is_held_back = false;
+        self.file_sent_len += len as u64;
         Ok(len)
     }
 

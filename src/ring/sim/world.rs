@@ -24,7 +24,7 @@ use crate::ring::Driver as _;
 use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
 use crate::ring::connection::{Connection, Context};
 use crate::ring::descriptor::Descriptor;
-use crate::ring::ledger::{Farewell, Ledger, Topic, Truncation, total};
+use crate::ring::ledger::{Farewell, Ledger, Topic, Truncation, Way, total};
 use crate::ring::op::{Completion, ConnectionId, FileKind, OpenedFile, Submission, Token};
 use crate::ring::pool::Pool;
 use crate::ring::service::{Answer, Called, Caller, Ending, Reply, ReplyBody, Service};
@@ -1221,6 +1221,11 @@ fn check_figures(
 
     let sent_len: u64 = sim.sockets().iter().map(|socket| socket.sent().len() as u64).sum();
     assert_eq!(figures.sends.iter().map(|way| way.sent_bytes.get()).sum::<u64>(), sent_len);
+    assert_eq!(figures.sends[Way::SendFile as usize].sent_bytes.get(), sim.file_sent_len);
+    let cold_reads = figures.cold_reads.get();
+    // Who is being closed does not read.
+    assert!(if is_cut { cold_reads <= sim.cold_count } else { cold_reads == sim.cold_count });
+    assert!(sim.cold_count > 0 || figures.sends[Way::Read as usize].count.get() == 0);
     let answers_len: u64 = figures.topics.iter().map(|topic| topic.sent_bytes.get()).sum();
     assert!(is_equal(answers_len, sent_len), "{answers_len} bytes of answers in {sent_len}");
 
