@@ -33,6 +33,7 @@
 //! | `sandbox.rs`   | what a running server has given up                                                |
 //! | `slow.rs`      | clients that stop reading                                                         |
 //! | `overload.rs`  | clients that are too many, too slow, or want too much at once                      |
+//! | `top.rs`       | `narwire top`, in a pipe and in a terminal                                         |
 //! | `upload.rs`    | what is uploaded to a cache directory, and what is refused                         |
 //! | `upload_clients.rs` | uploads by real Nix clients                                              |
 //! | `upload_faults.rs` | the same when it is killed, and when disks are full or broken              |
@@ -76,6 +77,7 @@ mod sandbox;
 mod slow;
 mod store;
 mod support;
+mod top;
 mod upload;
 mod upload_clients;
 mod upload_faults;
