@@ -28,6 +28,8 @@ pub const HOST_LEN_MAX: usize = 253;
 pub const HOST_LABEL_LEN_MAX: usize = 63;
 /// Longest decoded segment of a request path: the longest name a Linux directory entry can have. Bytes.
 pub const SEGMENT_LEN_MAX: usize = 255;
+/// Longest text to search for: more than a store path has, wherever the store is. Bytes.
+pub const SEARCH_TEXT_LEN_MAX: usize = 512;
 
 const _: () =
     assert!(TARGET_LEN_MAX < HEAD_LEN_MAX, "a target that is just allowed must leave room for its fields");

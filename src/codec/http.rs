@@ -77,6 +77,7 @@ pub enum Status {
     Created = 201,
     NoContent = 204,
     PartialContent = 206,
+    SeeOther = 303,
     NotModified = 304,
     BadRequest = 400,
     Unauthorized = 401,
@@ -104,11 +105,12 @@ pub enum Status {
 
 impl Status {
     /// Every status, for tables of counters and for tests.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Ok,
         Self::Created,
         Self::NoContent,
         Self::PartialContent,
+        Self::SeeOther,
         Self::NotModified,
         Self::BadRequest,
         Self::Unauthorized,
@@ -160,6 +162,7 @@ impl Status {
             Self::Created => "HTTP/1.1 201 Created\r\n",
             Self::NoContent => "HTTP/1.1 204 No Content\r\n",
             Self::PartialContent => "HTTP/1.1 206 Partial Content\r\n",
+            Self::SeeOther => "HTTP/1.1 303 See Other\r\n",
             Self::NotModified => "HTTP/1.1 304 Not Modified\r\n",
             Self::BadRequest => "HTTP/1.1 400 Bad Request\r\n",
             Self::Unauthorized => "HTTP/1.1 401 Unauthorized\r\n",

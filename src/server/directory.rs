@@ -152,6 +152,10 @@ fn kind(route: &Route) -> (&'static str, CacheControl) {
         | Route::Version
         | Route::Health
         | Route::Metrics
+        | Route::NarInfoJson(_)
+        | Route::Search(_)
+        | Route::Details(_)
+        | Route::Contents(_)
         | Route::NotFound => (NAR_TYPE, IMMUTABLE_CACHE_CONTROL),
     }
 }

@@ -178,6 +178,10 @@ impl LiveStore {
             | Route::Version
             | Route::Health
             | Route::Metrics
+            | Route::NarInfoJson(_)
+            | Route::Search(_)
+            | Route::Details(_)
+            | Route::Contents(_)
             | Route::NotFound => Step::Absent,
         }
     }

@@ -64,6 +64,8 @@ impl Subject {
             Route::DebugInfo { .. } => Self::DebugInfo,
             Route::Health => Self::Health,
             Route::Metrics => Self::Metrics,
+            Route::NarInfoJson(_) => Self::NarInfo,
+            Route::Search(_) | Route::Details(_) | Route::Contents(_) => Self::Page,
             Route::Import | Route::Version | Route::NotFound => Self::Other,
         }
     }

@@ -704,7 +704,16 @@ fn target_of(route: &Route) -> Option<Result<Target, &'static str>> {
         Route::DebugInfo { build_id, has_suffix } => {
             Target::DebugInfo { build_id: *build_id, has_suffix: *has_suffix }
         }
-        Route::Index | Route::Import | Route::Version | Route::Health | Route::Metrics | Route::NotFound => {
+        Route::Index
+        | Route::Import
+        | Route::Version
+        | Route::Health
+        | Route::Metrics
+        | Route::NarInfoJson(_)
+        | Route::Search(_)
+        | Route::Details(_)
+        | Route::Contents(_)
+        | Route::NotFound => {
             return None;
         }
     };

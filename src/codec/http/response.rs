@@ -189,6 +189,17 @@ impl Fields {
         self.field("WWW-Authenticate", challenge)
     }
 
+    /// `Location`: a URL without characters that mean anything to a head ([`super::route::encode_escapes`]).
+    pub fn location(self, url: &str) -> Self {
+        debug_assert!(url.bytes().all(|byte| byte.is_ascii_graphic()));
+        self.field("Location", url)
+    }
+
+    /// `Cross-Origin-Resource-Policy: same-origin`: no page of another site gets it as a picture or a script.
+    pub fn same_origin(self) -> Self {
+        self.field("Cross-Origin-Resource-Policy", "same-origin")
+    }
+
     /// `Content-Security-Policy`: what a page may load and run.
     pub fn content_security_policy(self, policy: &str) -> Self {
         self.field("Content-Security-Policy", policy)
@@ -295,6 +306,8 @@ mod tests {
             .allow("GET, HEAD")
             .retry_after(1)
             .www_authenticate("Basic realm=\"cache\"")
+            .location("/a%20b")
+            .same_origin()
             .content_security_policy("default-src 'none'")
             .no_sniff()
             .referrer_policy("no-referrer")
@@ -303,7 +316,8 @@ mod tests {
             ETag: \"a\"\r\nCache-Control: no-store\r\nCache-Control: max-age=86400\r\n\
             Accept-Ranges: bytes\r\nContent-Range: bytes 3-9/10\r\nContent-Range: bytes */10\r\n\
             Vary: Accept-Encoding\r\nAllow: GET, HEAD\r\nRetry-After: 1\r\n\
-            WWW-Authenticate: Basic realm=\"cache\"\r\nContent-Security-Policy: default-src 'none'\r\n\
+            WWW-Authenticate: Basic realm=\"cache\"\r\nLocation: /a%20b\r\nCross-Origin-Resource-Policy: same-origin\r\n\
+            Content-Security-Policy: default-src 'none'\r\n\
             X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n\r\n";
         assert_eq!(fields, expected);
         assert_eq!(Fields::new().finish(), "\r\n");

@@ -2,18 +2,19 @@
 //! "not here" and anything else an error, so there is no other way to be wrong.
 //!
 //! Percent-escapes are decoded once, segment by segment after the path was split, so that no escape can make a new
-//! segment. `+` stays `+`: it is a legal character of store paths.
+//! segment. `+` stays `+`: it is a legal character of store paths. (Only what a form sends has it for a space.)
 
 use std::borrow::Cow;
-use std::fmt::{self, Display, Formatter};
+use std::fmt::{self, Display, Formatter, Write as _};
 
 use memchr::memchr;
 
 use crate::codec::build_id::BuildId;
 use crate::codec::hash::Sha256Digest;
+use crate::codec::nar::inner_path::InnerPath;
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::store_path::{HashPart, StorePath};
-use crate::limits::SEGMENT_LEN_MAX;
+use crate::limits::{SEARCH_TEXT_LEN_MAX, SEGMENT_LEN_MAX};
 
 /// What a target asks for, whatever the method.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum Route {
     CacheInfo,
     /// `/<hash part>.narinfo`
     NarInfo(HashPart),
+    /// `/<hash part>.narinfo?json`
+    NarInfoJson(HashPart),
     /// `/<hash part>.ls`
     Listing(HashPart),
     /// A NAR by the store path it is made from.
@@ -56,8 +59,27 @@ pub enum Route {
     Health,
     /// `/metrics`
     Metrics,
+    /// `/search?q=<text>`, for people: the text as it was typed.
+    Search(Box<str>),
+    /// `/path/<hash part>`, for people; a name behind it says nothing more.
+    Details(HashPart),
+    /// `/serve/<hash part>/…`: what is in a store path.
+    Contents(ContentsRequest),
     /// Anything else.
     NotFound,
+}
+
+/// Something in a store path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ContentsRequest {
+    /// The store path.
+    pub hash_part: HashPart,
+    /// Where in it.
+    pub path: InnerPath,
+    /// Whether the URL ends with a slash, as that of a directory has to: links on its page are relative to it.
+    pub has_slash: bool,
+    /// Whether a directory is to be listed although it has a page of its own.
+    pub is_listing_wanted: bool,
 }
 
 /// A NAR made from a store path, in one of the shapes of URL that were ever given out.
@@ -116,12 +138,24 @@ impl Route {
         parse_any_target(target).unwrap_or(Self::NotFound)
     }
 
+    /// Whether it is one of those with which people look around, and no Nix client does.
+    pub fn is_browsing(&self) -> bool {
+        matches!(self, Self::NarInfoJson(_) | Self::Search(_) | Self::Details(_) | Self::Contents(_))
+    }
+
     /// The file that answers this route in a cache directory, if it is one that a cache directory can answer.
     pub fn file_name(&self) -> Option<RelativeName> {
         let name = match self {
-            Self::Index | Self::Import | Self::Version | Self::Health | Self::Metrics | Self::NotFound => {
-                return None;
-            }
+            Self::Index
+            | Self::Import
+            | Self::Version
+            | Self::Health
+            | Self::Metrics
+            | Self::NarInfoJson(_)
+            | Self::Search(_)
+            | Self::Details(_)
+            | Self::Contents(_)
+            | Self::NotFound => return None,
             Self::NarFile(name) => return Some(name.clone()),
             Self::CacheInfo => "nix-cache-info".into(),
             // The name of nearly all files that are asked for, and beyond doubt.
@@ -220,9 +254,16 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
     if path.is_empty() {
         return Some(Route::Index);
     }
-    let mut segments = path.split(|&byte| byte == b'/').map(decode_segment);
-    let mut next_segment = || segments.next().map_or(Some(None), |segment| segment.map(Some));
-    let (first, second, third) = (next_segment()??, next_segment()?, next_segment()?);
+    let mut segments = path.split(|&byte| byte == b'/');
+    let first = decode_segment(segments.next()?)?;
+    if first == "serve" {
+        return parse_contents(segments, query);
+    }
+    let mut next_segment = || match segments.next() {
+        Some(segment) => decode_segment(segment).map(Some),
+        None => Some(None),
+    };
+    let (second, third) = (next_segment()?, next_segment()?);
     if segments.next().is_some() {
         return None;
     }
@@ -232,7 +273,9 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
         ("version", None, None) => Some(Route::Version),
         ("health", None, None) => Some(Route::Health),
         ("metrics", None, None) => Some(Route::Metrics),
-        (file, None, None) => parse_path_file(file),
+        ("search", None, None) => parse_search(query),
+        (file, None, None) => parse_path_file(file, query),
+        ("path", Some(name), None) => parse_path_name(name.as_bytes()).map(Route::Details),
         ("nar", Some(file), None) => parse_nar(file, query),
         ("log", Some(name), None) => parse_log(name, query),
         ("realisations", Some(file), None) => parse_realisation(file),
@@ -249,14 +292,59 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
     }
 }
 
-fn parse_path_file(file: &str) -> Option<Route> {
+fn parse_path_file(file: &str, query: Option<&[u8]>) -> Option<Route> {
     let (stem, extension) = file.split_once('.')?;
     let hash_part = HashPart::parse(stem.as_bytes())?;
     match extension {
+        "narinfo" if has_parameter(query, b"json") => Some(Route::NarInfoJson(hash_part)),
         "narinfo" => Some(Route::NarInfo(hash_part)),
         "ls" => Some(Route::Listing(hash_part)),
         _ => None,
     }
+}
+
+/// A hash part, or the base name of a store path.
+fn parse_path_name(name: &[u8]) -> Option<HashPart> {
+    HashPart::parse(name).or_else(|| {
+        let path = StorePath::parse_base_name(std::str::from_utf8(name).ok()?);
+        path.ok().map(|path| path.hash_part())
+    })
+}
+
+/// What was typed into a form, which says `+` for a space.
+fn parse_search(query: Option<&[u8]>) -> Option<Route> {
+    let text = parameters(query).find_map(|parameter| parameter.strip_prefix(b"q=")).unwrap_or_default();
+    let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+    let text = decode_escapes(&spaced)?;
+    let is_short = text.len() <= SEARCH_TEXT_LEN_MAX;
+    is_short.then(|| Route::Search(text.into()))
+}
+
+/// What follows `/serve/`. Names in a store path are any bytes, so each is decoded for itself, and none can be `..` or have a slash.
+fn parse_contents<'a>(mut segments: impl Iterator<Item = &'a [u8]>, query: Option<&[u8]>) -> Option<Route> {
+    let hash_part = parse_path_name(&decode_bytes(segments.next()?)?)?;
+    let (mut path, mut has_slash) = (InnerPath::default(), false);
+    for segment in segments {
+        // An empty one is what stands behind a slash at the end, and nowhere else.
+        if has_slash {
+            return None;
+        }
+        if segment.is_empty() {
+            has_slash = true;
+        } else {
+            path.push(&decode_bytes(segment)?).ok()?;
+        }
+    }
+    let is_listing_wanted = has_parameter(query, b"listing");
+    Some(Route::Contents(ContentsRequest { hash_part, path, has_slash, is_listing_wanted }))
+}
+
+fn parameters(query: Option<&[u8]>) -> impl Iterator<Item = &[u8]> {
+    query.unwrap_or_default().split(|&byte| byte == b'&')
+}
+
+fn has_parameter(query: Option<&[u8]>, name: &[u8]) -> bool {
+    parameters(query).any(|parameter| parameter.split(|&byte| byte == b'=').next() == Some(name))
 }
 
 fn parse_nar(file: &str, query: Option<&[u8]>) -> Option<Route> {
@@ -287,8 +375,7 @@ fn parse_nar_stem(stem: &[u8], asked_hash_part: Option<HashPart>) -> Option<NarA
 
 /// The `hash` of a query, if it has one. An error when it is malformed, or when there are two.
 fn parse_hash_parameter(query: Option<&[u8]>) -> Result<Option<HashPart>, ()> {
-    let parameters = query.unwrap_or_default().split(|&byte| byte == b'&');
-    let mut values = parameters.filter_map(|parameter| parameter.strip_prefix(b"hash="));
+    let mut values = parameters(query).filter_map(|parameter| parameter.strip_prefix(b"hash="));
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => HashPart::parse(value).map(Some).ok_or(()),
@@ -319,7 +406,25 @@ fn decode_segment(segment: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 /// Text with its escapes of the form `%2F` decoded; `None` when one is invalid, or there is no UTF-8.
-pub fn decode_escapes(mut text: &[u8]) -> Option<String> {
+pub fn decode_escapes(text: &[u8]) -> Option<String> {
+    String::from_utf8(decode_bytes(text)?).ok()
+}
+
+/// Any bytes as a part of a URL: all but letters, digits and `-._~/` are escaped, so none of them means anything there.
+pub fn encode_escapes(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+fn decode_bytes(mut text: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(escape) = memchr(b'%', text) {
         decoded.extend_from_slice(&text[..escape]);
@@ -329,7 +434,7 @@ pub fn decode_escapes(mut text: &[u8]) -> Option<String> {
         text = rest;
     }
     decoded.extend_from_slice(text);
-    String::from_utf8(decoded).ok()
+    Some(decoded)
 }
 
 /// One component of a [`RelativeName`]. That none begins with a dot keeps `.` and `..` out, too.
@@ -351,11 +456,10 @@ pub fn fuzz_route(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::fmt::Write;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::NAR_DEPTH_MAX;
 
     const OUT: &str = "0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz";
     const NAR: &str = "0r5q1kfn4s2ay6y8wk2sd1mp6hkrlgpzqdl4hqq0rqsdhn9k3zlj";
@@ -395,6 +499,20 @@ mod tests {
         Route::Nar(NarRequest { address, compression })
     }
 
+    /// The end is a slash where there is one, and `?` where a listing is wanted.
+    fn contents(names: &[&[u8]], end: &str) -> Route {
+        let mut path = InnerPath::default();
+        for name in names {
+            path.push(name).unwrap();
+        }
+        Route::Contents(ContentsRequest {
+            hash_part: out(),
+            path,
+            has_slash: end.contains('/'),
+            is_listing_wanted: end.contains('?'),
+        })
+    }
+
     fn nar_file(name: &str) -> Route {
         Route::NarFile(RelativeName::parse(&fill(name)).unwrap())
     }
@@ -417,7 +535,25 @@ mod tests {
             ("/metrics?name[]=up", Route::Metrics),
             ("/OUT.narinfo", Route::NarInfo(hash_part)),
             ("/OUT%2Enarinfo", Route::NarInfo(hash_part)),
-            ("/OUT.narinfo?json", Route::NarInfo(hash_part)),
+            ("/OUT.narinfo?JSON", Route::NarInfo(hash_part)),
+            ("/OUT.narinfo?jsonx&xjson", Route::NarInfo(hash_part)),
+            ("/OUT.narinfo?json", Route::NarInfoJson(hash_part)),
+            ("/OUT.narinfo?a&json=1", Route::NarInfoJson(hash_part)),
+            ("/search", Route::Search("".into())),
+            ("/search?a=b", Route::Search("".into())),
+            ("/search?q=a+b%2Bc%26%20%C3%A9&q=x", Route::Search("a b+c& \u{e9}".into())),
+            ("/search?a&q=%25_%2a*%00", Route::Search("%_**\0".into())),
+            ("/path/OUT", Route::Details(hash_part)),
+            ("/path/OUT?a", Route::Details(hash_part)),
+            ("/path/OUT-a+b%2B", Route::Details(hash_part)),
+            ("/serve/OUT", contents(&[], "")),
+            ("/serve/OUT?a", contents(&[], "")),
+            ("/serve/OUT/", contents(&[], "/")),
+            ("/%73erve/OUT-a/?listing", contents(&[], "/?")),
+            ("/serve/OUT/a", contents(&[b"a"], "")),
+            ("/serve/OUT-name+1/a/%FF+%20%2e/?x&listing=1", contents(&[b"a", b"\xff+ ."], "/?")),
+            ("/serve/OUT/.hidden/...", contents(&[b".hidden", b"..."], "")),
+            ("/serve/OUT/%252e%252e", contents(&[b"%2e%2e"], "")), // decoded once
             ("/OUT.ls", Route::Listing(hash_part)),
             ("/nar/NAR.nar?hash=OUT", nar(NarAddress::NarHash { nar_hash, hash_part }, Plain)),
             ("/nar/NAR.nar?a=b&hash=OUT&c", nar(NarAddress::NarHash { nar_hash, hash_part }, Plain)),
@@ -536,6 +672,35 @@ mod tests {
             "/debuginfo/0ID",
             "/debuginfo/x123456789abcdef0123456789abcdef01234567",
             "/debuginfo/0123456789ABCDEF0123456789abcdef01234567",
+            "/search/",
+            "/search/a",
+            "/search?q=%",
+            "/search?q=%FF",
+            "/path",
+            "/path/",
+            "/path/OUT/",
+            "/path/OUTx",
+            "/path/OUT-",
+            "/path/x",
+            "/path/OUT%2Fa",
+            "/serve",
+            "/serve/",
+            "/serve//",
+            "/serve/x",
+            "/serve/OUT-",
+            "/serve/OUT//",
+            "/serve/OUT//a",
+            "/serve/OUT/a//",
+            "/serve/OUT/.",
+            "/serve/OUT/..",
+            "/serve/OUT/../OUT",
+            "/serve/OUT/a/%2e%2E/b",
+            "/serve/OUT/a%2Fb",
+            "/serve/OUT/a%2fb",
+            "/serve/OUT/a%00b",
+            "/serve/OUT/%",
+            "/serve/OUT/%4",
+            "/serve/OUT%2Fa",
             "/versions",
             "/health/",
             "/index.html",
@@ -545,6 +710,33 @@ mod tests {
         let longest = format!("/nar/{}", "a".repeat(SEGMENT_LEN_MAX));
         assert!(matches!(route(&longest), Route::NarFile(_)));
         assert_eq!(route(&(longest + "a")), Route::NotFound);
+
+        let longest = format!("/serve/OUT/{}", "a".repeat(SEGMENT_LEN_MAX));
+        assert!(matches!(route(&longest), Route::Contents(_)));
+        assert_eq!(route(&(longest + "a")), Route::NotFound);
+        let deepest = format!("/serve/OUT{}", "/a".repeat(NAR_DEPTH_MAX));
+        assert!(matches!(route(&deepest), Route::Contents(_)));
+        assert_eq!(route(&(deepest + "/a")), Route::NotFound);
+        let longest = format!("/search?q={}", "a".repeat(SEARCH_TEXT_LEN_MAX));
+        assert!(matches!(route(&longest), Route::Search(_)));
+        assert_eq!(route(&(longest + "a")), Route::NotFound);
+    }
+
+    #[test]
+    fn people_browse_and_clients_do_not() {
+        for (target, expected) in [
+            ("/OUT.narinfo", false),
+            ("/nar/OUT.nar", false),
+            ("/", false),
+            ("/nothing", false),
+            ("/OUT.narinfo?json", true),
+            ("/search", true),
+            ("/path/OUT", true),
+            ("/serve/OUT/a", true),
+        ] {
+            assert_eq!(route(target).is_browsing(), expected, "{target}");
+            assert!(!expected || file_name(target).is_none(), "{target}");
+        }
     }
 
     #[test]
@@ -611,7 +803,7 @@ mod tests {
         fn escaped_anywhere_is_the_same(
             base in prop::sample::select(vec![
                 "/OUT.narinfo", "/nar/OUT-NAR.nar", "/log/OUT-a+b.drv", "/build-trace-v2/OUT-a.drv/out.doi",
-                "/realisations/sha256:HEX!out.doi", "/debuginfo/ID.debug", "/nar/%25x",
+                "/realisations/sha256:HEX!out.doi", "/debuginfo/ID.debug", "/nar/%25x", "/path/OUT-a+b", "/serve/OUT-a/b/",
             ]),
             escaped in prop::collection::vec(any::<bool>(), 128),
         ) {
@@ -625,6 +817,26 @@ mod tests {
                 }
             }
             prop_assert_eq!(Route::parse(target.as_bytes()), Route::parse(plain.as_bytes()));
+        }
+
+        #[test]
+        fn what_is_escaped_names_the_same_file_again(
+            names in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..4),
+            has_slash in any::<bool>(),
+        ) {
+            let mut path = InnerPath::default();
+            prop_assume!(names.iter().all(|name| path.push(name).is_ok()));
+            let url = encode_escapes(path.as_bytes());
+            let slashes = (if path.is_root() { "" } else { "/" }, if has_slash { "/" } else { "" });
+            let target = format!("/serve/{OUT}{}{url}{}", slashes.0, slashes.1);
+            let expected = ContentsRequest { hash_part: out(), path, has_slash, is_listing_wanted: false };
+            prop_assert_eq!(Route::parse(target.as_bytes()), Route::Contents(expected));
+        }
+
+        #[test]
+        fn a_typed_text_is_searched_for_as_it_is(text in "\\PC{0,40}") {
+            let target = format!("/search?q={}", encode_escapes(text.as_bytes()));
+            prop_assert_eq!(Route::parse(target.as_bytes()), Route::Search(text.into()));
         }
 
         #[test]
