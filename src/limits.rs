@@ -312,6 +312,36 @@ pub const DAMAGE_REMEMBERED: Duration = Duration::from_secs(10);
 pub const DAMAGED_PATHS_MAX: usize = 4096;
 /// Listings and decompressed logs that are being sent, all together; more are answered 503. Bytes.
 pub const MADE_LEN_MAX: usize = 256 * 1024 * 1024;
+/// Pages that were made and are being sent, all together; more are answered 503. Bytes.
+pub const PAGES_LEN_MAX: usize = 64 * 1024 * 1024;
+/// Searches, and answers that have NARs decoded, at once: each can keep a thread of the plane for texts busy for seconds, and two are left
+/// to logs, listings and other pages. More are answered 503.
+pub const LONG_LOOKS_MAX: usize = TEXT_THREADS / 2;
+/// A name of which less than this was typed is not searched for. Bytes.
+pub const SEARCH_NAME_LEN_MIN: usize = 2;
+/// Digits of a hash part that are taken for its beginning; less are met with in names all the time.
+pub const SEARCH_DIGITS_MIN: usize = 6;
+/// Paths on the page of a search.
+pub const SEARCH_FOUND_MAX: usize = 200;
+/// How long a search may take in all sources together; then it says how far it has come. A live store of a million paths takes about one
+/// second.
+pub const SEARCH_TIME_MAX: Duration = Duration::from_secs(4);
+/// Paths that are looked at in the database with one statement: some milliseconds, before a search looks whether it is still wanted.
+pub const SEARCH_BATCH: u32 = 4096;
+/// Narinfos of a cache directory that can be found by their names. Each takes some 350 bytes of memory.
+pub const INDEX_ENTRIES_MAX: usize = 1 << 18;
+/// Memory for what these say. For each directory. Bytes.
+pub const INDEX_LEN_MAX: usize = 96 * 1024 * 1024;
+/// How long the page of a path may look for what refers to it in a cache directory.
+pub const REFERRERS_TIME_MAX: Duration = Duration::from_secs(1);
+/// References on the page of a path.
+pub const REFERENCES_SHOWN_MAX: usize = 500;
+/// Referrers on the page of a path.
+pub const REFERRERS_SHOWN_MAX: usize = 200;
+/// Referrers that are counted: some 10 ms of the database. There are paths on which nearly all others depend.
+pub const REFERRERS_COUNTED_MAX: u64 = 100_000;
+/// Paths of a closure that are added up for the page of a path: some 50 ms of the database.
+pub const CLOSURE_PATHS_MAX: u64 = 10_000;
 /// A `nix-cache-info` longer than this is none. Bytes.
 pub const CACHE_INFO_LEN_MAX: u64 = 64 * 1024;
 /// A NAR whose files are shorter than this on average costs most to make again, and gains most from being kept as it is: shorter

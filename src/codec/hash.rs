@@ -72,6 +72,11 @@ impl Sha256Digest {
         base32::encode_digest(&self.0)
     }
 
+    /// The SRI form: `sha256-` and base 64.
+    pub fn to_sri(&self) -> String {
+        format!("sha256-{}", BASE64.encode(self.0))
+    }
+
     /// The 64 lower-case hexadecimal digits, without prefix.
     pub fn to_hex(&self) -> String {
         encode_hex(&self.0)

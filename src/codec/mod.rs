@@ -12,6 +12,7 @@ pub mod http;
 pub mod nar;
 pub mod narinfo;
 pub mod realisation;
+pub mod search;
 pub mod signature;
 pub mod store_path;
 pub mod token;

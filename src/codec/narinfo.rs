@@ -1,7 +1,8 @@
 //! narinfo: what a client must know of a store path before it downloads it.
 //!
-//! Reading ([`NarInfo::parse`]) and writing ([`NarInfo::write`]) have a file each.
+//! Reading ([`NarInfo::parse`]), writing ([`NarInfo::write`]) and telling it in JSON ([`NarInfo::to_json`]) have a file each.
 
+mod json;
 mod parse;
 mod write;
 

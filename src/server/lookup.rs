@@ -12,9 +12,7 @@ use super::known_path::{KnownPath, Renderer, nar_url};
 use super::nar_cache::{NarCache, Seen, View};
 use super::plane::{Demand, Toolbox};
 use super::refusal::Failure;
-use super::representation::{
-    IMMUTABLE_CACHE_CONTROL, JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL, TEXT_TYPE,
-};
+use super::representation::{JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL, TEXT_TYPE};
 use crate::codec::build_id::BuildId;
 use crate::codec::http::route::NarCompression;
 use crate::codec::nar::listing;
@@ -43,8 +41,8 @@ pub struct SharedStore {
     is_lost: AtomicBool,
     /// Whether the shared index was removed under this process, which goes on with the one of before.
     is_stale: AtomicBool,
-    /// Texts that were made and are being sent. Bytes.
-    made_len: Arc<AtomicUsize>,
+    /// Texts that were made and are being sent.
+    texts: TextRoom,
     encoders: Encoders,
     /// Where its NARs are kept encoded.
     nar_cache: Option<Arc<NarCache>>,
@@ -96,7 +94,7 @@ impl SharedStore {
             debug_index: Mutex::new(DebugIndex::new()),
             is_lost: AtomicBool::new(false),
             is_stale: AtomicBool::new(false),
-            made_len: Arc::default(),
+            texts: TextRoom::new(MADE_LEN_MAX),
             encoders: Encoders::default(),
             nar_cache,
         }
@@ -235,7 +233,7 @@ impl SharedStore {
             return Err(Failure::Damaged);
         }
         match listing::from_layout(&layout) {
-            Ok(text) => Ok(Some(Made::immutable(JSON_TYPE, self.claim(text.into_bytes())?))),
+            Ok(text) => Ok(Some(Made::immutable(JSON_TYPE, self.texts.claim(text.into_bytes())?))),
             Err(error) => {
                 error!("{} cannot be listed: {error}", path.base_name());
                 Err(Failure::Damaged)
@@ -249,21 +247,18 @@ impl SharedStore {
         let content = match log::open(&self.places, derivation).map_err(|error| Failure::log(&error))? {
             None => return Ok(None),
             Some(BuildLog::Plain { file, len_bytes }) => MadeContent::File(file, len_bytes),
-            Some(BuildLog::Decompressed(text)) => MadeContent::Bytes(self.claim(text)?),
+            Some(BuildLog::Decompressed(text)) => MadeContent::Bytes(self.texts.claim(text)?),
         };
-        Ok(Some(Made { content_type: TEXT_TYPE, cache_control: IMMUTABLE_CACHE_CONTROL, content }))
+        Ok(Some(Made { content, ..Made::immutable(TEXT_TYPE, Bytes::new()) }))
     }
 
-    /// A text that can be long, unless too many are being sent: those who ask for them and read slowly must not take all
-    /// memory.
-    fn claim(&self, text: Vec<u8>) -> Result<Bytes, Failure> {
-        let len = text.len();
-        let claimed = Claimed { text, made_len: Arc::clone(&self.made_len) };
-        if self.made_len.fetch_add(len, Ordering::Relaxed) + len > MADE_LEN_MAX {
-            warn!("too many long texts are being sent; one is refused");
-            return Err(Failure::Busy);
-        }
-        Ok(Bytes::from_owner(claimed))
+    /// Asks the database.
+    pub fn ask_database<T>(
+        &self,
+        toolbox: &mut Toolbox,
+        question: impl FnOnce(&mut Database) -> Result<T, StoreError>,
+    ) -> Result<T, Failure> {
+        toolbox.database(self.index, &self.places).and_then(question).map_err(|error| Failure::log(&error))
     }
 
     /// Where the debug symbols of a build id are (`src/libstore/binary-cache-store.cc` of Nix).
@@ -327,8 +322,34 @@ impl SharedStore {
 impl SharedStore {
     /// Checks that nothing is being sent.
     pub fn assert_at_rest(&self) {
-        assert_eq!(self.made_len.load(Ordering::Relaxed), 0, "long texts are left");
+        assert_eq!(self.texts.made_len.load(Ordering::Relaxed), 0, "long texts are left");
         assert_eq!(self.encoders.count(), 0, "encoders are left");
+    }
+}
+
+/// Room for texts that are made as a whole and sent by and by.
+pub struct TextRoom {
+    /// Those that are being sent. Bytes.
+    made_len: Arc<AtomicUsize>,
+    len_max: usize,
+}
+
+impl TextRoom {
+    /// For so many bytes.
+    pub fn new(len_max: usize) -> Self {
+        Self { made_len: Arc::default(), len_max }
+    }
+
+    /// A text that can be long, unless too many are being sent: those who ask for them and read slowly must not take all
+    /// memory.
+    pub fn claim(&self, text: Vec<u8>) -> Result<Bytes, Failure> {
+        let len = text.len();
+        let claimed = Claimed { text, made_len: Arc::clone(&self.made_len) };
+        if self.made_len.fetch_add(len, Ordering::Relaxed) + len > self.len_max {
+            warn!("too many long texts are being sent; one is refused");
+            return Err(Failure::Busy);
+        }
+        Ok(Bytes::from_owner(claimed))
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod access_log;
+pub mod browse;
 pub mod config;
 pub mod directory;
 mod encoder;
@@ -48,6 +49,7 @@ use rustix::fs::{Mode, OFlags};
 use tracing::{error, info, warn};
 
 use self::access_log::Records;
+use self::browse::{Browser, Place};
 use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
 use self::directory::Directory;
 use self::figures::{LogFigures, NodeFigures, WorkerFigures};
@@ -166,6 +168,7 @@ impl Server {
                 uploads.as_deref().map(SharedUploads::counts),
             ),
             log,
+            browser: if config.is_browsable { Some(browser(config, &origins)?) } else { None },
         });
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
@@ -440,6 +443,23 @@ impl Origin {
             Self::Directory(directory) => Source::Directory(Directory::new(Arc::clone(directory))?),
         })
     }
+}
+
+/// Who shows people around in all sources.
+fn browser(config: &Config, origins: &[Origin]) -> io::Result<Browser> {
+    let place = |(source, origin): (&SourceConfig, &Origin)| {
+        Ok(match (source, origin) {
+            (_, Origin::Store { store, .. }) => Place::Store(Arc::clone(store)),
+            (SourceConfig::Directory(path), Origin::Directory(directory)) => {
+                Place::directory(directory.try_clone()?, path.clone())
+            }
+            (SourceConfig::Store(places), Origin::Directory(directory)) => {
+                Place::directory(directory.try_clone()?, places.real_store.clone())
+            }
+        })
+    };
+    let places = config.sources.iter().zip(origins).map(place).collect::<io::Result<_>>()?;
+    Ok(Browser::new(places, config.store_dir.clone()))
 }
 
 /// Opens the database of each store, with all rights that the process has: SQLite's shared index is made if there is none, and

@@ -12,19 +12,22 @@ use rustix::io::Errno;
 
 use super::access::{Access, Scope};
 use super::access_log::{Recorder, Records};
+use super::browse::{Browser, Visit};
 use super::directory::{CacheInfoReader, Directory};
 use super::figures::{LogFigures, NodeFigures};
 use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
 use super::metrics::{METRICS_TYPE, Metrics};
-use super::plane::{Demand, Interest, Planes, Toolbox};
+use super::page::index::base_url;
+use super::plane::{Demand, Interest, Plane, Planes, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
 use super::request::{Damaged, Message, Stage, Step, Terms, Wish};
 use super::topic::Subject;
 use super::uploads::Uploads;
 
+use crate::codec::http::field::names_media_type;
 use crate::codec::http::request::Request;
 use crate::codec::http::response::CacheControl;
 use crate::codec::http::route::Route;
@@ -80,6 +83,8 @@ pub struct Overview {
     pub metrics: Metrics,
     /// What is counted of the log.
     pub log: Arc<LogFigures>,
+    /// Who shows people around, unless nobody is to look.
+    pub browser: Option<Browser>,
 }
 
 /// A request that waits.
@@ -212,9 +217,10 @@ impl CacheNode {
             return Answer::Reply(plain(CACHE_INFO_TYPE, text, &wish));
         };
         let (reader, terms) = (directory.cache_info_reader(), Arc::clone(&self.terms));
-        let question =
-            move |_: &mut Toolbox| Ok(Some(Made::fresh(CACHE_INFO_TYPE, reader.read(&terms.cache_info)?)));
-        self.make(id, wish, question)
+        let question = move |_: &mut Toolbox, _: &Demand| {
+            Ok(Some(Made::fresh(CACHE_INFO_TYPE, reader.read(&terms.cache_info)?)))
+        };
+        self.make(id, wish, |planes| &planes.walks, question)
     }
 
     /// `/health`: whether every source answers, and in a second line how the NAR cache is: without it everything is still served.
@@ -223,7 +229,7 @@ impl CacheNode {
         let overview = Arc::clone(&self.overview);
         let readers: Vec<_> =
             self.sources.iter().filter_map(Source::directory).map(Directory::cache_info_reader).collect();
-        let question = move |toolbox: &mut Toolbox| {
+        let question = move |toolbox: &mut Toolbox, _: &Demand| {
             let stores = overview.stores.iter().try_for_each(|store| store.probe(toolbox));
             let probed = stores.and_then(|()| readers.iter().try_for_each(CacheInfoReader::probe));
             // Whatever it is, a load balancer should ask somebody else and come again.
@@ -231,7 +237,30 @@ impl CacheNode {
             let text = format!("OK\nNAR cache: {}\n", overview.metrics.nar_cache());
             Ok(Some(Made::fresh(TEXT_TYPE, text)))
         };
-        self.make(id, wish, question)
+        self.make(id, wish, |planes| &planes.walks, question)
+    }
+
+    /// What people look at.
+    fn browse(&mut self, caller: &Caller<'_>, wish: Wish, request: &Request<'_>) -> Answer {
+        if self.overview.browser.is_none() {
+            return Answer::Reply(not_found());
+        }
+        let (overview, route) = (Arc::clone(&self.overview), wish.route.clone());
+        let is_page = names_media_type(request.accept, "text/html");
+        let base_url = base_url(request, self.is_proxy_trusted(caller, request));
+        let question = move |toolbox: &mut Toolbox, demand: &Demand| {
+            let visit = Visit { is_page, base_url: &base_url, demand };
+            overview.browser.as_ref().map_or(Ok(None), |browser| browser.show(&route, &visit, toolbox))
+        };
+        self.make(caller.id, wish, |planes| &planes.texts, question)
+    }
+
+    /// Whether what a request says of the way that it has come can be believed.
+    fn is_proxy_trusted(&self, caller: &Caller<'_>, request: &Request<'_>) -> bool {
+        // Who says nothing of a proxy need not be one.
+        let is_forwarded = request.x_forwarded_host.or(request.x_forwarded_proto).is_some();
+        // Who has gone may have come from anywhere.
+        is_forwarded && caller.address().is_ok_and(|peer| self.terms.proxies.is_trusted(peer))
     }
 
     /// Has something made that belongs to no one source.
@@ -239,7 +268,8 @@ impl CacheNode {
         &mut self,
         id: ConnectionId,
         wish: Wish,
-        question: impl FnOnce(&mut Toolbox) -> Result<Option<Made>, Failure> + Send + 'static,
+        plane: impl Fn(&Planes) -> &Plane,
+        question: impl FnOnce(&mut Toolbox, &Demand) -> Result<Option<Made>, Failure> + Send + 'static,
     ) -> Answer {
         let (mailbox, interest) = (self.means.mailbox.clone(), Interest::default());
         let demand = interest.demand();
@@ -247,10 +277,10 @@ impl CacheNode {
             if !demand.is_there() {
                 return;
             }
-            let result = question(toolbox);
+            let result = question(toolbox, &demand);
             let _ = mailbox.send(reactor::Message::Node(Message::Made { id, result }));
         };
-        match self.means.planes.walks.submit(work) {
+        match plane(&self.means.planes).submit(work) {
             Ok(()) => self.settle(id, wish, self.sources.len(), Step::Wait(Stage::Made(interest))),
             Err(_) => Answer::Reply(overloaded()),
         }
@@ -279,12 +309,8 @@ impl CacheNode {
                 Answer::Reply(not_allowed(Uploads::methods(&wish.route), IMPORT_TEXT))
             }
             Route::Index => {
-                // Who says nothing of a proxy need not be one.
-                let is_forwarded = request.x_forwarded_host.or(request.x_forwarded_proto).is_some();
-                // Who has gone may have come from anywhere.
-                let is_trusted = |peer| self.terms.proxies.is_trusted(peer);
-                let is_proxy_trusted = is_forwarded && caller.address().is_ok_and(is_trusted);
-                Answer::Reply(self.terms.index.reply(request, is_proxy_trusted))
+                let base_url = base_url(request, self.is_proxy_trusted(caller, request));
+                Answer::Reply(self.terms.index.reply(request, &base_url))
             }
             Route::Version => {
                 Answer::Reply(plain(TEXT_TYPE, concat!("narwire ", env!("CARGO_PKG_VERSION"), "\n"), &wish))
@@ -293,9 +319,15 @@ impl CacheNode {
             Route::Metrics => {
                 // On a thread: who counts may be asked in a way that waits.
                 let overview = Arc::clone(&self.overview);
-                self.make(id, wish, move |_| Ok(Some(Made::fresh(METRICS_TYPE, overview.metrics.text()))))
+                let question = move |_: &mut Toolbox, _: &Demand| {
+                    Ok(Some(Made::fresh(METRICS_TYPE, overview.metrics.text())))
+                };
+                self.make(id, wish, |planes| &planes.walks, question)
             }
             Route::CacheInfo => self.cache_info(id, wish),
+            Route::NarInfoJson(_) | Route::Search(_) | Route::Details(_) | Route::Contents(_) => {
+                self.browse(caller, wish, request)
+            }
             _ => self.ask(id, wish, 0),
         }
     }
@@ -395,7 +427,7 @@ impl Node for CacheNode {
                     return;
                 };
                 let step = match result {
-                    Ok(Some(made)) => Step::Reply(Representation::from(made).reply(&wish.conditions)),
+                    Ok(Some(made)) => Step::Reply(made.reply(&wish.conditions)),
                     Ok(None) => Step::Absent,
                     Err(failure) => refused(failure),
                 };
@@ -493,7 +525,6 @@ mod tests {
     use crate::server::config::{AccessConfig, AccessLog};
     use crate::server::nar_cache::NarCache;
     use crate::server::page::index::Index;
-    use crate::server::plane::Plane;
     use crate::server::proxy::TrustedProxies;
     use crate::store::demo::DemoStore;
 
@@ -525,7 +556,7 @@ mod tests {
             proxies: TrustedProxies::new(Arc::default()),
             access_log: AccessLog::Off,
         };
-        let overview = Arc::new(Overview { stores: Vec::new(), metrics, log: Arc::default() });
+        let overview = Arc::new(Overview { stores: Vec::new(), metrics, log: Arc::default(), browser: None });
         let sources = vec![Source::Store(Box::new(store))];
         let (records, _) = access_log::queue(1);
         let figures = Arc::default();

@@ -3,7 +3,10 @@
 //! Nothing on a page runs but the one script of that file, and nothing is loaded from elsewhere: the policy that goes with each page
 //! names script and style by their hashes, so that what gets onto a page in any other way stays text.
 
+pub mod details;
 pub mod index;
+pub mod parts;
+pub mod search;
 
 use std::fmt::{self, Display, Write as _};
 use std::sync::LazyLock;
@@ -46,6 +49,12 @@ pub fn document(title: &str, body: &str) -> String {
     shell(title, body, true)
 }
 
+/// What is shown in the place of what is not there.
+pub fn missing() -> String {
+    let text = "<h1>Not found</h1>\n<p>This cache has no such path, or there is nothing of that name in it. It may have been deleted.</p>\n";
+    document("Not found", text)
+}
+
 /// The same, or one without that field where there is nothing to search.
 fn shell(title: &str, body: &str, has_search: bool) -> String {
     let (head, rest) = split(TEMPLATE, "<!--title-->");
@@ -85,13 +94,13 @@ fn reply_with(status: Status, fields: Fields, document: String) -> Reply {
 
 /// What is said with every page, but for its length.
 pub fn fields() -> Fields {
+    guards().content_type(HTML_TYPE).cache_control(CacheControl::NoStore)
+}
+
+/// What keeps a page from doing what it is not meant to do.
+pub fn guards() -> Fields {
     static POLICY: LazyLock<String> = LazyLock::new(policy);
-    Fields::new()
-        .content_type(HTML_TYPE)
-        .cache_control(CacheControl::NoStore)
-        .content_security_policy(&POLICY)
-        .no_sniff()
-        .referrer_policy("no-referrer")
+    Fields::new().content_security_policy(&POLICY).no_sniff().referrer_policy("no-referrer")
 }
 
 /// The script and the style of the template, and nothing else.

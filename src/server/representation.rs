@@ -6,11 +6,12 @@ use std::os::fd::OwnedFd;
 
 use bytes::Bytes;
 
+use super::page;
 use crate::codec::http::field::{ByteRange, ETag, Resolved};
 use crate::codec::http::request::Request;
 use crate::codec::http::response::{CacheControl, Fields};
 use crate::codec::http::{Method, Status};
-use crate::ring::body::{Body, FileBody};
+use crate::ring::body::{Body, FileBody, FilePiece, FileSource, Lookup, Piece};
 use crate::ring::descriptor::Descriptor;
 use crate::ring::service::{Reply, ReplyBody};
 
@@ -57,13 +58,19 @@ pub enum Content {
     Body(Box<dyn Body>, u64),
 }
 
-/// A representation that another thread has made.
+/// A representation that another thread has made, or another answer that needs no more than a text.
 #[derive(Debug)]
 pub struct Made {
+    /// The status, unless a part of it is sent.
+    pub status: Status,
     /// The media type.
     pub content_type: &'static str,
     /// How long others may keep it.
     pub cache_control: CacheControl,
+    /// Names these very bytes; with it come ranges.
+    pub etag: Option<ETag>,
+    /// What else is said of it.
+    pub fields: Fields,
     /// The bytes.
     pub content: MadeContent,
 }
@@ -75,6 +82,27 @@ pub enum MadeContent {
     Bytes(Bytes),
     /// In an open file; length in bytes.
     File(OwnedFd, u64),
+    /// In a part of an open file. Bytes.
+    FilePart(OwnedFd, Range<u64>),
+}
+
+/// A body that is a part of an open file.
+struct FilePart {
+    file: Descriptor,
+    /// Where in the file. Bytes.
+    range: Range<u64>,
+}
+
+impl Body for FilePart {
+    fn piece_at(&mut self, position: u64) -> Lookup<'_> {
+        let Range { start, end } = self.range;
+        match start.checked_add(position).and_then(|offset| Some((offset, end.checked_sub(offset)?))) {
+            Some((offset, len @ 1..)) => {
+                Lookup::Piece(Piece::File(FilePiece { source: FileSource::Open(&self.file), offset, len }))
+            }
+            _ => Lookup::Broken,
+        }
+    }
 }
 
 impl Conditions {
@@ -116,18 +144,23 @@ impl Conditions {
 impl Representation {
     /// The answer to a request with these conditions.
     pub fn reply(self, conditions: &Conditions) -> Reply {
+        self.reply_with(Status::Ok, Fields::new(), conditions)
+    }
+
+    /// The same with another status for the whole, and more to be said of it.
+    fn reply_with(self, status: Status, more: Fields, conditions: &Conditions) -> Reply {
         if conditions.is_known(self.etag.as_ref()) {
-            let fields = self.fields().finish();
+            let fields = self.fields(more).finish();
             return Reply { status: Status::NotModified, fields, body: ReplyBody::Empty };
         }
         let len = self.len_bytes();
         let Some(range) = conditions.range(self.etag.as_ref()) else {
-            let fields = self.entity_fields().content_length(len).finish();
-            return Reply { status: Status::Ok, fields, body: self.body(0..len) };
+            let fields = self.entity_fields(more).content_length(len).finish();
+            return Reply { status, fields, body: self.body(0..len) };
         };
         match range.resolve(len) {
             Resolved::Satisfiable(range) => {
-                let fields = self.entity_fields().content_range(&range, len);
+                let fields = self.entity_fields(more).content_range(&range, len);
                 let fields = fields.content_length(range.end - range.start).finish();
                 Reply { status: Status::PartialContent, fields, body: self.body(range) }
             }
@@ -148,16 +181,16 @@ impl Representation {
     }
 
     /// What a 304 repeats.
-    fn fields(&self) -> Fields {
-        let fields = Fields::new().cache_control(self.cache_control);
+    fn fields(&self, more: Fields) -> Fields {
+        let fields = more.cache_control(self.cache_control);
         match &self.etag {
             Some(etag) => fields.etag(etag),
             None => fields,
         }
     }
 
-    fn entity_fields(&self) -> Fields {
-        let fields = self.fields().content_type(self.content_type);
+    fn entity_fields(&self, more: Fields) -> Fields {
+        let fields = self.fields(more).content_type(self.content_type);
         if self.etag.is_some() { fields.accept_ranges() } else { fields }
     }
 
@@ -181,22 +214,41 @@ impl Made {
     /// A text that never changes.
     pub fn immutable(content_type: &'static str, text: impl Into<Bytes>) -> Self {
         Self {
+            status: Status::Ok,
             content_type,
             cache_control: IMMUTABLE_CACHE_CONTROL,
+            etag: None,
+            fields: Fields::new(),
             content: MadeContent::Bytes(text.into()),
         }
     }
-}
 
-impl From<Made> for Representation {
-    fn from(made: Made) -> Self {
-        let content = match made.content {
+    /// A page for people, as it is at this moment.
+    pub fn page(status: Status, document: impl Into<Bytes>) -> Self {
+        Self { status, fields: page::guards(), ..Self::fresh(page::HTML_TYPE, document) }
+    }
+
+    /// What was asked for is to be found at another URL.
+    pub fn elsewhere(url: &str) -> Self {
+        let fields = Fields::new().location(url);
+        Self { status: Status::SeeOther, fields, ..Self::fresh(TEXT_TYPE, format!("see {url}\n")) }
+    }
+
+    /// The answer to a request with these conditions.
+    pub fn reply(self, conditions: &Conditions) -> Reply {
+        let Self { status, content_type, cache_control, etag, fields, content } = self;
+        let content = match content {
             MadeContent::Bytes(bytes) => Content::Bytes(bytes),
             MadeContent::File(file, len_bytes) => {
                 Content::Body(Box::new(FileBody { file: Descriptor::from(file), len_bytes }), len_bytes)
             }
+            MadeContent::FilePart(file, range) => {
+                let len_bytes = range.end.saturating_sub(range.start);
+                Content::Body(Box::new(FilePart { file: Descriptor::from(file), range }), len_bytes)
+            }
         };
-        Self { content_type: made.content_type, cache_control: made.cache_control, etag: None, content }
+        let whole = Representation { content_type, cache_control, etag, content };
+        whole.reply_with(status, fields, conditions)
     }
 }
 

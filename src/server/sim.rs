@@ -380,7 +380,8 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         access_log: AccessLog::Off,
     };
     let metrics = Metrics::new(None, None);
-    let overview = Overview { stores: vec![Arc::clone(&shared)], metrics, log: Arc::default() };
+    let overview =
+        Overview { stores: vec![Arc::clone(&shared)], metrics, log: Arc::default(), browser: None };
     let (records, _) = access_log::queue(1);
     let node = CacheNode::new(
         sources,

@@ -56,7 +56,7 @@ impl Subject {
         match route {
             Route::Index => Self::Index,
             Route::CacheInfo => Self::CacheInfo,
-            Route::NarInfo(_) => Self::NarInfo,
+            Route::NarInfo(_) | Route::NarInfoJson(_) => Self::NarInfo,
             Route::Listing(_) => Self::Listing,
             Route::Nar(_) | Route::NarFile(_) => Self::Nar,
             Route::Log(_) => Self::Log,
@@ -64,7 +64,6 @@ impl Subject {
             Route::DebugInfo { .. } => Self::DebugInfo,
             Route::Health => Self::Health,
             Route::Metrics => Self::Metrics,
-            Route::NarInfoJson(_) => Self::NarInfo,
             Route::Search(_) | Route::Details(_) | Route::Contents(_) => Self::Page,
             Route::Import | Route::Version | Route::NotFound => Self::Other,
         }

@@ -25,7 +25,10 @@ use crate::codec::narinfo::PathInfo;
 use crate::codec::realisation::{DrvOutput, OutputName, Realisation};
 use crate::codec::signature::Signature;
 use crate::codec::store_path::{HashPart, StorePath};
-use crate::limits::{DATABASE_BUSY_TIMEOUT_MS, DATABASE_REOPEN_MAX};
+use crate::limits::{
+    CLOSURE_PATHS_MAX, DATABASE_BUSY_TIMEOUT_MS, DATABASE_REOPEN_MAX, REFERRERS_COUNTED_MAX,
+    REFERRERS_SHOWN_MAX,
+};
 use crate::store::change::{attributes, identity};
 use crate::store::{DatabaseFault, LocalStore, StoreError};
 
@@ -60,6 +63,31 @@ pub struct RowId(i64);
 /// A row of the table of valid paths, or why it is damaged.
 pub type ValidPath = (RowId, Result<StorePath, StoreError>);
 
+/// What the database knows of a path beside what its narinfo says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surroundings {
+    /// When it was registered. Seconds since 1970.
+    pub registered_s: u64,
+    /// What refers to it, itself excepted, by name: [`REFERRERS_SHOWN_MAX`] of these at most.
+    pub referrers: Vec<StorePath>,
+    /// How many there are, or [`REFERRERS_COUNTED_MAX`] if there are more.
+    pub referrers_count: u64,
+    /// How many paths it needs, itself included, and the length of their NARs together in bytes; none when these are more than
+    /// [`CLOSURE_PATHS_MAX`].
+    pub closure: Option<(u64, u64)>,
+}
+
+/// What a part of a search has found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// What was wanted, in the order of their paths.
+    pub found: Vec<StorePath>,
+    /// How many were looked at.
+    pub looked_at: u64,
+    /// Where the rest begins: after this text. None when there is no rest.
+    pub last: Option<String>,
+}
+
 impl Database {
     /// Opens the store's database and checks that it is one.
     pub fn open(store: &LocalStore) -> Result<Self, StoreError> {
@@ -86,6 +114,85 @@ impl Database {
             let row = statement.query_row([&first, &end], PathRow::read).optional();
             let row = row.map_err(|error| opened.fault_in_row(&prefix, error))?;
             row.map(|row| row.parse(store)).transpose()
+        })
+    }
+
+    /// What the database knows of a valid path beside what its narinfo says. `None` when it is not valid any more.
+    pub fn surroundings(&mut self, path: &StorePath) -> Result<Option<Surroundings>, StoreError> {
+        let full = path.full(&self.store.store_dir);
+        self.ask(|opened, store| {
+            let mut statement =
+                opened.prepare("select id, registrationTime from ValidPaths where path = ?1")?;
+            let row = statement.query_row([&full], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+            let row = row.optional().map_err(|error| opened.fault_in_row(&full, error))?;
+            let Some((id, registered_s)) = row else { return Ok(None) };
+            let mut statement = opened.prepare(
+                "select path from Refs join ValidPaths on id = referrer \
+                 where reference = ?1 and referrer != ?1 limit ?2",
+            )?;
+            let paths = statement.query_map((id, REFERRERS_SHOWN_MAX as u64), |row| row.get::<_, String>(0));
+            let paths: Vec<String> =
+                paths.and_then(Iterator::collect).map_err(|error| opened.fault_in_row(&full, error))?;
+            let mut referrers: Vec<StorePath> =
+                paths.iter().filter_map(|path| StorePath::parse_full(&store.store_dir, path).ok()).collect();
+            referrers.sort_by(|one, other| (one.name(), one).cmp(&(other.name(), other)));
+            let count = |statement: &str, max: u64| -> Result<(u64, u64), StoreError> {
+                let row = opened.prepare(statement)?.query_row((id, max), |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?.unwrap_or(0)))
+                });
+                let (count, sum) = row.map_err(|error| opened.fault(error))?;
+                Ok((u64::try_from(count).unwrap_or(0), u64::try_from(sum).unwrap_or(0)))
+            };
+            let (referrers_count, _) = count(
+                "select count(*), 0 from \
+                   (select 1 from Refs where reference = ?1 and referrer != ?1 limit ?2)",
+                REFERRERS_COUNTED_MAX,
+            )?;
+            let (closure_count, closure_nar_size) = count(
+                "with recursive closure(id) as (select ?1 union \
+                   select reference from Refs join closure on referrer = closure.id limit ?2) \
+                 select count(*), cast(total(narSize) as integer) from closure join ValidPaths using (id)",
+                CLOSURE_PATHS_MAX + 1,
+            )?;
+            Ok(Some(Surroundings {
+                registered_s: u64::try_from(registered_s).unwrap_or(0),
+                referrers,
+                referrers_count,
+                closure: (closure_count <= CLOSURE_PATHS_MAX).then_some((closure_count, closure_nar_size)),
+            }))
+        })
+    }
+
+    /// Looks at `limit` valid paths at most, in the order of their paths and starting after the text `after`, for those whose base name
+    /// is `wanted`. Names that are none are passed over.
+    pub fn scan(
+        &mut self,
+        after: &str,
+        limit: u32,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Scan, StoreError> {
+        self.ask(|opened, store| {
+            // Answered from the index of paths alone.
+            let mut statement =
+                opened.prepare("select path from ValidPaths where path > ?1 order by path limit ?2")?;
+            let mut rows = statement.query((after, limit)).map_err(|error| opened.fault(error))?;
+            let mut scan = Scan { found: Vec::new(), looked_at: 0, last: None };
+            let mut last = String::new();
+            while let Some(row) = rows.next().map_err(|error| opened.fault(error))? {
+                scan.looked_at += 1;
+                let Ok(path) = row.get_ref(0).map_err(|error| opened.fault(error))?.as_str() else {
+                    continue;
+                };
+                path.clone_into(&mut last);
+                let base_name =
+                    path.strip_prefix(store.store_dir.as_str()).and_then(|rest| rest.strip_prefix('/'));
+                if base_name.is_some_and(wanted) {
+                    scan.found.extend(StorePath::parse_full(&store.store_dir, path).ok());
+                }
+            }
+            // Behind an order by text, one that is none would come for ever.
+            scan.last = (scan.looked_at == u64::from(limit) && last.as_str() > after).then_some(last);
+            Ok(scan)
         })
     }
 
@@ -754,6 +861,85 @@ mod tests {
             }
             writing.join().unwrap()
         });
+    }
+
+    #[test]
+    fn surroundings_are_what_refers_to_a_path_and_what_it_needs() {
+        let fixture = Fixture::new();
+        let writer = fixture.writer();
+        for name in [A, B, C] {
+            register(&writer, name);
+        }
+        refer(&writer, A, A);
+        refer(&writer, A, B);
+        refer(&writer, B, C);
+        refer(&writer, A, C);
+        writer.execute("update ValidPaths set narSize = id * 100, registrationTime = id * 7", []).unwrap();
+        let mut database = fixture.open();
+        let mut ask = |name| database.surroundings(&path(name)).unwrap();
+        let of_a = ask(A).unwrap();
+        assert_eq!((of_a.registered_s, of_a.referrers, of_a.referrers_count), (7, vec![], 0));
+        assert_eq!(of_a.closure, Some((3, 600)));
+        let of_c = ask(C).unwrap();
+        assert_eq!(
+            (of_c.referrers, of_c.referrers_count, of_c.closure),
+            (vec![path(A), path(B)], 2, Some((1, 300)))
+        );
+        writer.execute("delete from Refs", []).unwrap();
+        writer.execute("delete from ValidPaths where id = 1", []).unwrap();
+        assert_eq!(ask(A), None);
+    }
+
+    #[test]
+    fn surroundings_are_bounded() {
+        let fixture = Fixture::new();
+        let writer = fixture.writer();
+        register(&writer, A);
+        let many = CLOSURE_PATHS_MAX + 1;
+        writer
+            .execute_batch(&format!(
+                "begin; with recursive n(i) as (select 1 union select i + 1 from n where i < {many}) \
+                   insert into ValidPaths (path, hash, registrationTime, narSize) \
+                   select '/nix/store/' || printf('%032d', i) || '-z', '{HASH}', 1, 1 from n; \
+                 insert into Refs select id, 1 from ValidPaths where id > 1; \
+                 insert into Refs select 2, id from ValidPaths where id > 2; commit"
+            ))
+            .unwrap();
+        let mut database = fixture.open();
+        let of_a = database.surroundings(&path(A)).unwrap().unwrap();
+        assert_eq!(of_a.referrers.len(), REFERRERS_SHOWN_MAX);
+        assert_eq!((of_a.referrers_count, of_a.closure), (many, Some((1, 120))));
+        let needs_all = StorePath::parse_base_name(&format!("{:032}-z", 1)).unwrap();
+        let of_it = database.surroundings(&needs_all).unwrap().unwrap();
+        assert_eq!(of_it.closure, None);
+    }
+
+    #[test]
+    fn a_scan_goes_over_all_paths_in_steps() {
+        let fixture = Fixture::new();
+        let writer = fixture.writer();
+        for name in [C, A, B] {
+            register(&writer, name);
+        }
+        writer
+            .execute(
+                "insert into ValidPaths (path, hash, registrationTime) values ('/nix/store/0x', '', 0)",
+                [],
+            )
+            .unwrap();
+        let mut database = fixture.open();
+        for limit in 1..6 {
+            let (mut after, mut found, mut looked_at) = (String::new(), Vec::new(), 0);
+            loop {
+                let scan = database.scan(&after, limit, &|name| name.contains('a')).unwrap();
+                found.extend(scan.found);
+                looked_at += scan.looked_at;
+                let Some(last) = scan.last else { break };
+                after = last;
+            }
+            assert_eq!((found, looked_at), (vec![path(A), path(B), path(C)], 4), "{limit}");
+        }
+        assert_eq!(database.scan("", 9, &|name| name == B).unwrap().found, [path(B)]);
     }
 
     #[test]

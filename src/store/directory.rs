@@ -62,6 +62,11 @@ impl Directory {
         Ok(Self { descriptor, path: path.to_path_buf() })
     }
 
+    /// A directory that is open already; `path` is for messages.
+    pub fn new(descriptor: OwnedFd, path: PathBuf) -> Self {
+        Self { descriptor, path }
+    }
+
     /// Opens a directory in this one.
     pub fn beneath(&self, name: &str) -> Result<Self, StoreError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

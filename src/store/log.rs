@@ -43,6 +43,14 @@ pub fn open(store: &LocalStore, derivation: &StorePath) -> Result<Option<BuildLo
     decompress(&compressed, file, LOG_LEN_MAX).map(BuildLog::Decompressed).map(Some)
 }
 
+/// Whether there is a build log of a derivation.
+pub fn is_there(store: &LocalStore, derivation: &StorePath) -> bool {
+    let (folder, rest) = derivation.base_name().split_at(2);
+    let folder = store.log_dir.join(folder);
+    let is_file = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+    ["", ".bz2"].iter().any(|suffix| is_file(&folder.join(format!("{rest}{suffix}"))))
+}
+
 /// Opens a regular file that is no link.
 fn open_file(path: &Path) -> Result<Option<(OwnedFd, u64)>, StoreError> {
     match open_root_at(path)? {
@@ -78,6 +86,10 @@ mod tests {
 
     const DERIVATION: &str = "0000000000000000000000000000000a-alpha.drv";
 
+    fn derivation() -> StorePath {
+        StorePath::parse_base_name(DERIVATION).unwrap()
+    }
+
     struct Fixture {
         folder: tempfile::TempDir,
         store: LocalStore,
@@ -96,7 +108,7 @@ mod tests {
         }
 
         fn open(&self) -> Result<Option<BuildLog>, StoreError> {
-            open(&self.store, &StorePath::parse_base_name(DERIVATION).unwrap())
+            open(&self.store, &derivation())
         }
     }
 
@@ -109,8 +121,9 @@ mod tests {
     #[test]
     fn a_log_is_absent_plain_or_compressed() {
         let fixture = Fixture::new();
-        assert!(fixture.open().unwrap().is_none());
+        assert!(fixture.open().unwrap().is_none() && !is_there(&fixture.store, &derivation()));
         std::fs::write(fixture.path(".bz2"), compress(b"compressed\n")).unwrap();
+        assert!(is_there(&fixture.store, &derivation()));
         let Some(BuildLog::Decompressed(text)) = fixture.open().unwrap() else { panic!("no compressed log") };
         assert_eq!(text, b"compressed\n");
         std::fs::write(fixture.path(""), "plain\n").unwrap();

@@ -9,12 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::codec::store_path::StoreDir;
 
+pub mod cache_index;
 pub mod catalog;
 pub mod change;
 pub mod db;
 pub mod debuginfo;
 pub mod demo;
-mod directory;
+pub mod directory;
 pub mod draft;
 pub mod fault;
 pub mod keys;

@@ -5,6 +5,7 @@
 //! | `store.rs`     | a live Nix store, as real Nix clients see it                                      |
 //! | `directory.rs` | a cache directory made by `nix copy --to file://…`                                |
 //! | `access.rs`    | who may read and upload: tokens, and how they are made, revoked and read again    |
+//! | `browse.rs`   | what people see who look around: a search, a path, what is in it                    |
 //! | `range.rs`     | HEAD, ranges, entity tags and their preconditions                                 |
 //! | `resume.rs`    | downloads that are cut on the way                                                 |
 //! | `encode.rs`    | NARs of a live store that are compressed on their way                             |
@@ -46,6 +47,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on panics
 
 mod access;
+mod browse;
 mod browser;
 mod changes;
 mod cli;

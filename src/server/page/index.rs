@@ -60,8 +60,7 @@ impl Index {
     }
 
     /// A page for who asks for one, as browsers do, and a text for everybody else.
-    pub fn reply(&self, request: &Request<'_>, is_proxy_trusted: bool) -> Reply {
-        let base_url = base_url(request, is_proxy_trusted);
+    pub fn reply(&self, request: &Request<'_>, base_url: &BaseUrl) -> Reply {
         let at = |template: &str| {
             template.replace(URL, &base_url.to_string()).replace(MACHINE, base_url.machine())
         };
@@ -348,7 +347,7 @@ mod tests {
     fn answer(profile: &Profile, fields: &str, is_proxy_trusted: bool) -> String {
         let head = format!("GET / HTTP/1.1\r\n{fields}\r\n");
         let Ok(Parsed::Complete { request, .. }) = parse(head.as_bytes(), 0) else { panic!("{head:?}") };
-        let reply = Index::new(profile).reply(&request, is_proxy_trusted);
+        let reply = Index::new(profile).reply(&request, &base_url(&request, is_proxy_trusted));
         let ReplyBody::Bytes(body) = &reply.body else { panic!("no text") };
         String::from_utf8([reply.fields.as_ref(), body].concat()).unwrap()
     }

@@ -1,0 +1,247 @@
+//! The page of a store path.
+
+use std::fmt::Write as _;
+
+use super::parts::{Length, PathLink, breadcrumb, count};
+use super::{Escaped, document};
+use crate::codec::http::date::format_imf_fixdate;
+use crate::codec::http::route::encode_escapes;
+use crate::codec::narinfo::{Compression, NarInfo};
+use crate::codec::store_path::{StoreDir, StorePath};
+use crate::limits::REFERENCES_SHOWN_MAX;
+
+/// What the page says.
+#[derive(Debug)]
+pub struct Details<'a> {
+    /// The path.
+    pub narinfo: &'a NarInfo,
+    /// Where paths are.
+    pub store_dir: &'a StoreDir,
+    /// The URL of this cache.
+    pub base_url: &'a str,
+    /// When it was registered, where that is known. Seconds since 1970.
+    pub registered_s: Option<u64>,
+    /// How many paths it needs, itself included, and the length of their NARs in bytes, where that is known.
+    pub closure: Option<(u64, u64)>,
+    /// What refers to it.
+    pub referrers: &'a Referrers,
+    /// Whether its build log is here.
+    pub has_log: bool,
+}
+
+/// What refers to a path, itself excepted.
+#[derive(Debug, Default)]
+pub struct Referrers {
+    /// Those that are shown, by name.
+    pub paths: Vec<StorePath>,
+    /// How many there are.
+    pub count: u64,
+    /// Whether there may be more of them than that.
+    pub may_be_more: bool,
+}
+
+/// The page.
+pub fn page(details: &Details<'_>) -> String {
+    let Details { narinfo, store_dir, base_url, .. } = details;
+    let path = &narinfo.info.path;
+    let (full, hash_part) = (path.full(store_dir), path.hash_part());
+    let url = encode_escapes(path.base_name().as_bytes());
+    let above = [("/".to_owned(), "Cache".to_owned()), ("/search".to_owned(), "Search".to_owned())];
+    let mut body = breadcrumb(&above, &Escaped(path.name()).to_string());
+    // Writing to a String cannot fail.
+    let _ = write!(
+        body,
+        "<h1>{}</h1>\n<p><code>{}</code></p>\n<ul>\n<li><a href=\"/serve/{url}/\">Contents</a></li>\n\
+         <li><a href=\"/{hash_part}.narinfo\">narinfo</a></li>\n\
+         <li><a href=\"/{hash_part}.narinfo?json\">narinfo as JSON</a></li>\n\
+         <li><a href=\"{}\">NAR</a></li>\n",
+        Escaped(path.name()),
+        Escaped(&full),
+        Escaped(&nar_link(&narinfo.url)),
+    );
+    if let Some(deriver) = narinfo.info.deriver.as_ref().filter(|_| details.has_log) {
+        let name = encode_escapes(deriver.base_name().as_bytes());
+        let _ = writeln!(body, "<li><a href=\"/log/{name}\">Build log</a></li>");
+    }
+    body.push_str("</ul>\n");
+    let _ = write!(
+        body,
+        "<h2>Get it</h2>\n<pre><code>nix copy --from {base} {full}</code></pre>\n\
+         <pre><code>nix-store -r {full} --option substituters {base}</code></pre>\n",
+        base = Escaped(base_url),
+        full = Escaped(&full),
+    );
+    body.push_str("<h2>Facts</h2>\n<dl>\n");
+    for (term, value) in facts(details) {
+        let _ = writeln!(body, "<div><dt>{term}</dt><dd>{value}</dd></div>");
+    }
+    body.push_str("</dl>\n");
+    references(&mut body, narinfo);
+    referrers(&mut body, details.referrers);
+    document(path.name(), &body)
+}
+
+/// Where the NAR is, as a link: a narinfo that somebody uploaded may say anything.
+fn nar_link(url: &str) -> String {
+    let is_absolute = ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
+    if is_absolute { url.to_owned() } else { format!("/{}", url.trim_start_matches('/')) }
+}
+
+/// Terms and what they are; the second is HTML.
+fn facts(details: &Details<'_>) -> Vec<(&'static str, String)> {
+    let NarInfo { info, compression, file_hash, file_size, .. } = details.narinfo;
+    let code = |text: &str| format!("<code>{}</code>", Escaped(text));
+    let bytes = |len| format!("{} ({})", Length(len), count(len, "byte", "bytes"));
+    let mut facts = vec![("NAR hash", code(&info.nar_hash.to_string())), ("NAR size", bytes(info.nar_size))];
+    if *compression != Compression::None {
+        facts.push(("Compression", code(compression.as_str())));
+        facts.extend(file_hash.map(|hash| ("File hash", code(&hash.to_string()))));
+        facts.extend(file_size.map(|size| ("File size", bytes(size))));
+    }
+    if let Some((paths, nar_size)) = details.closure {
+        facts.push(("Closure", format!("{}, {}", count(paths, "path", "paths"), bytes(nar_size))));
+    }
+    facts.extend(info.deriver.as_ref().map(|deriver| ("Deriver", code(deriver.base_name()))));
+    facts.extend(info.ca.as_deref().map(|ca| ("Content address", code(ca))));
+    facts.extend(info.signatures.iter().map(|signature| ("Signature", code(&signature.to_string()))));
+    if let Some(registered_s) = details.registered_s {
+        let date = format_imf_fixdate(registered_s);
+        facts.push(("Registered", String::from_utf8_lossy(&date).into_owned()));
+    }
+    facts
+}
+
+fn references(body: &mut String, narinfo: &NarInfo) {
+    let references = &narinfo.info.references;
+    let _ = writeln!(body, "<h2>References ({})</h2>", references.len());
+    if references.is_empty() {
+        body.push_str("<p>It refers to nothing.</p>\n");
+    }
+    list(body, references.iter().take(REFERENCES_SHOWN_MAX), &narinfo.info.path);
+    if let Some(more @ 1..) = references.len().checked_sub(REFERENCES_SHOWN_MAX) {
+        let _ = writeln!(body, "<p>and {} more</p>", indicatif::HumanCount(more as u64));
+    }
+}
+
+fn referrers(body: &mut String, referrers: &Referrers) {
+    let Referrers { paths, count, may_be_more } = referrers;
+    let least = if *may_be_more { "at least " } else { "" };
+    let _ = writeln!(body, "<h2>Referrers ({least}{})</h2>", indicatif::HumanCount(*count));
+    if paths.is_empty() {
+        let known = if *may_be_more {
+            "Nothing that was looked at so far refers to it."
+        } else {
+            "Nothing refers to it."
+        };
+        let _ = writeln!(body, "<p>{known}</p>");
+    } else {
+        let _ = writeln!(body, "<ul>");
+        for path in paths {
+            let _ = writeln!(body, "<li>{}</li>", PathLink(path));
+        }
+        body.push_str("</ul>\n");
+    }
+    if let Some(more @ 1..) = count.checked_sub(paths.len() as u64) {
+        let _ = writeln!(body, "<p>and {least}{} more</p>", indicatif::HumanCount(more));
+    }
+}
+
+fn list<'a>(body: &mut String, paths: impl Iterator<Item = &'a StorePath>, itself: &StorePath) {
+    let mut paths = paths.peekable();
+    if paths.peek().is_none() {
+        return;
+    }
+    body.push_str("<ul>\n");
+    for path in paths {
+        let remark = if path == itself { " (itself)" } else { "" };
+        let _ = writeln!(body, "<li>{}{remark}</li>", PathLink(path));
+    }
+    body.push_str("</ul>\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::hash::Sha256Digest;
+    use crate::codec::narinfo::PathInfo;
+
+    fn path(number: usize, name: &str) -> StorePath {
+        StorePath::parse_base_name(&format!("{number:032}-{name}")).unwrap()
+    }
+
+    fn narinfo() -> NarInfo {
+        let info = PathInfo {
+            path: path(1, "hello-2.12"),
+            nar_hash: Sha256Digest([5; 32]),
+            nar_size: 3_145_728,
+            references: vec![path(1, "hello-2.12"), path(2, "glibc")],
+            deriver: Some(path(3, "hello-2.12.drv")),
+            signatures: Vec::new(),
+            ca: Some("text:<b>".to_owned()),
+        };
+        NarInfo::new(info, "nar/x.nar.xz".to_owned(), Compression::Xz, Sha256Digest([6; 32]), 1024)
+    }
+
+    fn shown(narinfo: &NarInfo, referrers: &Referrers, has_log: bool) -> String {
+        page(&Details {
+            narinfo,
+            store_dir: &StoreDir::parse("/nix/store").unwrap(),
+            base_url: "https://cache.example.org",
+            registered_s: Some(784_111_777),
+            closure: Some((2, 4096)),
+            referrers,
+            has_log,
+        })
+    }
+
+    #[test]
+    fn all_that_is_known_is_there_once() {
+        let text = shown(&narinfo(), &Referrers::default(), true);
+        let path = format!("{:032}-hello-2.12", 1);
+        for part in [
+            "<h1>hello-2.12</h1>",
+            &format!("nix copy --from https://cache.example.org /nix/store/{path}"),
+            &format!("href=\"/serve/{path}/\""),
+            "href=\"/nar/x.nar.xz\"",
+            &format!("href=\"/log/{:032}-hello-2.12.drv\"", 3),
+            "<dd>3.00 MiB (3,145,728 bytes)</dd>",
+            "<dd>1.00 KiB (1,024 bytes)</dd>",
+            "<dd>2 paths, 4.00 KiB (4,096 bytes)</dd>",
+            "<code>text:&lt;b&gt;</code>",
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "</a> (itself)</li>",
+            "<h2>References (2)</h2>",
+            "<h2>Referrers (0)</h2>",
+        ] {
+            assert_eq!(text.matches(part).count(), 1, "{part} in {text}");
+        }
+        assert!(!shown(&narinfo(), &Referrers::default(), false).contains("/log/"));
+    }
+
+    #[test]
+    fn long_lists_are_cut_and_say_so() {
+        let mut many = narinfo();
+        many.info.references = (2..REFERENCES_SHOWN_MAX + 1237).map(|number| path(number, "a")).collect();
+        let referrers =
+            Referrers { paths: vec![path(8, "z"), path(9, "z")], count: 100_002, may_be_more: true };
+        let text = shown(&many, &referrers, false);
+        assert!(
+            text.contains("<p>and 1,235 more</p>") && text.contains("<p>and at least 100,000 more</p>"),
+            "{text}"
+        );
+        assert_eq!(text.matches("-a</code>").count(), REFERENCES_SHOWN_MAX);
+    }
+
+    #[test]
+    fn a_link_to_a_nar_is_no_script() {
+        for (url, expected) in [
+            ("nar/a.nar", "/nar/a.nar"),
+            ("/nar/a.nar", "/nar/a.nar"),
+            ("//evil", "/evil"),
+            ("javascript:alert(1)", "/javascript:alert(1)"),
+            ("https://a/b", "https://a/b"),
+        ] {
+            assert_eq!(nar_link(url), expected);
+        }
+    }
+}

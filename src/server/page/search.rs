@@ -1,0 +1,119 @@
+//! The page of a search.
+
+use std::fmt::Write as _;
+
+use super::parts::{PathLink, breadcrumb, count};
+use super::{Escaped, shell};
+use crate::codec::search::Pattern;
+use crate::codec::store_path::StorePath;
+use crate::limits::SEARCH_NAME_LEN_MIN;
+
+/// What a search has come to.
+#[derive(Debug)]
+pub struct Results<'a> {
+    /// What was typed.
+    pub text: &'a str,
+    /// What that was taken for.
+    pub pattern: &'a Pattern,
+    /// What was found, in the order of the page.
+    pub found: &'a [StorePath],
+    /// Whether more was found.
+    pub has_more: bool,
+    /// How many paths were looked at, and of how many, if the time was up before the end.
+    pub unfinished: Option<(u64, u64)>,
+}
+
+/// The page.
+pub fn page(results: &Results<'_>) -> String {
+    let Results { text, pattern, found, has_more, unfinished } = results;
+    let typed = Escaped(text);
+    let mut body = breadcrumb(&[("/".to_owned(), "Cache".to_owned())], "Search");
+    // Writing to a String cannot fail.
+    let _ = write!(
+        body,
+        "<h1>Search</h1>\n<form action=\"/search\"><label for=\"text\">Hash, name or store path</label>\n\
+         <input id=\"text\" type=\"search\" name=\"q\" value=\"{typed}\" autocomplete=\"off\" autocapitalize=\"off\" \
+         spellcheck=\"false\">\n<button>Search</button></form>\n"
+    );
+    let _ = match pattern {
+        Pattern::Short if text.trim().is_empty() => {
+            writeln!(
+                body,
+                "<p>Type the beginning of a package&#39;s name, a hash of 32 characters, or a store path.</p>"
+            )
+        }
+        Pattern::Short => {
+            writeln!(body, "<p role=\"status\">Type at least {SEARCH_NAME_LEN_MIN} characters.</p>")
+        }
+        _ if found.is_empty() => {
+            let what =
+                if unfinished.is_some() { "Nothing was found yet" } else { "There is no such path here" };
+            writeln!(body, "<p role=\"status\">{what}: <code>{typed}</code></p>")
+        }
+        _ => {
+            let found_count = count(found.len() as u64, "path", "paths");
+            let more = if *has_more { ", and there are more: type more of the name" } else { "" };
+            writeln!(body, "<p role=\"status\">{found_count}{more}.</p>")
+        }
+    };
+    if let Some((looked_at, all)) = unfinished {
+        let _ = writeln!(
+            body,
+            "<p role=\"status\">The time of this search was up: it has looked at {} of {} so far. \
+             Search again to go on.</p>",
+            indicatif::HumanCount(*looked_at),
+            count(*all, "path", "paths")
+        );
+    }
+    if !found.is_empty() {
+        body.push_str("<ul>\n");
+        for path in *found {
+            let _ = writeln!(body, "<li>{}</li>", PathLink(path));
+        }
+        body.push_str("</ul>\n");
+    }
+    let title = if text.trim().is_empty() { "Search".to_owned() } else { format!("{text} – search") };
+    // The field to search in is that of this page.
+    shell(&title, &body, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::store_path::StoreDir;
+
+    fn shown(text: &str, found: &[&str], has_more: bool, unfinished: Option<(u64, u64)>) -> String {
+        let pattern = Pattern::of(text, &StoreDir::parse("/nix/store").unwrap());
+        let found: Vec<_> = found
+            .iter()
+            .map(|name| StorePath::parse_base_name(&format!("{}-{name}", "0".repeat(32))).unwrap())
+            .collect();
+        page(&Results { text, pattern: &pattern, found: &found, has_more, unfinished })
+    }
+
+    #[test]
+    fn what_was_typed_is_shown_and_means_nothing() {
+        let text = shown("\"><script>alert(1)</script>", &[], false, None);
+        assert!(
+            text.contains("value=\"&quot;&gt;&lt;script&gt;") && !text.contains("<script>alert"),
+            "{text}"
+        );
+        assert!(text.contains("There is no such path here"));
+    }
+
+    #[test]
+    fn what_was_found_is_counted_and_linked() {
+        let text = shown("he", &["hello", "help"], true, None);
+        assert!(text.contains("2 paths, and there are more"), "{text}");
+        assert!(text.contains(&format!("<li><a href=\"/path/{}-help\">", "0".repeat(32))));
+        assert!(shown("he", &["hello"], false, None).contains("1 path."));
+    }
+
+    #[test]
+    fn what_a_search_has_not_done_is_said() {
+        assert!(shown("", &[], false, None).contains("Type the beginning"));
+        assert!(shown("h", &[], false, None).contains("at least 2 characters"));
+        let text = shown("he", &[], false, Some((1000, 20_000)));
+        assert!(text.contains("1,000 of 20,000 paths") && text.contains("Nothing was found yet"), "{text}");
+    }
+}
