@@ -84,7 +84,9 @@ impl FromStr for LogLevel {
     type Err = LogLevelError;
 
     fn from_str(text: &str) -> Result<Self, LogLevelError> {
-        let is_level_or_more = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+        // Nothing reads as a level as well.
+        let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+        let is_level_or_more = |part: &str| part.contains(['=', '[']) || is_level(part);
         if !text.split(',').all(is_level_or_more) {
             return Err(LogLevelError::NoLevel);
         }
@@ -314,7 +316,157 @@ fn note<S: Subscriber>(format: &impl Layer<S>, context: Context<'_, S>, text: &s
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use tracing::{debug, error};
+
     use super::*;
+    use crate::tally::Count;
+
+    /// What was written to it.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `says` has logged in a format, as far as `level` lets it, and what was counted of it.
+    fn logged<F: Layer<Filtered> + Send + Sync>(
+        format: impl FnOnce(Paper) -> F,
+        level: &str,
+        says: impl FnOnce(&reload::Handle<EnvFilter, Registry>),
+    ) -> (String, Arc<LogFigures>) {
+        let (paper, figures) = (Paper::default(), Arc::<LogFigures>::default());
+        let filter = level.parse::<LogLevel>().unwrap().filter().unwrap();
+        let (filter, handle) = reload::Layer::new(filter);
+        let format = format(paper.clone());
+        let bounded = Bounded { format, windows: Mutex::default(), figures: Arc::clone(&figures) };
+        let subscriber = Registry::default().with(filter).with(bounded);
+        tracing::subscriber::with_default(subscriber, || says(&handle));
+        let text = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
+        (text, figures)
+    }
+
+    fn to_paper(paper: Paper) -> impl Fn() -> Paper {
+        move || paper.clone()
+    }
+
+    #[test]
+    fn repeats_are_bounded_in_every_format_and_the_access_log_is_not() {
+        const LINES: u32 = LOGGED_ALIKE_MAX + 5;
+        let says = |_: &reload::Handle<_, _>| {
+            for count in 0..LINES {
+                warn!(count, "alike");
+                info!(target: ACCESS_TARGET, count);
+                debug!("asked for");
+            }
+            error!("another");
+        };
+        let human = logged(|paper| human(to_paper(paper)), "debug", says);
+        let json = logged(|paper| json(to_paper(paper)), "debug", says);
+        for (text, figures) in [human, json] {
+            let lines_with = |word| text.lines().filter(|line| line.contains(word)).count();
+            assert_eq!(lines_with("alike"), LOGGED_ALIKE_MAX as usize, "{text}");
+            let last = text.lines().position(|line| line.contains("are left out for 60 s at most")).unwrap();
+            let before = text.lines().nth(last - 1).unwrap();
+            assert!(
+                before.contains("alike") && before.contains("59"),
+                "it stands behind the last one: {before}"
+            );
+            assert!(text.contains("more lines of narwire::cli::log::tests:"), "{text}");
+            assert_eq!((lines_with("asked for"), lines_with("another")), (LINES as usize, 1));
+            assert_eq!(figures.access_lines.get(), u64::from(LINES));
+            assert_eq!(figures.lines.each_ref().map(Count::get), [1, u64::from(LOGGED_ALIKE_MAX), 0]);
+        }
+    }
+
+    #[test]
+    fn a_line_of_json_has_its_fields_beside_level_time_and_place() {
+        let (text, _) = logged(
+            |paper| json(to_paper(paper)),
+            "info",
+            |_| warn!(path = "a\nb\u{1b}", count = 7, is_so = true, "said \"so\""),
+        );
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for (field, expected) in [
+            ("level", serde_json::json!("WARN")),
+            ("target", serde_json::json!("narwire::cli::log::tests")),
+            ("message", serde_json::json!("said \"so\"")),
+            ("path", serde_json::json!("a\nb\u{1b}")),
+            ("count", serde_json::json!(7)),
+            ("is_so", serde_json::json!(true)),
+        ] {
+            assert_eq!(line[field], expected, "{text}");
+        }
+        let time = line["timestamp"].as_str().unwrap();
+        assert!(time.len() >= 20 && time.as_bytes()[10] == b'T' && time.ends_with('Z'), "{time}");
+    }
+
+    #[test]
+    fn the_level_changes_at_once_and_leaves_the_access_log_alone() {
+        let (text, _) = logged(
+            |paper| human(to_paper(paper)),
+            "error",
+            |handle| {
+                let say = |when| {
+                    info!("level {when}");
+                    info!(target: ACCESS_TARGET, "access {when}");
+                };
+                say("first");
+                handle.reload("info".parse::<LogLevel>().unwrap().filter().unwrap()).unwrap();
+                say("second");
+                handle.reload("off".parse::<LogLevel>().unwrap().filter().unwrap()).unwrap();
+                say("third");
+            },
+        );
+        let said =
+            ["level first", "level second", "level third", "access first", "access second", "access third"]
+                .map(|words| text.contains(words));
+        assert_eq!(said, [false, true, false, true, true, true], "{text}");
+    }
+
+    #[test]
+    fn levels_and_filters_are_told_from_words() {
+        for text in [
+            "error",
+            "warn",
+            "info",
+            "debug",
+            "trace",
+            "off",
+            "WARN",
+            "info,narwire::ring=debug",
+            "a=info,b=warn",
+        ] {
+            assert!(text.parse::<LogLevel>().is_ok(), "{text}");
+        }
+        for text in ["", "verbose", "info,loud", "narwire::ring", "a=loud", "info,", "2x"] {
+            assert!(text.parse::<LogLevel>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_journal_is_told_by_device_and_inode() {
+        let file = tempfile::tempfile().unwrap();
+        let status = fstat(&file).unwrap();
+        let (device, inode) = (status.st_dev, status.st_ino);
+        for (variable, expected) in [
+            (Some(format!("{device}:{inode}")), true),
+            (Some(format!("{device}:{}", inode + 1)), false),
+            (Some(String::new()), false),
+            (None, false),
+        ] {
+            assert_eq!(is_journal(&file, variable.clone().map(OsString::from)), expected, "{variable:?}");
+        }
+    }
 
     #[test]
     fn of_one_place_so_much_is_said_and_the_rest_counted() {

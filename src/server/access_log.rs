@@ -243,3 +243,169 @@ fn means_something_to_terminals(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt;
+    use std::sync::Mutex;
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id};
+    use tracing::{Event, Metadata, Subscriber};
+
+    use super::*;
+    use crate::codec::http::Status;
+    use crate::codec::http::request::{Parsed, parse};
+
+    /// Keeps the fields of the last event.
+    #[derive(Clone, Default)]
+    struct Last(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+    impl Subscriber for Last {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            struct Fields<'a>(&'a mut BTreeMap<&'static str, String>);
+            impl Visit for Fields<'_> {
+                fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                    self.0.insert(field.name(), format!("{value:?}"));
+                }
+            }
+            assert_eq!(event.metadata().target(), TARGET);
+            let mut fields = self.0.lock().unwrap();
+            fields.clear();
+            event.record(&mut Fields(&mut fields));
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    fn fields(record: &Record) -> BTreeMap<&'static str, String> {
+        let last = Last::default();
+        tracing::subscriber::with_default(last.clone(), || record.log());
+        let fields = last.0.lock().unwrap();
+        fields.clone()
+    }
+
+    /// The record of this request, whose head lacks the end of its last line, from `peer`, behind a proxy at 10.0.0.1.
+    fn record(head: &[u8], peer: Option<&str>) -> Record {
+        let head = [head, b"\r\nHost: here\r\n\r\n"].concat();
+        let Ok(Parsed::Complete { request, .. }) = parse(&head, 0) else { panic!("{head:?}") };
+        let proxies = TrustedProxies::new(Arc::from(["10.0.0.1".parse().unwrap()]));
+        Record::of(&request, peer.map(|peer| peer.parse().unwrap()), &proxies)
+    }
+
+    const WHOLE: Ending = Ending { status: Some(Status::Ok), sent_len_bytes: 512, is_whole: true };
+
+    #[test]
+    fn a_line_says_who_asked_what_and_what_came_of_it() {
+        let head = b"GET /x.narinfo?a=b HTTP/1.1\r\nUser-Agent: curl/8 Nix/2\r\nX-Forwarded-For: 192.0.2.7";
+        let mut direct = record(head, Some("192.0.2.1"));
+        direct.end(&WHOLE);
+        let said = fields(&direct);
+        for (name, value) in [
+            ("client", "192.0.2.1"),
+            ("method", "GET"),
+            ("uri", "/x.narinfo?a=b"),
+            ("version", "1.1"),
+            ("status", "200"),
+            ("bytes", "512"),
+            ("is_whole", "true"),
+            ("user_agent", "\"curl/8 Nix/2\""),
+        ] {
+            assert_eq!(said[name], value, "{said:?}");
+        }
+        assert!(!said.contains_key("proxy") && said["duration_ms"].parse::<f64>().is_ok(), "{said:?}");
+
+        let mut behind = record(head, Some("10.0.0.1"));
+        behind.end(&Ending { status: None, sent_len_bytes: 0, is_whole: false });
+        let said = fields(&behind);
+        for (name, value) in
+            [("client", "192.0.2.7"), ("proxy", "10.0.0.1"), ("status", "499"), ("is_whole", "false")]
+        {
+            assert_eq!(said[name], value, "{said:?}");
+        }
+        let said = fields(&record(head, None));
+        assert_eq!((&*said["client"], &*said["proxy"]), ("192.0.2.7", "unix"));
+        let said = fields(&record(b"PUT / HTTP/1.0", None));
+        assert_eq!((&*said["method"], &*said["version"]), ("PUT", "1.0"));
+        assert!(!said.contains_key("client") && !said.contains_key("user_agent"), "{said:?}");
+    }
+
+    #[test]
+    fn nothing_of_a_peer_means_anything_to_a_terminal_or_has_no_end() {
+        let long = [b"GET /".as_slice(), &[b'a'; 3000], b" HTTP/1.1\r\nUser-Agent: ", &[0xe4; 3000]].concat();
+        let said = fields(&record(&long, None));
+        assert_eq!(said["uri"].chars().count(), ACCESS_TEXT_LEN_MAX + 1);
+        assert!(said["uri"].ends_with("a…") && said["user_agent"].contains('\u{fffd}'), "{said:?}");
+        assert_eq!(said["user_agent"].chars().count(), ACCESS_TEXT_LEN_MAX + 1 + 2, "with its quotes");
+
+        // What a head may have: a tab, and bytes beyond ASCII.
+        let hostile = "GET / HTTP/1.1\r\nUser-Agent: a\tb\u{9b}31m\u{2028}c\u{202e}d\\\"e";
+        let record = record(hostile.as_bytes(), None);
+        let text = record.user_agent.as_ref().unwrap().to_text();
+        assert_eq!(text, "a\u{fffd}b\u{fffd}31m\u{fffd}c\u{fffd}d\\\"e");
+        assert_eq!(fields(&record)["user_agent"], format!("{text:?}"));
+    }
+
+    #[test]
+    fn nothing_that_is_secret_is_logged() {
+        let head = b"GET /x HTTP/1.1\r\nAuthorization: Bearer s3cret\r\nCookie: s3cret\r\nX-Forwarded-For: s3cret\r\nReferer: s3cret";
+        let said = fields(&record(head, None));
+        assert!(!format!("{said:?}").contains("s3cret"), "{said:?}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_and_not_waited_for() {
+        let (records, queue) = queue(2);
+        let figures = Arc::<NodeFigures>::default();
+        let recorder = Recorder::new(AccessLog::Off, records, Arc::clone(&figures));
+        for _ in 0..5 {
+            recorder.desk.witness(record(b"GET / HTTP/1.1", None))(&WHOLE);
+        }
+        assert_eq!((queue.try_iter().count(), figures.access_dropped.get()), (2, 3));
+        recorder.desk.witness(record(b"GET / HTTP/1.1", None))(&WHOLE);
+        let taken = queue.try_iter().next().unwrap();
+        assert_eq!((taken.outcome.status, figures.access_dropped.get()), (200, 3), "there is room again");
+        // A thread that has gone is none to wait for either.
+        drop(queue);
+        recorder.desk.witness(record(b"GET / HTTP/1.1", None))(&WHOLE);
+        assert_eq!(figures.access_dropped.get(), 4);
+    }
+
+    #[test]
+    fn one_in_so_many_is_logged() {
+        let (records, _queue) = queue(1);
+        let mut recorder = Recorder::new(AccessLog::Off, records, Arc::default());
+        for (rarity, expected) in [(1, 12), (2, 6), (5, 2), (100, 0)] {
+            recorder.passed = 0;
+            let rarity = NonZeroU32::new(rarity).unwrap();
+            let count = (0..12).filter(|_| recorder.is_next(rarity)).count();
+            assert_eq!(count, expected, "1/{rarity}");
+        }
+    }
+
+    #[test]
+    fn the_thread_ends_with_the_last_who_could_add_to_it() {
+        let (records, ended) = start().unwrap();
+        let recorder = Recorder::new(AccessLog::Off, records, Arc::default());
+        let witness = recorder.desk.witness(record(b"GET / HTTP/1.1", None));
+        drop(recorder);
+        assert_eq!(ended.try_recv(), Err(mpsc::TryRecvError::Empty));
+        witness(&WHOLE);
+        assert_eq!(ended.recv(), Err(mpsc::RecvError));
+    }
+}

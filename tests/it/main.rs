@@ -16,6 +16,7 @@
 //! | `conformance.rs` | framing and refusals, case by case: a table that the simulated ring is asked as well |
 //! | `container.rs` | the image of `deploy/oci` in containers, under the profile beside it                  |
 //! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
+//! | `logs.rs`      | what is logged, how, and of whom                                                 |
 //! | `reload.rs`    | settings, keys and tokens that are read again while it serves                     |
 //! | `restart.rs`   | a new process in the place of the old one, while clients ask                      |
 //! | `nix_serve.rs` | the same binary under the name `nix-serve`                                        |
@@ -62,6 +63,7 @@ mod fleet;
 mod gc;
 mod http;
 mod listen;
+mod logs;
 mod nar_cache;
 mod nar_cache_faults;
 mod nix_serve;

@@ -144,3 +144,107 @@ fn journal_name(name: &str) -> String {
     };
     "NARWIRE_".chars().chain(name.chars().take(56).map(allowed)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use tracing::{error, info};
+    use tracing_subscriber::Registry;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    /// What the journal makes of a datagram.
+    fn read(mut datagram: &[u8]) -> BTreeMap<String, String> {
+        let mut fields = BTreeMap::new();
+        while !datagram.is_empty() {
+            let end = datagram.iter().position(|byte| b"=\n".contains(byte)).unwrap();
+            let name = String::from_utf8(datagram[..end].to_vec()).unwrap();
+            let is_text = datagram[end] == b'=';
+            datagram = &datagram[end + 1..];
+            let len = if is_text {
+                datagram.iter().position(|&byte| byte == b'\n').unwrap()
+            } else {
+                let (len, rest) = datagram.split_first_chunk().unwrap();
+                datagram = rest;
+                usize::try_from(u64::from_le_bytes(*len)).unwrap()
+            };
+            let value = String::from_utf8(datagram[..len].to_vec()).unwrap();
+            assert_eq!(datagram[len], b'\n');
+            datagram = &datagram[len + 1..];
+            assert!(fields.insert(name.clone(), value).is_none(), "{name} twice");
+        }
+        fields
+    }
+
+    fn receive(socket: &UnixDatagram) -> BTreeMap<String, String> {
+        let mut datagram = vec![0; 1 << 20];
+        let len = socket.recv(&mut datagram).unwrap();
+        read(&datagram[..len])
+    }
+
+    #[test]
+    fn each_field_is_one_of_the_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixDatagram::bind(&path).unwrap();
+        let subscriber = Registry::default().with(Journal::connect(&path).unwrap());
+        let fields = tracing::subscriber::with_default(subscriber, || {
+            error!(path = "a\nMESSAGE=forged\n", count = 7, cause = %"as it is", "cannot be read");
+            receive(&listener)
+        });
+        for (name, value) in [
+            ("MESSAGE", "cannot be read path=\"a\\nMESSAGE=forged\\n\" count=7 cause=as it is"),
+            ("PRIORITY", "3"),
+            ("SYSLOG_IDENTIFIER", "narwire"),
+            ("TARGET", "narwire::cli::log::journal::tests"),
+            ("NARWIRE_PATH", "a\nMESSAGE=forged\n"),
+            ("NARWIRE_COUNT", "7"),
+            ("NARWIRE_CAUSE", "as it is"),
+        ] {
+            assert_eq!(fields[name], value);
+        }
+        assert!(fields["CODE_FILE"].ends_with("journal.rs") && fields["CODE_LINE"].parse::<u32>().is_ok());
+        assert_eq!(fields.len(), 9);
+    }
+
+    #[test]
+    fn a_journal_that_is_started_anew_is_found_again_and_a_long_line_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let first = UnixDatagram::bind(&path).unwrap();
+        let subscriber = Registry::default().with(Journal::connect(&path).unwrap());
+        drop(first);
+        fs::remove_file(&path).unwrap();
+        let second = UnixDatagram::bind(&path).unwrap();
+        let long = "ä".repeat(JOURNAL_FIELDS_LEN_MAX);
+        let fields = tracing::subscriber::with_default(subscriber, || {
+            info!(
+                a = long,
+                b = long,
+                c = long,
+                d = long,
+                e = long,
+                f = long,
+                g = long,
+                h = long,
+                i = long,
+                j = long
+            );
+            receive(&second)
+        });
+        assert!(fields["MESSAGE"].starts_with("a=\"ä"), "{}", &fields["MESSAGE"][..80]);
+        assert_eq!(fields["NARWIRE_A"].len(), JOURNAL_FIELD_LEN_MAX);
+        let own = fields.keys().filter(|name| name.starts_with("NARWIRE_")).count();
+        assert_eq!(own, JOURNAL_FIELDS_LEN_MAX / JOURNAL_FIELD_LEN_MAX, "{:?}", fields.keys());
+    }
+
+    #[test]
+    fn names_are_such_as_the_journal_takes() {
+        assert_eq!(journal_name("duration_ms"), "NARWIRE_DURATION_MS");
+        assert_eq!(journal_name("log.target"), "NARWIRE_LOG_TARGET");
+        assert_eq!(journal_name(&"x".repeat(100)).len(), 64);
+    }
+}

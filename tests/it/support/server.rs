@@ -220,6 +220,8 @@ pub fn command_of(program: impl AsRef<OsStr>) -> Command {
         "NIX_SERVE_STORE_DIR",
         "CACHE_DIRECTORY",
         "NOTIFY_SOCKET",
+        "RUST_LOG",
+        "JOURNAL_STREAM",
     ] {
         command.env_remove(variable);
     }

@@ -1,0 +1,426 @@
+//! What is logged, how, and of whom: formats, levels, and the access log.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use narwire::limits::ACCESS_QUEUE_MAX;
+
+use crate::support::client::request_head;
+use crate::support::nix::hash_part;
+use crate::support::server::{BINARY, command};
+use crate::support::upload::{Package, Packing, UploadDir};
+use crate::support::{Connection, Narwire, PATIENCE, eventually, fixture, run, text};
+
+const RELOADED: &str = "read settings, keys and tokens again";
+
+/// A cache directory, and settings that may change.
+struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    fn new(settings: &str) -> Self {
+        let site = Self { folder: tempfile::tempdir().unwrap() };
+        fs::create_dir(site.folder.path().join("cache")).unwrap();
+        site.configure(settings);
+        site
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("narwire.toml")
+    }
+
+    fn configure(&self, settings: &str) {
+        fs::write(self.file(), format!("directories = ['cache']\nworkers = 1\n{settings}\n")).unwrap();
+    }
+
+    fn command(&self) -> Command {
+        let mut command = command();
+        command.args(["--config", text(&self.file()), "--listen", "127.0.0.1:0"]);
+        command
+    }
+
+    fn serve(&self) -> Narwire {
+        let server = Narwire::spawn(&mut self.command());
+        server.wait_for("listening on ");
+        server
+    }
+
+    /// Has the server take over other settings, and waits until its worker has. Asks for `/nix-cache-info` meanwhile.
+    fn reload(&self, server: &Narwire, settings: &str, priority: u32) {
+        self.configure(&format!("{settings}\npriority = {priority}"));
+        server.signal(Signal::HUP);
+        let line = format!("Priority: {priority}\n");
+        eventually("the settings are in force", || {
+            server.get("/nix-cache-info").expect(200).text().contains(&line)
+        });
+    }
+}
+
+/// Every line of JSON that the server has logged.
+fn objects(server: &Narwire) -> Vec<Value> {
+    let output = server.output();
+    let lines = output.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+/// Those of the access log, but for [`Site::reload`], once there are so many.
+fn accesses(server: &Narwire, count: usize) -> Vec<Value> {
+    let is_one = |line: &Value| line["target"] == "access" && line["uri"] != "/nix-cache-info";
+    let of_access = || objects(server).into_iter().filter(is_one).collect();
+    let mut lines: Vec<Value> = Vec::new();
+    eventually("lines of the access log", || {
+        lines = of_access();
+        lines.len() >= count
+    });
+    assert_eq!(lines.len(), count, "{lines:?}");
+    lines
+}
+
+const JSON: &str = "log-format = 'json'\naccess-log = 'full'";
+
+#[test]
+fn json_is_one_object_a_line() {
+    let site = Site::new("log-format = 'json'");
+    let server = site.serve();
+    server.wait_for("\"serving\"");
+    let said = objects(&server);
+    let serving = said.iter().find(|line| line["message"] == "serving").unwrap();
+    assert_eq!((&serving["level"], &serving["workers"]), (&"INFO".into(), &1.into()), "{serving}");
+    assert_eq!(serving["target"], "narwire::server");
+    let time = serving["timestamp"].as_str().unwrap();
+    assert!(time.starts_with("20") && time.ends_with('Z') && time.contains('T'), "{time}");
+    let others: Vec<_> =
+        server.output().lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
+    assert!(others.iter().all(|line| line.contains("listening on ")), "{others:?}");
+}
+
+#[test]
+fn the_level_is_what_the_settings_say_until_sighup_brings_another_and_the_environment_goes_before_it() {
+    let site = Site::new("log-level = 'error'");
+    let server = site.serve();
+    assert!(!server.output().contains("INFO"), "{}", server.output());
+    site.reload(&server, "log-level = 'info'", 7);
+    server.wait_for(RELOADED);
+    site.reload(&server, "log-level = 'off'", 8);
+    assert_eq!(server.output().matches(RELOADED).count(), 1, "{}", server.output());
+
+    site.configure("log-level = 'error'");
+    let server = Narwire::spawn(site.command().env("RUST_LOG", "narwire=info"));
+    server.wait_for("serving");
+    site.reload(&server, "log-level = 'warn'", 7);
+    server.wait_for("RUST_LOG stays in force");
+    site.reload(&server, "log-level = 'warn'", 8);
+    eventually("it was read twice", || server.output().matches(RELOADED).count() == 2);
+    assert_eq!(server.output().matches("stays in force").count(), 1, "{}", server.output());
+}
+
+#[test]
+fn what_is_no_level_and_no_format_is_one_line() {
+    for (flag, value) in [("--log-level", "loud"), ("--log-format", "xml"), ("--access-log", "half")] {
+        let output = command().args([flag, value, "/"]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+        assert!(said.contains(flag) && said.contains("expected"), "{said}");
+    }
+}
+
+/// What a journal gets that listens beneath `folder`, as datagrams of text.
+struct Journal {
+    socket: UnixDatagram,
+    folder: TempDir,
+}
+
+impl Journal {
+    fn listen() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(folder.path().join("socket")).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { socket, folder }
+    }
+
+    /// A shell line that puts it where the journal is, where `folder` is `$0`.
+    const MOUNT: &str =
+        "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd && ln -s \"$0\" /run/systemd/journal";
+
+    /// The fields of the next line that is asked for.
+    fn hear(&self, of: impl Fn(&BTreeMap<String, String>) -> bool) -> BTreeMap<String, String> {
+        let mut datagram = vec![0; 1 << 18];
+        loop {
+            let len = self.socket.recv(&mut datagram).unwrap();
+            let lines = str::from_utf8(&datagram[..len]).unwrap().lines();
+            let pairs = lines.map(|line| line.split_once('=').unwrap());
+            let fields = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            if of(&fields) {
+                return fields;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_journal_gets_fields_from_inside_the_sandbox() {
+    let (site, journal) =
+        (Site::new("log-format = 'journald'\naccess-log = 'full'\nsandbox = 'require'"), Journal::listen());
+    let flags = ["--config", text(&site.file())].map(str::to_owned);
+    if std::env::var_os("NARWIRE_TEST_WITHOUT").is_some() {
+        return; // the sandbox is not whole then
+    }
+    let server = Narwire::spawn_mounted(journal.folder.path(), Journal::MOUNT, &flags);
+    server.wait_for("listening on ");
+    let serving = journal.hear(|fields| fields["MESSAGE"].starts_with("serving"));
+    for (name, value) in [
+        ("PRIORITY", "6"),
+        ("SYSLOG_IDENTIFIER", "narwire"),
+        ("TARGET", "narwire::server"),
+        ("NARWIRE_WORKERS", "1"),
+        ("NARWIRE_SANDBOX", "on"),
+    ] {
+        assert_eq!(serving[name], value, "{serving:?}");
+    }
+    server.get("/nix-cache-info").expect(200);
+    let access = journal.hear(|fields| fields["TARGET"] == "access");
+    assert_eq!(
+        (&*access["NARWIRE_URI"], &*access["NARWIRE_STATUS"]),
+        ("/nix-cache-info", "200"),
+        "{access:?}"
+    );
+    assert_eq!(
+        server.output().lines().count(),
+        1,
+        "nothing else is said on standard error: {}",
+        server.output()
+    );
+}
+
+#[test]
+fn where_standard_error_is_the_journal_and_no_journal_listens_one_line_says_so() {
+    let site = Site::new("");
+    let log = site.folder.path().join("stderr");
+    let of_stderr = r#"export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec "$@""#;
+    let start = |script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("exec 2>'{}'; {script}", text(&log)), "sh", BINARY]);
+        shell.args(site.command().get_args());
+        fs::write(&log, "").unwrap();
+        let server = Narwire::spawn(&mut shell);
+        eventually("it serves", || fs::read_to_string(&log).unwrap_or_default().contains("serving"));
+        drop(server);
+        fs::read_to_string(&log).unwrap()
+    };
+    let said = start(of_stderr);
+    assert_eq!(said.matches("the journal cannot be reached").count(), 1, "{said}");
+    // That of another process.
+    let said = start(r#"export JOURNAL_STREAM=1:1; exec "$@""#);
+    assert!(!said.contains("journal"), "{said}");
+}
+
+#[test]
+fn every_request_is_a_line_of_the_full_access_log() {
+    let site = Site::new(JSON);
+    let server = site.serve();
+    let agent = [("User-Agent", "curl/8.13.0 Nix/2.26.3")];
+    let found = server.request("GET", "/", &agent).expect(200);
+    server.request("HEAD", "/", &[]).expect(200);
+    server.get("/0.narinfo?a=b").expect(404);
+    server.request("DELETE", "/x", &[]).expect(405);
+    let lines = accesses(&server, 4);
+    for (line, expected) in lines.iter().zip([
+        ("GET", "/", 200),
+        ("HEAD", "/", 200),
+        ("GET", "/0.narinfo?a=b", 404),
+        ("DELETE", "/x", 405),
+    ]) {
+        let (method, uri, status) = expected;
+        assert_eq!([&line["method"], &line["uri"]], [method, uri], "{line}");
+        assert_eq!((&line["status"], &line["is_whole"]), (&status.into(), &true.into()), "{line}");
+        assert_eq!((&line["client"], line.get("proxy")), (&"127.0.0.1".into(), None), "{line}");
+        assert!(line["duration_ms"].as_f64().unwrap() >= 0.0 && line["version"] == "1.1", "{line}");
+    }
+    assert_eq!(lines[0]["user_agent"], agent[0].1);
+    assert_eq!(lines[1].get("user_agent"), None);
+    let sent_len = |line: &Value| usize::try_from(line["bytes"].as_u64().unwrap()).unwrap();
+    // Without the body, which is not sent to HEAD.
+    assert_eq!(sent_len(&lines[0]), sent_len(&lines[1]) + found.body.len(), "{lines:?}");
+}
+
+#[test]
+fn the_access_log_is_turned_on_off_and_down_while_it_serves() {
+    let site = Site::new("log-format = 'json'");
+    let server = site.serve();
+    let mut connection = server.connect();
+    let mut ask = |count: usize| (0..count).for_each(|_| drop(connection.get("/x").expect(404)));
+    ask(10);
+    site.reload(&server, "log-format = 'json'\naccess-log = '1/10'", 1);
+    ask(30);
+    accesses(&server, 3);
+    site.reload(&server, JSON, 2);
+    ask(3);
+    accesses(&server, 6);
+    site.reload(&server, "log-format = 'json'", 3);
+    ask(10);
+    // It is a matter of its own.
+    site.reload(&server, &format!("{JSON}\nlog-level = 'error'"), 4);
+    ask(1);
+    accesses(&server, 7);
+}
+
+#[test]
+fn a_download_that_is_broken_off_is_not_whole() {
+    let fixture = fixture();
+    let mut flags = fixture.store.flags();
+    flags.extend(["--log-format", "json", "--access-log", "full", "--workers", "1"].map(str::to_owned));
+    let server = Narwire::start(flags);
+    let target = server.nar_target(hash_part(fixture.path("large")));
+    let whole_len = server.get(&target).expect(200).body.len() as u64;
+    let mut connection = server.connect();
+    connection.send(request_head("GET", &target, &[]));
+    connection.head().unwrap();
+    connection.reset();
+    let lines = accesses(&server, 3);
+    assert!(lines[1]["is_whole"] == true && lines[1]["bytes"].as_u64().unwrap() > whole_len, "{}", lines[1]);
+    assert_eq!((&lines[2]["is_whole"], &lines[2]["status"]), (&false.into(), &200.into()), "{}", lines[2]);
+    assert!(lines[2]["bytes"].as_u64().unwrap() < lines[1]["bytes"].as_u64().unwrap(), "{}", lines[2]);
+}
+
+#[test]
+fn the_client_behind_proxies_that_are_trusted_is_named_with_the_proxy() {
+    let site = Site::new(JSON);
+    let server = site.serve();
+    server.request("GET", "/x", &[("X-Forwarded-For", "192.0.2.7")]).expect(404);
+    server.request("GET", "/x", &[("X-Forwarded-For", "192.0.2.7, 10.0.0.2")]).expect(404);
+    server.request("GET", "/x", &[("X-Forwarded-For", "nobody")]).expect(404);
+    site.reload(&server, &format!("{JSON}\ntrusted-proxy = ['10.0.0.0/8']"), 7);
+    server.request("GET", "/x", &[("X-Forwarded-For", "198.51.100.1, 192.0.2.7, 10.0.0.2")]).expect(404);
+    let who = accesses(&server, 4)
+        .iter()
+        .map(|line| (line["client"].as_str().unwrap().to_owned(), line.get("proxy").cloned()))
+        .collect::<Vec<_>>();
+    let proxy = || Some(Value::from("127.0.0.1"));
+    let expected =
+        [("192.0.2.7", proxy()), ("10.0.0.2", proxy()), ("127.0.0.1", None), ("192.0.2.7", proxy())];
+    assert_eq!(who, expected.map(|(client, proxy)| (client.to_owned(), proxy)));
+}
+
+#[test]
+fn what_a_peer_sends_begins_no_line_and_no_command_to_a_terminal() {
+    let hostile = "a\tb\u{9b}31m\u{85}{\"target\":\"forged\"}\u{2028}\u{202e}\\\"";
+    let target = "/%0aforged%1b[31m?\"=x".replace('"', "%22").replace('[', "%5B");
+    for format in ["json", "human"] {
+        let site = Site::new(&format!("log-format = '{format}'\naccess-log = 'full'"));
+        let server = site.serve();
+        server.request("GET", &target, &[("User-Agent", hostile)]).expect(404);
+        server.wait_for("uri");
+        eventually("the whole line", || server.output().contains("user_agent"));
+        let output = server.output();
+        let lines: Vec<_> = output.lines().filter(|line| line.contains("uri")).collect();
+        assert_eq!(lines.len(), 1, "{output}");
+        assert!(!output.contains("\nforged"), "{output}");
+        let is_plain = |character: char| !character.is_control() && !"\u{2028}\u{202e}".contains(character);
+        assert!(lines[0].chars().all(is_plain), "{:?}", lines[0]);
+        if format == "json" {
+            let line: Value = serde_json::from_str(lines[0]).unwrap();
+            assert_eq!((&line["target"], &line["uri"]), (&"access".into(), &target.as_str().into()));
+        }
+    }
+}
+
+#[test]
+fn no_secret_is_ever_logged() {
+    let cache = UploadDir::new();
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    let token = |name: &str, scope: &str| {
+        let mut create = Command::new(BINARY);
+        create.args(["token", "create", "--file", text(&tokens), "--name", name, "--scope", scope]);
+        run(&mut create).lines().last().unwrap().to_owned()
+    };
+    let (writer, reader) = (token("ci", "write"), token("laptop", "read"));
+    let key = crate::support::nix::Key::in_folder(folder.path(), "cache.test-1");
+    let mut narwire = command();
+    narwire.env("RUST_LOG", "trace").args(["--log-format", "json", "--access-log", "full"]);
+    narwire.args([
+        "--private",
+        "--upload-token-file",
+        text(&tokens),
+        "--listen",
+        "127.0.0.1:0",
+        "--workers",
+        "1",
+    ]);
+    narwire.args(["--secret-key-file", text(&key.secret_file)]).arg(cache.path());
+    let server = Narwire::spawn(&mut narwire);
+    server.wait_for("listening on ");
+
+    let secret_of = |token: &str| token.split_once('.').unwrap().1.to_owned();
+    let package = Package::new('1', b"contents", Packing::None);
+    let wrong = format!("ci.{}", secret_of(&reader));
+    let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+    for (token, status) in [(&reader, 200), (&writer, 403), (&wrong, 401)] {
+        for authorization in [format!("Bearer {token}"), format!("Basic {}", encode(&format!("x:{token}")))] {
+            server.request("GET", "/", &[("Authorization", &authorization)]).expect(status);
+        }
+    }
+    let bearer = format!("Bearer {writer}");
+    let fields = [("Authorization", bearer.as_str())];
+    server.connect().upload("PUT", &package.nar_target(), &fields, &package.file).expect(201);
+    server
+        .connect()
+        .upload("PUT", &package.narinfo_target(), &fields, package.narinfo().as_bytes())
+        .expect(201);
+    server.signal(Signal::HUP);
+    server.wait_for(RELOADED);
+    accesses(&server, 8);
+    let output = server.output();
+    assert!(output.contains("refused to let 127.0.0.1 read"), "{output}");
+    let secret_key = fs::read_to_string(&key.secret_file).unwrap();
+    let secret_key = secret_key.trim_end().split_once(':').unwrap().1.to_owned();
+    for secret in [secret_of(&writer), secret_of(&reader), secret_key] {
+        assert!(secret.len() > 20 && !output.contains(&secret), "{secret}: {output}");
+    }
+    for token in [&writer, &reader, &wrong] {
+        assert!(!output.contains(&encode(&format!("x:{token}"))), "{output}");
+    }
+    assert!(!output.contains("Bearer") && !output.contains("Basic "), "{output}");
+}
+
+/// Who reads the log may stop doing so; clients do not wait for that.
+#[test]
+fn a_log_that_nobody_reads_keeps_no_client_waiting() {
+    // More than the pipe and the queue of lines take.
+    const REQUESTS: usize = 8_000;
+    let site = Site::new(JSON);
+    let pipe = site.folder.path().join("stderr");
+    run(Command::new("mkfifo").arg(&pipe));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("exec 2<>'{}'; exec \"$@\"", text(&pipe)), "sh", BINARY]);
+    let _server = Narwire::spawn(shell.args(site.command().get_args()));
+    let mut lines = BufReader::new(File::open(&pipe).unwrap()).lines().map(Result::unwrap);
+    let listening = lines.find(|line| line.contains("listening on http://")).unwrap();
+    let address = listening.rsplit_once("http://").unwrap().1.parse().unwrap();
+    let mut connection = Connection::open(address);
+    for _ in 0..REQUESTS {
+        connection.get("/x").expect(404);
+    }
+    // What was left out is not made up for, and there is room again for what comes.
+    let (sender, seen) = mpsc::channel();
+    thread::spawn(move || lines.try_for_each(|line| sender.send(line)));
+    let mut count = 0;
+    eventually("the last line", || {
+        connection.get("/last").expect(404);
+        let uris: Vec<_> = seen.try_iter().filter(|line| line.contains("\"uri\"")).collect();
+        count += uris.iter().filter(|line| line.contains("\"/x\"")).count();
+        uris.iter().any(|line| line.contains("\"/last\""))
+    });
+    assert!((ACCESS_QUEUE_MAX..REQUESTS).contains(&count), "{count} lines");
+}
