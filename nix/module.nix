@@ -32,9 +32,12 @@ let
   # files (of keys and tokens), for a server can read only the folders that were named when it started.
   # Not drain-timeout, which changes TimeoutStopSec= as well.
   reloadable = [
+    "access-log"
+    "log-level"
     "priority"
     "private"
     "require-signature"
+    "trusted-proxy"
   ];
 
   credentialName = index: "sign-key-${toString index}";

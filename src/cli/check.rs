@@ -38,8 +38,13 @@ pub fn report(config: &Config) -> Result<String, Failure> {
     );
     let _ =
         writeln!(text, "  who may    {}", describe_access(&config.rules.access, config.uploads.is_some()));
+    let browsing = if config.is_browsable { "search, paths and what is in them" } else { "off" };
+    let _ = writeln!(text, "  browsing   {browsing}");
     for address in &config.listen {
         let _ = writeln!(text, "  listen     {address}");
+    }
+    for proxy in &*config.rules.trusted_proxies {
+        let _ = writeln!(text, "  proxy      {proxy}");
     }
     for key in &*config.rules.secret_keys {
         let _ = writeln!(text, "  sign as    {}", key.public());
@@ -49,6 +54,7 @@ pub fn report(config: &Config) -> Result<String, Failure> {
     let _ = writeln!(text, "  io_uring   {}", capabilities.names().collect::<Vec<_>>().join(", "));
     let _ = writeln!(text, "  clients    {}", describe_connections(config.connections));
     let _ = writeln!(text, "  sandbox    {sandbox}");
+    let _ = writeln!(text, "  access log {}", config.rules.access_log);
     let _ = writeln!(text, "  drain      {} s", config.rules.drain_timeout.as_secs());
     Ok(text)
 }

@@ -87,6 +87,12 @@ impl ProxyNetwork {
     }
 }
 
+impl fmt::Display for ProxyNetwork {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
 impl FromStr for ProxyNetwork {
     type Err = ProxyNetworkError;
 
@@ -110,6 +116,16 @@ pub enum AccessLog {
 #[derive(Debug, thiserror::Error)]
 #[error("expected off, full, or 1/N for one request in N, such as 1/100")]
 pub struct AccessLogError;
+
+impl fmt::Display for AccessLog {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => formatter.write_str("off"),
+            Self::OneIn(NonZeroU32::MIN) => formatter.write_str("full"),
+            Self::OneIn(rarity) => write!(formatter, "1/{rarity}"),
+        }
+    }
+}
 
 impl FromStr for AccessLog {
     type Err = AccessLogError;
@@ -298,6 +314,7 @@ mod tests {
             [("off", AccessLog::Off), ("full", one_in(1)), ("1/1", one_in(1)), ("1/100", one_in(100))]
         {
             assert_eq!(text.parse::<AccessLog>().unwrap(), expected, "{text}");
+            assert_eq!(expected.to_string().parse::<AccessLog>().unwrap(), expected, "{text}");
         }
         for text in ["", "on", "1/0", "2/3", "1/", "1/4294967296"] {
             assert!(text.parse::<AccessLog>().is_err(), "{text}");
