@@ -114,9 +114,9 @@ fn expect_usable(browser: &Browser, url: &str) {
         browser.go(url);
         assert_eq!(browser.script(FAULTS), json!([]), "{url} in the {scheme}, {width} pixels wide");
         grounds.push(browser.text_of("getComputedStyle(document.body).backgroundColor"));
-        for control in browser.find("a, button, input, select, summary, [tabindex='0'], [role='img']") {
-            assert_ne!(browser.name_of(&control), "", "a control of {url} has no name");
-        }
+    }
+    for control in browser.find("a, button, input, select, summary, [tabindex='0'], [role='img']") {
+        assert_ne!(browser.name_of(&control), "", "a control of {url} has no name");
     }
     assert_ne!(grounds[0], grounds[1], "light and dark look alike");
     assert_eq!(browser.console(), [""; 0]);
@@ -242,6 +242,49 @@ fn a_private_cache_that_takes_uploads_says_how_a_token_is_used() {
     // The browser sends the token along when it asks for the figures.
     browser.eventually("document.getElementById('live').checkVisibility()");
     assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn a_search_leads_to_a_path_its_references_and_its_log() {
+    let (browser, server) = (Browser::open(), serve());
+    let [program, library] = ["program-1.0", "library-1.0"].map(|name| fixture().path(name));
+    let base_name = |path: &str| path.rsplit('/').next().unwrap().to_owned();
+    browser.go(&server.url());
+    browser.write("header input", "program-1\u{e007}");
+    browser.eventually("document.querySelector('h1').textContent === 'Search'");
+    expect_usable(&browser, &browser.url());
+    browser.follow(&base_name(program));
+    browser.eventually("document.querySelector('h1').textContent === 'program-1.0'");
+    expect_usable(&browser, &browser.url());
+    assert_eq!(copied(&browser, "Get it"), format!("nix copy --from {} {program}", server.url()));
+    browser.follow(&base_name(library));
+    browser.eventually("document.querySelector('h1').textContent === 'library-1.0'");
+    // What refers to it is there as well.
+    assert!(browser.text().contains(&base_name(program)), "{}", browser.text());
+    assert_eq!(browser.console(), [""; 0]);
+    browser.follow("Build log");
+    browser.eventually("document.body.textContent.includes('the builder speaks')");
+    // A text has no icon, so the browser has asked for one.
+    browser.console();
+
+    // A hash, or a whole path, is the path at once.
+    for words in [hash_part(program), program] {
+        browser.go(&server.url());
+        browser.write("header input", &format!("{words}\u{e007}"));
+        browser.eventually("document.querySelector('h1').textContent === 'program-1.0'");
+    }
+    browser.go(&format!("{}/search?q=%3Cimg+src%3Dx+onerror%3Dalert(1)%3E", server.url()));
+    assert!(browser.text().contains("<img src=x onerror=alert(1)>"), "{}", browser.text());
+    assert_eq!(browser.find("img"), [""; 0]);
+    assert_eq!(browser.console(), [""; 0]);
+}
+
+#[test]
+fn where_nobody_is_to_look_around_there_is_no_search() {
+    let server = Narwire::start([fixture().store.flags(), vec!["--no-browse".to_owned()]].concat());
+    let browser = Browser::open();
+    expect_usable(&browser, &server.url());
+    assert_eq!(browser.find("form, input"), [""; 0]);
 }
 
 /// Longest picture of the README. Bytes.

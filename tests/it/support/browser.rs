@@ -112,6 +112,22 @@ impl Browser {
         self.post(&format!("/element/{}/click", self.find_one(selector)), &json!({}));
     }
 
+    /// Types into the one element that fits.
+    #[track_caller]
+    pub fn write(&self, selector: &str, text: &str) {
+        self.post(&format!("/element/{}/value", self.find_one(selector)), &json!({ "text": text }));
+    }
+
+    /// Clicks on the one link with this text, and is where it leads.
+    #[track_caller]
+    pub fn follow(&self, text: &str) {
+        let found = self.post("/elements", &json!({ "using": "link text", "value": text }));
+        let links = found.as_array().unwrap();
+        assert_eq!(links.len(), 1, "links to {text} on {}:\n{}", self.url(), self.text());
+        let link = links[0][ELEMENT].as_str().unwrap();
+        self.post(&format!("/element/{link}/click"), &json!({}));
+    }
+
     #[track_caller]
     fn find_one(&self, selector: &str) -> String {
         let found = self.find(selector);
