@@ -328,6 +328,16 @@ pub const SEARCH_FOUND_MAX: usize = 200;
 pub const SEARCH_TIME_MAX: Duration = Duration::from_secs(4);
 /// Paths that are looked at in the database with one statement: some milliseconds, before a search looks whether it is still wanted.
 pub const SEARCH_BATCH: u32 = 4096;
+/// Entries of a directory on the page that lists it.
+pub const BROWSED_ENTRIES_MAX: usize = 4096;
+/// Longest file that is taken out of a compressed NAR for a browser; for a longer one the NAR has to be fetched. Bytes.
+pub const BROWSED_FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
+/// A compressed NAR that is not longer than this, unpacked, is looked into without leave: it takes a tenth of a second or two. Bytes.
+pub const BROWSED_AT_ONCE_LEN_MAX: u64 = 32 * 1024 * 1024;
+/// How long a NAR of a cache directory may be looked into. A compressed one has to be decoded from its beginning.
+pub const BROWSED_NAR_TIME_MAX: Duration = Duration::from_secs(5);
+/// What is read of a file to guess what it is. Bytes.
+pub const BROWSED_START_LEN: usize = 1024;
 /// Narinfos of a cache directory that can be found by their names. Each takes some 350 bytes of memory.
 pub const INDEX_ENTRIES_MAX: usize = 1 << 18;
 /// Memory for what these say. For each directory. Bytes.

@@ -4,6 +4,7 @@ pub mod body;
 mod class;
 pub mod date;
 pub mod field;
+pub mod media;
 #[cfg(any(test, fuzzing))]
 mod oracle;
 pub mod request;

@@ -15,11 +15,13 @@
 //! - [`token`]: the framing as byte constants. Required reading for the other three.
 //! - [`layout`]: a tree as *framing in one arena plus file ranges*, of which any slice can be looked up.
 //! - [`decode`]: bytes in at any split, events out.
+//! - [`find`]: one thing out of a NAR that goes by.
 //! - [`inner_path`]: where in a tree something is.
 //! - [`listing`]: the `.ls` file that tells where in a NAR each file lies.
 //! - [`verify`]: from the bytes of a file that holds a NAR, compressed or not, to its hashes and sizes.
 
 pub mod decode;
+pub mod find;
 pub mod inner_path;
 pub mod layout;
 pub mod listing;

@@ -3,6 +3,7 @@
 //! Nothing on a page runs but the one script of that file, and nothing is loaded from elsewhere: the policy that goes with each page
 //! names script and style by their hashes, so that what gets onto a page in any other way stays text.
 
+pub mod browse;
 pub mod details;
 pub mod index;
 pub mod parts;

@@ -8,7 +8,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, Statx, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use crate::codec::narinfo::NarInfo;
@@ -128,6 +128,19 @@ impl Directory {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(self.failed("open", name, error)),
         }
+    }
+
+    /// Opens a regular file by the names that lead to it, none of which may be a link. `None` when there is none.
+    pub fn open_beneath(&self, name: &str) -> Result<Option<OwnedFd>, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let file = match rustix::fs::openat2(&self.descriptor, name, flags, Mode::empty(), resolve) {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(None),
+            Err(error) => return Err(self.failed("open", name, error)),
+        };
+        let status = rustix::fs::fstat(&file).map_err(|error| self.failed("examine", name, error))?;
+        Ok(FileType::from_raw_mode(status.st_mode).is_file().then_some(file))
     }
 
     /// The narinfo of a path in a cache directory, if there is one that can be read.

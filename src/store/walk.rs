@@ -590,7 +590,7 @@ impl Keeper {
 const KEPT_FILES_MIN: u64 = (KEPT_CONTENTS_LEN_MAX / KEPT_FILE_LEN_MAX) as u64;
 
 /// Opens what is probably a regular file. Opening a pipe must not wait.
-fn open_regular(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_regular(parent: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::openat(parent, name, flags, Mode::empty())
 }
@@ -645,11 +645,11 @@ impl OpenDirectory {
 const READ_DIRECTORY_BUFFER_LEN: usize = 32 * 1024;
 
 /// The owner's execute bit is the only permission a NAR keeps.
-fn is_executable(status: &Stat) -> bool {
+pub(super) fn is_executable(status: &Stat) -> bool {
     Mode::from_raw_mode(status.st_mode).contains(Mode::XUSR)
 }
 
-fn size_of_file(status: &Stat) -> u64 {
+pub(super) fn size_of_file(status: &Stat) -> u64 {
     // The kernel has no negative sizes of regular files.
     u64::try_from(status.st_size).unwrap_or(0)
 }

@@ -1,13 +1,19 @@
 //! What people see who look around: a search, a path, what is in it.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 
 use rusqlite::Connection as Database;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::client::request_head;
 use crate::support::nix::hash_part;
-use crate::support::{Narwire, Nix, Reply, Store, fixture, text};
+use crate::support::server::command;
+use crate::support::{Narwire, Nix, Reply, Store, assert_same_bytes, eventually, fixture, run, text};
 
 /// What a browser says that it takes.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
@@ -235,5 +241,333 @@ fn only_get_and_head_browse() {
         for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
             server.request(method, &target, &[]).expect(405);
         }
+    }
+}
+
+/// A file name that would be a picture if it were not escaped.
+const HOSTILE: &str = "<img src=x onerror=alert(1)>";
+
+/// A store with a path of everything that is browsed, and a cache directory of it that is compressed like that.
+struct Ground {
+    store: Store,
+    path: String,
+    /// What a link of the path leads to.
+    other: String,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let store = Store::new(Nix::installed());
+        let other = store.add_bytes("other.txt", b"the other\n");
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().join("site-1.0");
+        fs::create_dir_all(root.join("docs/img")).unwrap();
+        fs::create_dir_all(root.join("empty")).unwrap();
+        fs::write(root.join("docs/index.html"), "<h1>Docs</h1><script>alert(1)</script>").unwrap();
+        fs::write(root.join("docs/style.css"), "h1 { color: red }").unwrap();
+        fs::write(root.join("docs/img/a.png"), b"\x89PNG\r\n").unwrap();
+        fs::write(root.join("README"), "words\n").unwrap();
+        fs::write(root.join("nothing"), "").unwrap();
+        fs::write(root.join("bytes"), [0, 1, 2, 255]).unwrap();
+        fs::write(root.join("long"), pattern(300_000)).unwrap();
+        fs::write(root.join("run"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(root.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(root.join(HOSTILE), "hostile").unwrap();
+        fs::write(root.join("50% a+b?c#d:e\\"), "odd").unwrap();
+        fs::write(root.join(OsStr::from_bytes(b"latin-\xfc")), "latin").unwrap();
+        symlink("docs", root.join("to-docs")).unwrap();
+        symlink("../README", root.join("docs/up")).unwrap();
+        symlink(&other, root.join("to-other")).unwrap();
+        symlink("/etc/passwd", root.join("out")).unwrap();
+        symlink("../../../etc/passwd", root.join("far-out")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        symlink("pong", root.join("ping")).unwrap();
+        symlink("ping", root.join("pong")).unwrap();
+        let path = store.add(&root);
+        Self { store, path, other }
+    }
+
+    /// The store itself, and directories of flat and of compressed NARs.
+    fn servers(&self) -> Vec<(Narwire, Option<TempDir>)> {
+        let mut servers = vec![(self.store.serve(), None)];
+        for compression in ["none", "xz", "zstd"] {
+            let folder = tempfile::tempdir().unwrap();
+            let target = format!("file://{}?compression={compression}", text(folder.path()));
+            let arguments = ["copy", "--no-check-sigs", "--from", self.store.uri(), "--to", &target];
+            self.store.nix.run("nix", &[&arguments[..], &[&self.path, &self.other]].concat());
+            servers.push((Narwire::start([folder.path()]), Some(folder)));
+        }
+        servers
+    }
+
+    fn url(&self, inner: &str) -> String {
+        format!("/serve/{}{inner}", base_name(&self.path))
+    }
+
+    fn real(&self, inner: &str) -> Vec<u8> {
+        fs::read(self.store.real(&self.path).join(inner)).unwrap()
+    }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    crate::support::Random(5).bytes(len)
+}
+
+#[test]
+fn directories_are_listed_with_what_is_in_them() {
+    let ground = Ground::new();
+    for (server, _folder) in ground.servers() {
+        let listing = page(&server, &ground.url("/"), 200);
+        for part in [
+            "<a href=\"docs/\">docs/</a></th><td>directory</td>",
+            "<a href=\"run\">run</a></th><td>executable</td><td>10 B</td>",
+            "<a href=\"README\">README</a></th><td>file</td><td>6 B</td>",
+            "<td>link to <code>/etc/passwd</code></td>",
+            "href=\"50%25%20a%2Bb%3Fc%23d%3Ae%5C\"",
+            "<a href=\"latin-%FC\">latin-\u{fffd}</a>",
+            "href=\"%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E\">&lt;img src=x onerror=alert(1)&gt;</a>",
+            "<caption>17 entries</caption>",
+        ] {
+            assert!(listing.contains(part), "{part} in {listing}");
+        }
+        assert!(!listing.contains("<img"));
+        assert!(page(&server, &ground.url("/empty/"), 200).contains("<caption>0 entries</caption>"));
+        for inner in ["", "/docs", "/docs/img", "/empty"] {
+            expect_redirect(server.get(&ground.url(inner)), &ground.url(&format!("{inner}/")));
+            let listing = format!("{}?listing", ground.url(inner));
+            expect_redirect(server.get(&listing), &ground.url(&format!("{inner}/?listing")));
+        }
+        let by_hash = format!("/serve/{}/", hash_part(&ground.path));
+        assert_eq!(page(&server, &by_hash, 200), listing);
+    }
+}
+
+#[test]
+fn a_file_is_sent_with_its_type_and_nothing_in_it_runs() {
+    let ground = Ground::new();
+    for (server, _folder) in ground.servers() {
+        for (url, name, media_type) in [
+            ("/README", "README", "text/plain; charset=utf-8"),
+            ("/run", "run", "text/plain; charset=utf-8"),
+            ("/nothing", "nothing", "text/plain; charset=utf-8"),
+            ("/bytes", "bytes", "application/octet-stream"),
+            ("/long", "long", "application/octet-stream"),
+            ("/docs/index.html", "docs/index.html", "text/html; charset=utf-8"),
+            ("/docs/", "docs/index.html", "text/html; charset=utf-8"),
+            ("/docs/style.css", "docs/style.css", "text/css; charset=utf-8"),
+            ("/docs/img/a.png", "docs/img/a.png", "image/png"),
+            ("/%3Cimg%20src=x%20onerror=alert(1)%3E", HOSTILE, "text/plain; charset=utf-8"),
+            ("/50%25%20a+b%3Fc%23d:e%5C", "50% a+b?c#d:e\\", "text/plain; charset=utf-8"),
+        ] {
+            let reply = server.get(&ground.url(url)).expect(200);
+            assert_same_bytes(&reply.body, &ground.real(name), url);
+            assert_eq!(reply.field("content-type"), Some(media_type), "{url}");
+            assert_eq!(reply.field("x-content-type-options"), Some("nosniff"));
+            assert_eq!(reply.field("referrer-policy"), Some("no-referrer"));
+            assert_eq!(reply.field("cross-origin-resource-policy"), Some("same-origin"));
+            let policy = reply.field("content-security-policy").unwrap();
+            assert!(
+                policy.starts_with("sandbox; default-src 'none';") && !policy.contains("script"),
+                "{policy}"
+            );
+        }
+        assert_eq!(server.get(&ground.url("/latin-%FC")).expect(200).body, b"latin");
+        assert!(page(&server, &ground.url("/docs/?listing"), 200).contains("index.html</a>"));
+        // A path can be a file.
+        for slash in ["", "/"] {
+            let reply = server.get(&format!("/serve/{}{slash}", base_name(&ground.other))).expect(200);
+            assert_eq!(
+                (reply.text(), reply.field("content-type")),
+                ("the other\n", Some("text/plain; charset=utf-8"))
+            );
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_file_is_that_part_and_a_tag_names_the_whole() {
+    let ground = Ground::new();
+    for (server, _folder) in ground.servers() {
+        let (url, whole) = (ground.url("/long"), pattern(300_000));
+        let reply = server.get(&url).expect(200);
+        let tag = reply.field("etag").unwrap().to_owned();
+        assert!(tag.starts_with('"') && reply.field("accept-ranges") == Some("bytes"));
+        let part = |range: &str, status| server.request("GET", &url, &[("Range", range)]).expect(status);
+        assert_same_bytes(&part("bytes=1000-200000", 206).body, &whole[1000..=200_000], "a part");
+        assert_same_bytes(&part("bytes=-7", 206).body, &whole[whole.len() - 7..], "the end");
+        assert_eq!(part("bytes=300000-", 416).field("content-range"), Some("bytes */300000"));
+        assert!(server.request("GET", &url, &[("If-None-Match", &tag)]).expect(304).body.is_empty());
+        let head = server.request("HEAD", &url, &[]).expect(200);
+        assert_eq!((head.field("content-length"), head.field("etag")), (Some("300000"), Some(&*tag)));
+        assert_ne!(server.get(&ground.url("/README")).expect(200).field("etag"), Some(&*tag));
+    }
+}
+
+#[test]
+fn links_lead_on_within_the_store_and_out_of_it_they_are_a_page() {
+    let ground = Ground::new();
+    let other = format!("/serve/{}/", base_name(&ground.other));
+    for (server, _folder) in ground.servers() {
+        for (inner, expected) in [
+            ("/to-docs", ground.url("/docs")),
+            ("/to-docs/", ground.url("/docs")),
+            ("/to-docs/img/a.png", ground.url("/docs/img/a.png")),
+            ("/docs/up", ground.url("/README")),
+            ("/to-other", other.clone()),
+            ("/ping", ground.url("/pong")),
+            ("/pong", ground.url("/ping")),
+        ] {
+            expect_redirect(server.get(&ground.url(inner)), &expected);
+        }
+        for (inner, target) in [
+            ("/out", "/etc/passwd"),
+            ("/out/x", "/etc/passwd"),
+            ("/far-out", "../../../etc/passwd"),
+            ("/loop", "loop"),
+        ] {
+            let shown = page(&server, &ground.url(inner), 200);
+            assert!(shown.contains(&format!("<code>{target}</code>")) && !shown.contains("root:"), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn nothing_leads_out_of_a_path() {
+    let ground = Ground::new();
+    fs::write(ground.store.real(&ground.path).parent().unwrap().join("secret"), "secret").unwrap();
+    for (server, _folder) in ground.servers() {
+        for inner in [
+            "/x",
+            "/docs/x",
+            "/README/",
+            "/README/x",
+            "/docs//style.css",
+            "//README",
+            "/.",
+            "/..",
+            "/../secret",
+            "/docs/../README",
+            "/%2e%2e/secret",
+            "/docs/%2E%2E/README",
+            "/..%2fsecret",
+            "/docs%2fstyle.css",
+            "/docs%2Fimg",
+            "/README%00",
+            "/%00",
+            "/docs/.%2e/README",
+            "/%",
+            "/%zz",
+            "/%c0%ae%c0%ae/secret",
+        ] {
+            server.get(&ground.url(inner)).expect_absent();
+        }
+        server.get("/serve/secret").expect_absent();
+        server.get("/serve/../secret").expect_absent();
+        server.get(&format!("/serve/{}%2f..%2fsecret", base_name(&ground.path))).expect_absent();
+    }
+}
+
+#[test]
+fn what_is_not_valid_is_not_shown_and_what_is_deleted_is_gone() {
+    let ground = Ground::new();
+    let server = ground.store.serve();
+    let folder = ground.store.real(&ground.path).with_file_name(format!("{}-unknown", "0".repeat(32)));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "nobody has registered it").unwrap();
+    server.get(&format!("/serve/{}-unknown/file", "0".repeat(32))).expect_absent();
+    let mut connection = server.connect();
+    connection.get(&ground.url("/README")).expect(200);
+    ground.store.delete(&ground.path);
+    for inner in ["/", "/README", "/docs/", "/to-docs"] {
+        connection.get(&ground.url(inner)).expect_absent();
+    }
+    // Nothing is kept open.
+    eventually("no file of the store is open", || {
+        !server.open_files().iter().any(|file| file.contains(base_name(&ground.path)))
+    });
+    connection.get(&format!("/serve/{}", base_name(&ground.other))).expect(200);
+}
+
+#[test]
+fn a_huge_directory_is_listed_as_far_as_a_page_goes() {
+    let store = Store::new(Nix::installed());
+    let path = store.add_folder("wide", 5000, 1);
+    let server = store.serve();
+    let listing = page(&server, &format!("/serve/{}/", base_name(&path)), 200);
+    assert!(listing.contains("<caption>5,000 entries</caption>") && listing.contains("and 904 more"));
+    assert_eq!(listing.matches("<th scope=\"row\">").count(), 4096);
+    server.get(&format!("/serve/{}/file-04999", base_name(&path))).expect(200);
+}
+
+#[test]
+fn what_is_too_long_to_be_unpacked_is_to_be_fetched() {
+    let store = Store::new(Nix::installed());
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("long");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("long"), vec![b'x'; 17 * 1024 * 1024]).unwrap();
+    fs::write(root.join("short"), "short").unwrap();
+    let path = store.add(&root);
+    for (compression, status) in [("none", 200), ("zstd", 501)] {
+        let folder = tempfile::tempdir().unwrap();
+        let target = format!("file://{}?compression={compression}", text(folder.path()));
+        store.nix.run("nix", &["copy", "--no-check-sigs", "--from", store.uri(), "--to", &target, &path]);
+        let server = Narwire::start([folder.path()]);
+        let reply = server.get(&format!("/serve/{}/long", base_name(&path))).expect(status);
+        assert!(status == 200 || reply.text().contains("Fetch the NAR"));
+        assert_eq!(server.get(&format!("/serve/{}/short", base_name(&path))).expect(200).text(), "short");
+        damage(folder.path());
+        server.get(&format!("/serve/{}/short", base_name(&path))).expect_absent();
+    }
+}
+
+/// Cuts the NARs of a cache directory.
+fn damage(folder: &Path) {
+    for nar in fs::read_dir(folder.join("nar")).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::File::options().write(true).open(nar).unwrap().set_len(200).unwrap();
+    }
+}
+
+#[test]
+fn a_file_on_its_way_keeps_its_path_from_the_garbage_collector() {
+    let store = Store::in_place(Nix::installed());
+    let scratch = tempfile::tempdir().unwrap();
+    fs::create_dir(scratch.path().join("long")).unwrap();
+    let contents = pattern(40_000_000);
+    fs::write(scratch.path().join("long/file"), &contents).unwrap();
+    let path = store.add(&scratch.path().join("long"));
+    let server = store.serve();
+    let mut connection = server.connect();
+    connection.send(request_head("GET", &format!("/serve/{}/file", base_name(&path)), &[]));
+    assert_eq!(connection.head().unwrap().status, 200);
+    store.nix_store(&["--gc"]);
+    assert!(store.real(&path).exists(), "the collector sees what the server holds open");
+    connection.finish_sending();
+    assert_same_bytes(&connection.rest(), &contents, "the file");
+    eventually("the path is free again", || {
+        store.nix_store(&["--gc"]);
+        !store.real(&path).exists()
+    });
+    server.get(&format!("/serve/{}/file", base_name(&path))).expect_absent();
+}
+
+#[test]
+fn who_may_not_read_a_private_cache_may_not_browse_it() {
+    let (folder, path) = (tempfile::tempdir().unwrap(), fixture().path("program-1.0"));
+    let tokens = folder.path().join("tokens");
+    let mut create = command();
+    create.args(["token", "create", "--scope", "read", "reader", "--token-file"]).arg(&tokens);
+    let token = run(&mut create);
+    let flags = ["--private".to_owned(), "--token-file".to_owned(), text(&tokens).to_owned()];
+    let server = Narwire::start([&fixture().store.flags()[..], &flags].concat());
+    let authorization = format!("Bearer {}", token.lines().last().unwrap());
+    for target in
+        ["/search?q=pro", "/path/HASH", "/serve/HASH/", "/serve/HASH/bin/program", "/HASH.narinfo?json"]
+    {
+        let target = target.replace("HASH", hash_part(path));
+        server.request("GET", &target, &[("Accept", BROWSER)]).expect(401);
+        let reply = server.request("GET", &target, &[("Authorization", &authorization)]).expect(200);
+        let kept = reply.field("cache-control").unwrap();
+        assert!(kept == "no-store" || kept.starts_with("private, "), "{kept}");
     }
 }

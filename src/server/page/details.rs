@@ -82,7 +82,7 @@ pub fn page(details: &Details<'_>) -> String {
 }
 
 /// Where the NAR is, as a link: a narinfo that somebody uploaded may say anything.
-fn nar_link(url: &str) -> String {
+pub fn nar_link(url: &str) -> String {
     let is_absolute = ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
     if is_absolute { url.to_owned() } else { format!("/{}", url.trim_start_matches('/')) }
 }
