@@ -65,6 +65,29 @@ impl Tally for OwnCount {
     }
 }
 
+impl Count {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+/// What is so at the moment, and may become less. Any thread may say so; the last one is right.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// It is so much now.
+    pub fn set(&self, now: u64) {
+        self.0.store(now, Ordering::Relaxed);
+    }
+
+    /// How much it is.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// How long something took, in classes.
 #[derive(Debug, Default)]
 pub struct Histogram<C> {

@@ -19,6 +19,7 @@ use crate::store::catalog::Stored;
 use crate::store::draft::Draft;
 use crate::store::nar_cache::Coding;
 use crate::store::{StoreError, fault, now_s};
+use crate::tally::Tally as _;
 
 /// What became of a path that was to be encoded.
 #[derive(Debug)]
@@ -209,14 +210,17 @@ impl Fill<'_> {
 
     async fn publish(&self, stored: Stored, mut draft: Counted) -> Result<(), SinkError> {
         let (nar, narinfo) = (self.nar(), self.narinfo(&stored));
+        let file_size = stored.file_size;
         let folder = Arc::clone(&self.workshop.folder);
         // Its length counts until the catalog counts it.
         let Some(file) = draft.draft.take() else { return Ok(()) };
         let job = move || folder.publish(&nar, file, &stored, &narinfo, now_s());
         let published = self.workshop.disks.runtime().wait_for(job).await;
+        let counters = &self.workshop.shared.counters;
         if published.map_err(SinkError::Cache)?.is_some() {
-            self.workshop.shared.counters.evictions.add(1);
+            counters.evictions.add(1);
         }
+        counters.stored_bytes.add(file_size);
         Ok(())
     }
 

@@ -50,6 +50,7 @@ use crate::store::LocalStore;
 use crate::store::catalog::NarKey;
 use crate::store::keys::SigningKeys;
 use crate::store::nar_cache::{CacheFolder, Coding};
+use crate::tally::Tally as _;
 
 /// The running plane. It ends when this is dropped, which waits for that a while.
 pub struct Background {

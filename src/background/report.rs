@@ -32,6 +32,8 @@ pub struct Report {
     pub fills_refused: u64,
     /// All that was encoded, as NARs. Bytes.
     pub filled_bytes: u64,
+    /// What that has become. Bytes of files.
+    pub stored_bytes: u64,
     /// Files that were removed to make room, or because their path is gone.
     pub evictions: u64,
     /// Length of these. Bytes.
@@ -42,12 +44,20 @@ pub struct Report {
     pub scrubbed_files: u64,
     /// What was read for that. Bytes.
     pub scrubbed_bytes: u64,
+    /// Passes over everything that have ended.
+    pub scrubs: u64,
+    /// When the last one ended, this process' or one of before: seconds since 1970.
+    pub scrub_ended_s: Option<u64>,
+    /// How far the pass under way has come; all of it between two passes. Millionths.
+    pub scrub_progress_ppm: u64,
     /// Cached files that were found damaged and put aside.
     pub quarantined_files: u64,
     /// Valid paths whose trees are damaged, now.
     pub damaged_paths: u64,
     /// Length of all cached files, now. Bytes.
     pub used_bytes: u64,
+    /// What they may take. Bytes.
+    pub len_max: u64,
 }
 
 impl fmt::Display for State {

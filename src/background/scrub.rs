@@ -28,6 +28,7 @@ use crate::store::change::identity;
 use crate::store::db::RowId;
 use crate::store::nar_cache::{CacheFolder, CacheFolderError};
 use crate::store::{LocalStore, StoreError, fault, now_s};
+use crate::tally::Tally as _;
 
 /// How far a pass has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,8 +143,14 @@ pub async fn scrub_for_ever(workshop: Rc<Workshop>) {
         return;
     }
     let mut kept = Kept::load(Some(&workshop.folder), PLANE_STATE_NAME);
+    let counters = &workshop.shared.counters;
     loop {
+        let last_ended_s = kept.as_ref().map_or(0, |kept| kept.last_ended_s);
+        counters.scrub_ended_s.set(last_ended_s);
         let ended = kept.take_if(|kept| kept.is_finished);
+        if ended.is_some() {
+            counters.scrub_progress_ppm.set(WHOLE_PPM);
+        }
         let waited_s = ended.map(|ended| now_s().saturating_sub(ended.began_s));
         let left = waited_s.map(|waited_s| SCRUB_INTERVAL.saturating_sub(Duration::from_secs(waited_s)));
         if !workshop.pause(left.unwrap_or_default()).await {
@@ -162,8 +169,10 @@ pub async fn scrub_for_ever(workshop: Rc<Workshop>) {
                 Listener::Plane(&workshop, Pace::new(workshop.settings.scrub_rate)),
             ),
         };
+        pass.meter.kept.last_ended_s = last_ended_s;
         match pass.run().await {
             Ok(()) => {
+                counters.scrubs.add(1);
                 let Outcome { paths, files, damaged_paths, quarantined_files, .. } = &pass.meter.kept.outcome;
                 let (damaged, quarantined) = (damaged_paths.count, quarantined_files.count);
                 info!(
@@ -206,7 +215,13 @@ struct Kept {
     done: u64,
     done_bytes: u64,
     outcome: Outcome,
+    /// When a pass ended the last time, this one or one before it. Seconds since 1970; 0 if none has.
+    #[serde(default)]
+    last_ended_s: u64,
 }
+
+/// All of something that is told in millionths.
+const WHOLE_PPM: u64 = 1_000_000;
 
 impl Kept {
     /// What was kept; none also if nobody can make sense of it, for then a pass begins anew.
@@ -234,6 +249,14 @@ impl Kept {
         self.outcome.files = self.outcome.files.saturating_add(1);
     }
 
+    /// How much was read of a pass whose present phase reads so many bytes, and whose later one so many. Millionths.
+    fn progress_ppm(&self, phase_bytes: u64, later_bytes: u64) -> u64 {
+        let done = u128::from(self.outcome.bytes);
+        let earlier = done.saturating_sub(u128::from(self.done_bytes));
+        let all = (earlier + u128::from(phase_bytes) + u128::from(later_bytes)).max(done).max(1);
+        u64::try_from(done * u128::from(WHOLE_PPM) / all).unwrap_or(WHOLE_PPM)
+    }
+
     fn is_recent(&self) -> bool {
         let age_s = now_s().checked_sub(self.began_s);
         age_s.is_some_and(|age_s| age_s <= SCRUB_RESUMED_MAX.as_secs())
@@ -257,7 +280,8 @@ impl Pass<'_> {
             (kept.phase, kept.done, kept.done_bytes) = (Phase::CachedFiles, 0, 0);
         }
         self.scrub_files().await?;
-        self.meter.kept.is_finished = true;
+        let kept = &mut self.meter.kept;
+        (kept.is_finished, kept.last_ended_s) = (true, now_s());
         self.keep().await;
         Ok(())
     }
@@ -266,6 +290,7 @@ impl Pass<'_> {
         let Some((database, places)) = self.store.clone() else { return Ok(()) };
         let totals = database.ask(|database| Ok((database.count()?, database.nar_sizes()?)));
         (self.meter.total, self.meter.total_bytes) = totals.await?;
+        self.meter.later_bytes = self.folder.as_ref().map_or(0, |folder| folder.catalog().stored_len_bytes());
         loop {
             let after = self.meter.kept.row;
             let paths = database.ask(move |database| database.valid_paths(after, SCRUB_BATCH)).await?;
@@ -343,6 +368,7 @@ impl Pass<'_> {
         // A record can say anything as well.
         self.meter.total_bytes =
             files.iter().fold(0, |sum: u64, (.., stored)| sum.saturating_add(stored.file_size));
+        self.meter.later_bytes = 0;
         let first = files.partition_point(|(name, ..)| *name <= self.meter.kept.file);
         for (name, record, stored) in files.drain(first..) {
             self.scrub_file(&folder, &name, record, &stored).await?;
@@ -448,6 +474,8 @@ struct Meter<'a> {
     /// Of this phase.
     total: u64,
     total_bytes: u64,
+    /// Of the phase behind it.
+    later_bytes: u64,
     current: String,
     listener: Listener<'a>,
 }
@@ -466,7 +494,7 @@ impl<'a> Meter<'a> {
         let mut kept = kept.unwrap_or_else(|| Kept { began_s: now_s(), database, ..Kept::default() });
         kept.outcome.is_resumed = is_resumed;
         let kept_at = Instant::now();
-        Self { kept, kept_at, total: 0, total_bytes: 0, current: String::new(), listener }
+        Self { kept, kept_at, total: 0, total_bytes: 0, later_bytes: 0, current: String::new(), listener }
     }
 
     fn begin(&mut self, current: &str) {
@@ -493,7 +521,13 @@ impl<'a> Meter<'a> {
     }
 
     fn tell(&mut self) {
-        let Listener::Command(progress) = &mut self.listener else { return };
+        let progress = match &mut self.listener {
+            Listener::Command(progress) => progress,
+            Listener::Plane(workshop, _) => {
+                let progress_ppm = self.kept.progress_ppm(self.total_bytes, self.later_bytes);
+                return workshop.shared.counters.scrub_progress_ppm.set(progress_ppm);
+            }
+        };
         progress(Progress {
             phase: self.kept.phase,
             done: self.kept.done,

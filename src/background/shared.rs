@@ -1,7 +1,6 @@
 //! What the plane and the rest of the process share.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use async_channel::Receiver;
@@ -11,6 +10,7 @@ use tracing::{info, warn};
 use super::report::{Report, State};
 use super::{Doubt, Hint};
 use crate::limits::{DOUBTS_LEN_MAX, HINTS_LEN_MAX, WORKERS_MAX};
+use crate::tally::{Count, Gauge, Tally as _};
 
 /// Numbers, a state, and whether the plane is to end.
 pub struct Shared {
@@ -25,38 +25,26 @@ pub struct Shared {
 /// See [`Report`].
 #[derive(Default)]
 pub struct Counters {
-    pub hints_taken: Counter,
-    pub hints_dropped: Counter,
-    pub fills_done: Counter,
-    pub fills_failed: Counter,
-    pub fills_damaged: Counter,
-    pub fills_refused: Counter,
-    pub filled_bytes: Counter,
-    pub evictions: Counter,
-    pub evicted_bytes: Counter,
-    pub scrubbed_paths: Counter,
-    pub scrubbed_files: Counter,
-    pub scrubbed_bytes: Counter,
-    pub quarantined_files: Counter,
-    pub damaged_paths: Counter,
-}
-
-/// A number that others read at any time.
-#[derive(Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    pub fn add(&self, number: u64) {
-        self.0.fetch_add(number, Ordering::Relaxed);
-    }
-
-    pub fn set(&self, number: u64) {
-        self.0.store(number, Ordering::Relaxed);
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
+    pub hints_taken: Count,
+    pub hints_dropped: Count,
+    pub fills_done: Count,
+    pub fills_failed: Count,
+    pub fills_damaged: Count,
+    pub fills_refused: Count,
+    pub filled_bytes: Count,
+    pub stored_bytes: Count,
+    pub evictions: Count,
+    pub evicted_bytes: Count,
+    pub scrubbed_paths: Count,
+    pub scrubbed_files: Count,
+    pub scrubbed_bytes: Count,
+    pub scrubs: Count,
+    /// Seconds since 1970; 0 before the first.
+    pub scrub_ended_s: Gauge,
+    pub scrub_progress_ppm: Gauge,
+    pub quarantined_files: Count,
+    pub damaged_paths: Gauge,
+    pub len_max: Gauge,
 }
 
 /// What workers put in and the plane takes out. No lock: the plane may be kept from its core for long at any place, and a worker
@@ -144,14 +132,19 @@ impl Shared {
             fills_damaged: counters.fills_damaged.get(),
             fills_refused: counters.fills_refused.get(),
             filled_bytes: counters.filled_bytes.get(),
+            stored_bytes: counters.stored_bytes.get(),
             evictions: counters.evictions.get(),
             evicted_bytes: counters.evicted_bytes.get(),
             scrubbed_paths: counters.scrubbed_paths.get(),
             scrubbed_files: counters.scrubbed_files.get(),
             scrubbed_bytes: counters.scrubbed_bytes.get(),
+            scrubs: counters.scrubs.get(),
+            scrub_ended_s: Some(counters.scrub_ended_s.get()).filter(|ended_s| *ended_s > 0),
+            scrub_progress_ppm: counters.scrub_progress_ppm.get(),
             quarantined_files: counters.quarantined_files.get(),
             damaged_paths: counters.damaged_paths.get(),
             used_bytes,
+            len_max: counters.len_max.get(),
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::store::catalog::Soundness;
 use crate::store::change::ChangeCounter;
 use crate::store::db::RowId;
 use crate::store::{StoreError, fault};
+use crate::tally::Tally as _;
 
 /// Lets files and records agree after whatever ended the last process. False when the plane ends before.
 pub async fn reconcile(workshop: &Rc<Workshop>) -> bool {

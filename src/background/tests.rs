@@ -164,6 +164,7 @@ fn a_nar_that_many_ask_for_is_encoded_once() {
     assert_eq!((report.fills_failed, report.fills_refused, report.hints_dropped), (0, 0, 0));
     let sizes: u64 = ["numbers.txt", "many-small-files"].map(|name| site.info(name).nar_size).iter().sum();
     assert_eq!(report.filled_bytes, sizes);
+    assert_eq!((report.stored_bytes, report.len_max), (report.used_bytes, 1 << 30));
     for name in ["numbers.txt", "many-small-files"] {
         site.check_file(name, Coding::Flat);
         site.check_file(name, Coding::Zstd);
@@ -520,13 +521,19 @@ fn the_slow_scrub_marks_what_is_damaged_and_removes_what_is_gone() {
     let (gone, note) = (site.nar("note.txt"), site.path("note.txt").full(&site.demo.store.store_dir));
     let connection = rusqlite::Connection::open(&site.demo.store.database).unwrap();
     connection.execute("delete from ValidPaths where path = ?1", [note]).unwrap();
-    let plane = site.start(settings);
-    wait_until("the pass", || {
-        let report = plane.report();
-        report.scrubbed_files == 2 && report.quarantined_files == 1 && report.evictions == 1
-    });
+    let plane = site.start(settings.clone());
+    let is_over = |report: &Report| {
+        report.scrub_progress_ppm == 1_000_000
+            && report.scrub_ended_s.is_some_and(|ended_s| now_s() - ended_s < 60)
+    };
+    assert!(!is_over(&plane.report()), "none has ended before");
+    wait_until("the pass", || plane.report().scrubs == 1 && is_over(&plane.report()));
     let report = plane.report();
     drop(plane);
+    let plane = site.start(settings);
+    wait_until("it to be known after a restart", || plane.report().scrubs == 0 && is_over(&plane.report()));
+    drop(plane);
+    assert_eq!((report.scrubbed_files, report.quarantined_files, report.evictions), (2, 1, 1));
     assert_eq!((report.damaged_paths, report.scrubbed_paths), (1, site.demo.paths.len() as u64 - 1));
     let catalog = site.folder.catalog();
     assert!(catalog.damaged(&site.nar("hello-1.0")).is_some());

@@ -27,6 +27,7 @@ use crate::store::db::Database;
 use crate::store::keys::SigningKeys;
 use crate::store::nar_cache::{CacheFolder, Evicted};
 use crate::store::{LocalStore, StoreError, now_s};
+use crate::tally::Tally as _;
 
 /// What all tasks share. They run on one thread, one at a time.
 pub struct Workshop {
@@ -119,6 +120,7 @@ impl Workshop {
         });
         let damaged: HashMap<_, _> = damaged.collect();
         shared.counters.damaged_paths.set(damaged.len() as u64);
+        shared.counters.len_max.set(settings.len_max.unwrap_or_default());
         Rc::new(Self {
             database: DatabaseDesk::new(disks.runtime(), Arc::clone(&places)),
             disks,
@@ -234,8 +236,10 @@ impl Workshop {
     pub async fn bounds(&self) -> Result<Bounds, StoreError> {
         let folder = Arc::clone(&self.folder);
         let space = self.disks.runtime().wait_for(move || folder.space()).await?;
+        let len_max = self.settings.len_max.unwrap_or(space.total / LEN_SHARE_DEFAULT);
+        self.shared.counters.len_max.set(len_max);
         Ok(Bounds {
-            len_max: self.settings.len_max.unwrap_or(space.total / LEN_SHARE_DEFAULT),
+            len_max,
             free_min: self.settings.free_min.unwrap_or(space.total / FREE_SHARE_DEFAULT),
             free: space.free,
             used: space.used,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::figures::{Query, SharedFigures};
 use super::lookup::{SharedStore, TextRoom};
 use super::page::browse::{self, Spot, contents_url};
 use super::page::details::{self, Details, Referrers, nar_link};
@@ -37,11 +38,12 @@ use crate::limits::{
     SEARCH_FOUND_MAX, SEARCH_TIME_MAX,
 };
 use crate::store::cache_index::{CacheIndex, Coverage};
-use crate::store::db::Surroundings;
+use crate::store::db::{Database, Surroundings};
 use crate::store::directory::Directory;
 use crate::store::inside::{self, Entries, Node};
 use crate::store::nar_file::{self, Outcome};
 use crate::store::{StoreError, log, walk};
+use crate::tally::Tally as _;
 
 /// Shows people around in all sources.
 pub struct Browser {
@@ -51,6 +53,7 @@ pub struct Browser {
     long_looks: AtomicUsize,
     /// Pages that are being sent.
     pages: TextRoom,
+    figures: Arc<SharedFigures>,
 }
 
 /// A source, as threads see it.
@@ -159,7 +162,8 @@ impl Search<'_> {
         if let Pattern::Names { digits: Some(digits), .. } = self.pattern {
             let after = format!("{prefix}{digits}");
             let limit = u32::try_from(SEARCH_FOUND_MAX).unwrap_or(u32::MAX);
-            let scan = store.ask_database(toolbox, |database| database.scan(&after, limit, &wanted))?;
+            let scan = store
+                .ask_database(toolbox, Query::Search, |database| database.scan(&after, limit, &wanted))?;
             self.found.extend(scan.found);
         }
         let (mut after, before) = (Some(prefix), self.looked_at);
@@ -167,11 +171,13 @@ impl Search<'_> {
             && !self.is_full()
         {
             if !(self.goes_on)() {
-                let all = store.ask_database(toolbox, super::super::store::db::Database::count)?;
+                let all = store.ask_database(toolbox, Query::Search, Database::count)?;
                 self.missed += all.saturating_sub(self.looked_at - before);
                 break;
             }
-            let scan = store.ask_database(toolbox, |database| database.scan(&last, SEARCH_BATCH, &wanted))?;
+            let scan = store.ask_database(toolbox, Query::Search, |database| {
+                database.scan(&last, SEARCH_BATCH, &wanted)
+            })?;
             self.found.extend(scan.found);
             self.looked_at += scan.looked_at;
             after = scan.last;
@@ -193,8 +199,9 @@ impl Search<'_> {
 
 impl Browser {
     /// Shows what is in `places`.
-    pub fn new(places: Vec<Place>, store_dir: StoreDir) -> Self {
-        Self { places, store_dir, long_looks: AtomicUsize::new(0), pages: TextRoom::new(PAGES_LEN_MAX) }
+    pub fn new(places: Vec<Place>, store_dir: StoreDir, figures: Arc<SharedFigures>) -> Self {
+        let pages = TextRoom::new(PAGES_LEN_MAX, Arc::clone(&figures));
+        Self { places, store_dir, long_looks: AtomicUsize::new(0), pages, figures }
     }
 
     /// What `route` shows; nothing when there is nothing, unless the visitor wants that said on a page.
@@ -470,6 +477,7 @@ impl Browser {
         if self.long_looks.fetch_add(1, Ordering::Relaxed) < LONG_LOOKS_MAX {
             Ok(look)
         } else {
+            self.figures.looks_refused.add(1);
             Err(Failure::Busy)
         }
     }
@@ -601,7 +609,7 @@ fn surroundings(
     path: &StorePath,
     toolbox: &mut Toolbox,
 ) -> Result<Option<Surroundings>, Failure> {
-    match store.ask_database(toolbox, |database| database.surroundings(path)) {
+    match store.ask_database(toolbox, Query::Referrers, |database| database.surroundings(path)) {
         Err(Failure::Damaged) => Ok(None),
         found => found,
     }

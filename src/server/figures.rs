@@ -1,12 +1,14 @@
 //! What the server counts beside its rings, and where the metrics find all of it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::ring::ledger;
-use crate::tally::{Count, Histogram, OwnCount, classes};
+use crate::store::{StoreError, now_s};
+use crate::tally::{Count, Gauge, Histogram, OwnCount, Tally as _, classes};
 
 /// What one worker counts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct WorkerFigures {
     /// Of its ring and its connections.
     pub ring: Arc<ledger::Figures>,
@@ -14,8 +16,9 @@ pub struct WorkerFigures {
     pub node: Arc<NodeFigures>,
 }
 
-/// What one worker counts of its answers. Its thread alone writes.
+/// What one worker counts of its answers. Its thread alone writes, in cache lines that no other worker writes.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct NodeFigures {
     /// Questions about a path that were answered from what the worker remembers.
     pub answer_hits: OwnCount,
@@ -31,6 +34,8 @@ pub struct NodeFigures {
     pub nar_misses: OwnCount,
     /// Lines of the access log for which there was no room.
     pub access_dropped: OwnCount,
+    /// What was refused because of one of these, by [`NodeLimit`].
+    pub limits: [OwnCount; NodeLimit::ALL.len()],
 }
 
 /// What all threads count together, seldom.
@@ -40,10 +45,94 @@ pub struct SharedFigures {
     pub queries: [Histogram<Count>; Query::ALL.len()],
     /// Questions that failed.
     pub query_errors: Count,
-    /// Signatures that were made. How many, and how long each took.
+    /// How long it took to sign a narinfo with all keys.
     pub signing: Histogram<Count>,
+    /// Signatures that were made.
+    pub signatures: Count,
     /// Long texts that were refused, because too many were being sent.
     pub texts_refused: Count,
+    /// Searches and pages of paths that were refused, because too many take long.
+    pub looks_refused: Count,
+}
+
+/// What is counted of one plane.
+#[derive(Debug)]
+pub struct PlaneFigures {
+    /// As metrics name it.
+    pub name: &'static str,
+    /// How many jobs its queue has room for.
+    pub queue_len_max: usize,
+    /// Jobs that were queued.
+    pub queued: Count,
+    /// How long those waited that a thread has taken up.
+    pub waited: Histogram<Count>,
+    /// Jobs for which there was no room.
+    pub refused: Count,
+}
+
+/// How reading the settings again went.
+#[derive(Debug)]
+pub struct ReloadFigures {
+    /// 1 if the last time went well, else 0.
+    pub is_successful: Gauge,
+    /// When it last went well: seconds since 1970.
+    pub succeeded_s: Gauge,
+}
+
+impl SharedFigures {
+    /// Asks a database, and notes how long that took and whether it failed.
+    pub fn time<T>(
+        &self,
+        query: Query,
+        ask: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let began = Instant::now();
+        let answer = ask();
+        self.queries[query as usize].observe(began.elapsed());
+        if answer.is_err() {
+            self.query_errors.add(1);
+        }
+        answer
+    }
+}
+
+impl PlaneFigures {
+    /// None yet of a plane with this name.
+    pub fn new(name: &'static str, queue_len_max: usize) -> Self {
+        Self {
+            name,
+            queue_len_max,
+            queued: Count::default(),
+            waited: Histogram::default(),
+            refused: Count::default(),
+        }
+    }
+
+    /// How many jobs wait.
+    pub fn queue_len(&self) -> u64 {
+        // In this order, and one can still be taken up before it is counted as queued.
+        let taken = self.waited.read().count();
+        self.queued.get().saturating_sub(taken)
+    }
+}
+
+/// Of a process that has just read its settings for the first time.
+impl Default for ReloadFigures {
+    fn default() -> Self {
+        let figures = Self { is_successful: Gauge::default(), succeeded_s: Gauge::default() };
+        figures.note(true);
+        figures
+    }
+}
+
+impl ReloadFigures {
+    /// They were read again.
+    pub fn note(&self, is_successful: bool) {
+        self.is_successful.set(u64::from(is_successful));
+        if is_successful {
+            self.succeeded_s.set(now_s());
+        }
+    }
 }
 
 classes! {
@@ -84,5 +173,46 @@ classes! {
         Warning = "warn",
         /// Something has happened.
         Information = "info",
+    }
+}
+
+classes! {
+    /// What there is only so much of on a worker, beside what its ring has.
+    NodeLimit {
+        /// NARs that are compressed on their way: one was refused.
+        Encoders = "encoders",
+        /// Memory for layouts: a NAR whose tree would have had to be walked was refused.
+        Layouts = "layouts",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_timed_whether_it_fails_or_not() {
+        let figures = SharedFigures::default();
+        assert_eq!(figures.time(Query::Probe, || Ok(7)).unwrap(), 7);
+        let failed = figures.time(Query::Search, || Err::<(), _>(broken()));
+        assert!(failed.is_err());
+        let counts = figures.queries.each_ref().map(|query| query.read().count());
+        assert_eq!(counts, Query::ALL.map(|query| u64::from(matches!(query, Query::Probe | Query::Search))));
+        assert_eq!(figures.query_errors.get(), 1);
+    }
+
+    fn broken() -> StoreError {
+        StoreError::Damaged { subject: "x".to_owned(), reason: "y".to_owned() }
+    }
+
+    #[test]
+    fn what_was_read_without_success_leaves_the_time_of_the_last_success() {
+        let figures = ReloadFigures::default();
+        assert_eq!(figures.is_successful.get(), 1);
+        figures.succeeded_s.set(5);
+        figures.note(false);
+        assert_eq!((figures.is_successful.get(), figures.succeeded_s.get()), (0, 5));
+        figures.note(true);
+        assert!(figures.is_successful.get() == 1 && figures.succeeded_s.get() > 5);
     }
 }

@@ -5,9 +5,11 @@
 
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::figures::SharedFigures;
 use super::representation::{Conditions, Content, NARINFO_CACHE_CONTROL, NARINFO_TYPE, Representation};
 use crate::codec::base32::DIGEST_DIGITS;
 use crate::codec::hash::{Sha256, Sha256Digest};
@@ -20,6 +22,7 @@ use crate::codec::signature::SecretKey;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::ring::service::{Reply, ReplyBody};
 use crate::store::catalog::Stored;
+use crate::tally::Tally as _;
 
 /// Where in [`KnownPath::text`] the opaque part of the entity tag is: behind `ETag: "`.
 const ETAG_OPAQUE: Range<usize> = 7..7 + DIGEST_DIGITS;
@@ -48,21 +51,27 @@ pub struct Renderer {
     secret_keys: Arc<[SecretKey]>,
     /// Names the keys, and their order.
     keys_digest: Sha256Digest,
+    figures: Arc<SharedFigures>,
 }
 
 impl Renderer {
     /// A renderer for paths of `store_dir`, signed with every one of `secret_keys`.
-    pub fn new(store_dir: StoreDir, secret_keys: Arc<[SecretKey]>) -> Self {
+    pub fn new(store_dir: StoreDir, secret_keys: Arc<[SecretKey]>, figures: Arc<SharedFigures>) -> Self {
         let mut digest = Sha256::new();
         for key in &*secret_keys {
             digest.update(format!("{}\n", key.public()).as_bytes());
         }
-        Self { store_dir, secret_keys, keys_digest: digest.finish() }
+        Self { store_dir, secret_keys, keys_digest: digest.finish(), figures }
     }
 
     /// Whether the same keys sign.
     pub fn signs_like(&self, other: &Self) -> bool {
         self.keys_digest == other.keys_digest
+    }
+
+    /// How many keys sign.
+    pub fn keys_count(&self) -> usize {
+        self.secret_keys.len()
     }
 
     /// Renders and signs the narinfo of a path, whose NAR is also there `compressed` perhaps; or says that `previous` is it.
@@ -88,10 +97,20 @@ impl Renderer {
         if let Some(previous) = previous.filter(|previous| previous.etag_opaque() == opaque) {
             return Arc::clone(previous);
         }
-        narinfo.info.sign(&self.store_dir, &self.secret_keys);
+        self.sign(&mut narinfo.info);
         text.clear();
         narinfo.write(&self.store_dir, &mut text);
         Arc::new(KnownPath::new(&narinfo.info, &opaque, &text))
+    }
+
+    fn sign(&self, info: &mut PathInfo) {
+        if self.secret_keys.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        info.sign(&self.store_dir, &self.secret_keys);
+        self.figures.signing.observe(began.elapsed());
+        self.figures.signatures.add(self.secret_keys.len() as u64);
     }
 
     /// Names the narinfo that comes of a text by signing it. The digest of the keys has a fixed length, so no two pairs of
@@ -213,7 +232,7 @@ pub(super) mod tests {
         let keys = seeds
             .iter()
             .map(|&seed| SecretKey::from_seed(KeyName::parse("cache.example.org-1").unwrap(), &[seed; 32]));
-        Renderer::new(StoreDir::parse("/nix/store").unwrap(), keys.collect())
+        Renderer::new(StoreDir::parse("/nix/store").unwrap(), keys.collect(), Arc::default())
     }
 
     fn info() -> PathInfo {

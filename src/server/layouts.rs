@@ -365,7 +365,8 @@ mod tests {
             signatures: Vec::new(),
             ca: None,
         };
-        Renderer::new(StoreDir::parse("/nix/store").unwrap(), Arc::from([])).render(info, None, None)
+        let store_dir = StoreDir::parse("/nix/store").unwrap();
+        Renderer::new(store_dir, Arc::from([]), Arc::default()).render(info, None, None)
     }
 
     #[test]

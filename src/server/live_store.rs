@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use tracing::error;
 
 use super::encoder::{EncodedBody, Order, Workshop};
+use super::figures::{NodeFigures, NodeLimit};
 use super::known_path::KnownPath;
 use super::layouts::{Found, Layouts, Told, WalkNews, key_of};
 use super::lookup::{Known, SharedStore, State};
@@ -48,6 +49,7 @@ use crate::store::catalog::{Lease, NarKey, Stored};
 use crate::store::change::{ChangeCounter, Stamp};
 use crate::store::nar_cache::{CacheFolder, Coding};
 use crate::store::walk::{self, Kept, Walked, WholeHash};
+use crate::tally::Tally as _;
 
 /// The store, seen by one worker.
 pub struct LiveStore {
@@ -64,6 +66,7 @@ pub struct LiveStore {
     cache_directory: Option<Descriptor>,
     planes: Planes,
     mailbox: Mailbox<reactor::Message<Message>>,
+    figures: Arc<NodeFigures>,
 }
 
 /// Somebody who waits for what is known of a hash part.
@@ -109,6 +112,7 @@ impl LiveStore {
         directory: Descriptor,
         planes: Planes,
         mailbox: Mailbox<reactor::Message<Message>>,
+        figures: Arc<NodeFigures>,
     ) -> Self {
         // In this order: a counter that is newer than its epoch is looked up again.
         let epoch = shared.epoch();
@@ -123,24 +127,25 @@ impl LiveStore {
             cache_directory: None,
             planes,
             mailbox,
+            figures,
         }
     }
 
     /// Answers a request, or says what it waits for.
     pub fn ask(&mut self, id: ConnectionId, wish: &Wish) -> Step {
         match &wish.route {
-            Route::NarInfo(hash_part) => match self.known(*hash_part) {
+            Route::NarInfo(hash_part) => match self.recalled(*hash_part) {
                 Knowledge::Now(path) => Self::narinfo(wish, path),
                 Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
             },
             Route::Nar(request) => {
                 let hash_part = request.address.hash_part();
-                match self.known(hash_part) {
+                match self.recalled(hash_part) {
                     Knowledge::Now(path) => self.find_nar(id, wish, request, path),
                     Knowledge::Outdated => self.look_up(id, hash_part, Awaited::Knowledge),
                 }
             }
-            Route::Listing(hash_part) => match self.known(*hash_part) {
+            Route::Listing(hash_part) => match self.recalled(*hash_part) {
                 Knowledge::Now(path) => self.list(id, path),
                 Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
             },
@@ -344,6 +349,15 @@ impl LiveStore {
         State { stamp: self.counter.stamp(), epoch }
     }
 
+    /// What is known of a hash part that a request is about.
+    fn recalled(&mut self, hash_part: HashPart) -> Knowledge {
+        let known = self.known(hash_part);
+        let NodeFigures { answer_hits, answer_misses, .. } = &*self.figures;
+        let count = if matches!(known, Knowledge::Now(_)) { answer_hits } else { answer_misses };
+        count.add(1);
+        known
+    }
+
     /// What is known of a hash part.
     fn known(&mut self, hash_part: HashPart) -> Knowledge {
         let state = self.state();
@@ -401,7 +415,10 @@ impl LiveStore {
         }
         match whole {
             // No file will be read, so nothing has to be kept from the garbage collector.
-            Some(layout) => Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout)),
+            Some(layout) => {
+                self.figures.layout_hits.add(1);
+                Step::Reply(self.nar_reply(id, wish, &path, Root::Unneeded, layout))
+            }
             None => self.open_root(path),
         }
     }
@@ -447,7 +464,11 @@ impl LiveStore {
             {
                 let body = CachedNar::new(file, (&stored, lease), nar, Arc::clone(cache));
                 let content = Content::Body(Box::new(body), stored.file_size);
-                Step::Reply(representation(request, stored.file_hash, content).reply(&wish.conditions))
+                let reply = representation(request, stored.file_hash, content).reply(&wish.conditions);
+                if matches!(reply.status, Status::Ok | Status::PartialContent) {
+                    self.figures.nar_hits.add(1);
+                }
+                Step::Reply(reply)
             }
             // The root could not be opened either.
             Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
@@ -473,18 +494,26 @@ impl LiveStore {
     fn lay_out(&mut self, id: ConnectionId, wish: &Wish, path: Arc<KnownPath>, root: Root) -> Step {
         let stamp = self.counter.stamp();
         match self.layouts.find(&key_of(&path), root.status(), id, stamp) {
-            Found::Layout(layout) => return Step::Reply(self.nar_reply(id, wish, &path, root, layout)),
+            Found::Layout(layout) => {
+                self.figures.layout_hits.add(1);
+                return Step::Reply(self.nar_reply(id, wish, &path, root, layout));
+            }
             Found::Damaged => return Step::Absent,
             Found::Joined => {}
             Found::Busy => return Step::Reply(overloaded()),
             Found::Unknown => {
+                if !self.layouts.has_room() {
+                    self.figures.limits[NodeLimit::Layouts as usize].add(1);
+                    return Step::Reply(overloaded());
+                }
                 let interest = Interest::default();
-                if !self.layouts.has_room() || self.walk(&path, &root, interest.demand()).is_err() {
+                if self.walk(&path, &root, interest.demand()).is_err() {
                     return Step::Reply(overloaded());
                 }
                 self.layouts.begin(Arc::clone(&path), root.status(), id, stamp, interest);
             }
         }
+        self.figures.layout_misses.add(1);
         Step::Wait(Stage::Store(Awaited::Layout(path, root)))
     }
 
@@ -574,12 +603,16 @@ impl LiveStore {
             NarCompression::Zstd => self.encoded_reply(id, request, path, &root, layout),
             NarCompression::None => flat_reply(request, &wish.conditions, path, root, layout),
         };
-        // The rest of one that was asked for before is no second request of it.
-        if reply.status == Status::Ok
+        // What fits into an answer with its head is not cached.
+        if matches!(reply.status, Status::Ok | Status::PartialContent)
             && path.nar_size > INLINE_BODY_LEN_MAX as u64
             && let Some(cache) = self.shared.nar_cache()
         {
-            cache.asked(path, has_small_files);
+            self.figures.nar_misses.add(1);
+            // The rest of one that was asked for before is no second request of it.
+            if reply.status == Status::Ok {
+                cache.asked(path, has_small_files);
+            }
         }
         reply
     }
@@ -594,7 +627,10 @@ impl LiveStore {
         root: &Root,
         layout: Rc<SharedLayout>,
     ) -> Reply {
-        let Some(admission) = self.shared.encoders().admit() else { return overloaded() };
+        let Some(admission) = self.shared.encoders().admit() else {
+            self.figures.limits[NodeLimit::Encoders as usize].add(1);
+            return overloaded();
+        };
         let order = match Order::new(Arc::clone(path), Arc::clone(&self.shared), root, admission) {
             Ok(order) => order,
             Err(errno) => {
@@ -774,7 +810,7 @@ mod tests {
                 ["l", "w", "t", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
             let planes = Planes { lookups, walks, texts, encodes };
             let (mailbox, inbox) = inbox().unwrap();
-            let store = LiveStore::new(shared, Descriptor::from(directory), planes, mailbox);
+            let store = LiveStore::new(shared, Descriptor::from(directory), planes, mailbox, Arc::default());
             Self { demo, store, inbox }
         }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tracing::{error, info, warn};
 
 use super::encoder::Encoders;
+use super::figures::{Query, SharedFigures};
 use super::known_path::{KnownPath, Renderer, nar_url};
 use super::nar_cache::{NarCache, Seen, View};
 use super::plane::{Demand, Toolbox};
@@ -26,6 +27,7 @@ use crate::store::debuginfo::DebugIndex;
 use crate::store::log::{self, BuildLog};
 use crate::store::walk::{self, Kept};
 use crate::store::{LocalStore, StoreError, fault};
+use crate::tally::Tally as _;
 
 /// One live store, as all threads share it.
 pub struct SharedStore {
@@ -46,6 +48,7 @@ pub struct SharedStore {
     encoders: Encoders,
     /// Where its NARs are kept encoded.
     nar_cache: Option<Arc<NarCache>>,
+    figures: Arc<SharedFigures>,
 }
 
 /// The state of everything that an answer follows from. What was found out in another one is asked again.
@@ -84,19 +87,22 @@ impl SharedStore {
         counter: ChangeCounter,
         secret_keys: Arc<[SecretKey]>,
         nar_cache: Option<Arc<NarCache>>,
+        figures: Arc<SharedFigures>,
     ) -> Self {
+        let renderer = Renderer::new(places.store_dir.clone(), secret_keys, Arc::clone(&figures));
         Self {
             index,
-            renderer: RwLock::new(Arc::new(Renderer::new(places.store_dir.clone(), secret_keys))),
+            renderer: RwLock::new(Arc::new(renderer)),
             places,
             counter: Mutex::new(Arc::new(counter)),
             epoch: AtomicU64::new(0),
             debug_index: Mutex::new(DebugIndex::new()),
             is_lost: AtomicBool::new(false),
             is_stale: AtomicBool::new(false),
-            texts: TextRoom::new(MADE_LEN_MAX),
+            texts: TextRoom::new(MADE_LEN_MAX, Arc::clone(&figures)),
             encoders: Encoders::default(),
             nar_cache,
+            figures,
         }
     }
 
@@ -104,7 +110,7 @@ impl SharedStore {
     #[cfg(test)]
     pub(super) fn open(places: LocalStore, nar_cache: Option<Arc<NarCache>>) -> Result<Self, StoreError> {
         let counter = ChangeCounter::open(&places)?;
-        Ok(Self::new(0, places, counter, Arc::from([]), nar_cache))
+        Ok(Self::new(0, places, counter, Arc::from([]), nar_cache, Arc::default()))
     }
 
     /// Where its NARs are kept encoded, if they are.
@@ -129,7 +135,8 @@ impl SharedStore {
 
     /// From now on `secret_keys` sign, and no others.
     pub fn sign_with(&self, secret_keys: Arc<[SecretKey]>) {
-        let renderer = Arc::new(Renderer::new(self.places.store_dir.clone(), Arc::clone(&secret_keys)));
+        let (store_dir, figures) = (self.places.store_dir.clone(), Arc::clone(&self.figures));
+        let renderer = Arc::new(Renderer::new(store_dir, Arc::clone(&secret_keys), figures));
         {
             let mut present = self.renderer.write().unwrap_or_else(PoisonError::into_inner);
             if renderer.signs_like(&present) {
@@ -142,6 +149,26 @@ impl SharedStore {
         }
         // After it: what was rendered before bears an older label.
         self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many keys sign.
+    pub fn keys_count(&self) -> usize {
+        self.renderer.read().unwrap_or_else(PoisonError::into_inner).keys_count()
+    }
+
+    /// Whether the database is not the one that is there: it was replaced by one that cannot be opened, or its index was removed.
+    pub fn is_behind(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed) || self.is_stale.load(Ordering::Relaxed)
+    }
+
+    /// Asks the database of this store, on a thread that has `toolbox`.
+    pub fn ask<T>(
+        &self,
+        toolbox: &mut Toolbox,
+        query: Query,
+        question: impl FnOnce(&mut Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.figures.time(query, || toolbox.database(self.index, &self.places).and_then(question))
     }
 
     /// Rises when [`SharedStore::counter`] is another one, and when other keys sign. One load.
@@ -198,8 +225,7 @@ impl SharedStore {
         // Before the query, and before the keys are looked up: see `store::change` for why.
         let epoch = self.epoch();
         let state = State { stamp: self.counter().stamp(), epoch };
-        let info =
-            toolbox.database(self.index, &self.places).and_then(|database| database.path_info(hash_part));
+        let info = self.ask(toolbox, Query::PathInfo, |database| database.path_info(hash_part));
         let Some(info) = info.map_err(|error| Failure::log(&error))? else {
             return Ok(Known { state, path: None, seen: Cell::default() });
         };
@@ -212,8 +238,8 @@ impl SharedStore {
 
     /// Whether a path is served. Damage is as good as absence.
     pub fn has(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
-        let database = toolbox.database(self.index, &self.places)?;
-        let info = match database.path_info(path.hash_part()) {
+        let info = self.ask(toolbox, Query::PathInfo, |database| database.path_info(path.hash_part()));
+        let info = match info {
             Ok(Some(info)) if info.path == *path => info,
             Ok(_) | Err(StoreError::Damaged { .. }) => return Ok(false),
             Err(error) => return Err(error),
@@ -256,9 +282,10 @@ impl SharedStore {
     pub fn ask_database<T>(
         &self,
         toolbox: &mut Toolbox,
+        query: Query,
         question: impl FnOnce(&mut Database) -> Result<T, StoreError>,
     ) -> Result<T, Failure> {
-        toolbox.database(self.index, &self.places).and_then(question).map_err(|error| Failure::log(&error))
+        self.ask(toolbox, query, question).map_err(|error| Failure::log(&error))
     }
 
     /// Where the debug symbols of a build id are (`src/libstore/binary-cache-store.cc` of Nix).
@@ -269,10 +296,8 @@ impl SharedStore {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return Err(Failure::Busy),
         };
-        let found = toolbox
-            .database(self.index, &self.places)
-            .and_then(|database| index.find(&self.places, database, build_id))
-            .map_err(|error| Failure::log(&error))?;
+        let find = |database: &mut Database| index.find(&self.places, database, build_id);
+        let found = self.ask(toolbox, Query::DebugInfo, find).map_err(|error| Failure::log(&error))?;
         Ok(found.map(|found| {
             let link = serde_json::json!({
                 "archive": format!("../{}", nar_url(&found.info, NarCompression::None)),
@@ -284,7 +309,7 @@ impl SharedStore {
 
     /// A realisation as Nix 2.4 to 2.34 ask for it.
     pub fn realisation(&self, toolbox: &mut Toolbox, id: &DrvOutput) -> Result<Option<Made>, Failure> {
-        let found = toolbox.database(self.index, &self.places).and_then(|database| database.realisation(id));
+        let found = self.ask(toolbox, Query::Realisation, |database| database.realisation(id));
         let found = found.map_err(|error| Failure::log(&error))?;
         Ok(found.map(|found| Made::immutable(JSON_TYPE, found.to_keyed_json(id))))
     }
@@ -296,10 +321,8 @@ impl SharedStore {
         derivation: &StorePath,
         output: &OutputName,
     ) -> Result<Option<Made>, Failure> {
-        let found = toolbox
-            .database(self.index, &self.places)
-            .and_then(|database| database.build_trace(derivation, output))
-            .map_err(|error| Failure::log(&error))?;
+        let ask = |database: &mut Database| database.build_trace(derivation, output);
+        let found = self.ask(toolbox, Query::BuildTrace, ask).map_err(|error| Failure::log(&error))?;
         Ok(found.map(|found| Made::immutable(JSON_TYPE, found.to_build_trace_json())))
     }
 
@@ -312,7 +335,7 @@ impl SharedStore {
         if self.is_stale.load(Ordering::Relaxed) {
             return Err(Failure::Broken);
         }
-        let answer = toolbox.database(self.index, &self.places).and_then(Database::probe);
+        let answer = self.ask(toolbox, Query::Probe, Database::probe);
         answer.map_err(|error| Failure::log(&error))
     }
 }
@@ -332,12 +355,13 @@ pub struct TextRoom {
     /// Those that are being sent. Bytes.
     made_len: Arc<AtomicUsize>,
     len_max: usize,
+    figures: Arc<SharedFigures>,
 }
 
 impl TextRoom {
     /// For so many bytes.
-    pub fn new(len_max: usize) -> Self {
-        Self { made_len: Arc::default(), len_max }
+    pub fn new(len_max: usize, figures: Arc<SharedFigures>) -> Self {
+        Self { made_len: Arc::default(), len_max, figures }
     }
 
     /// A text that can be long, unless too many are being sent: those who ask for them and read slowly must not take all
@@ -347,6 +371,7 @@ impl TextRoom {
         let claimed = Claimed { text, made_len: Arc::clone(&self.made_len) };
         if self.made_len.fetch_add(len, Ordering::Relaxed) + len > self.len_max {
             warn!("too many long texts are being sent; one is refused");
+            self.figures.texts_refused.add(1);
             return Err(Failure::Busy);
         }
         Ok(Bytes::from_owner(claimed))

@@ -52,12 +52,13 @@ use self::access_log::Records;
 use self::browse::{Browser, Place};
 use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
 use self::directory::Directory;
-use self::figures::{LogFigures, NodeFigures, WorkerFigures};
+use self::figures::{LogFigures, NodeFigures, ReloadFigures, SharedFigures, WorkerFigures};
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
 use self::machine::{Signal, abort_on_panic, connections_max, notice_signals, pin, raise_descriptor_limit};
-use self::metrics::Metrics;
+use self::metrics::process::ProcessFiles;
+use self::metrics::{Metrics, Sources};
 use self::nar_cache::NarCache;
 use self::node::{CacheNode, Means, Overview, Source};
 use self::page::index::{Index, Profile, UploadPolicy};
@@ -131,6 +132,7 @@ struct Server {
     access_log_ended: Receiver<()>,
     origins: Arc<Vec<Origin>>,
     uploads: Option<Arc<SharedUploads>>,
+    reloads: Arc<ReloadFigures>,
     ground: Ground,
     drain_timeout: Duration,
 }
@@ -150,9 +152,11 @@ impl Server {
         }
         let counters = open_databases(config)?;
         make_nar_cache(config);
+        let process = ProcessFiles::open();
         // Before it nothing is started, and nothing read that a peer has sent; after it nothing is opened but what is served.
         let sandbox = sandbox::enter(config, capabilities)?;
-        let origins = open_origins(config, counters)?;
+        let shared_figures: Arc<SharedFigures> = Arc::default();
+        let origins = open_origins(config, counters, &shared_figures)?;
         let uploads = start_uploads(config, &origins)?;
         let ground = Ground {
             store_dir: config.store_dir.clone(),
@@ -161,15 +165,6 @@ impl Server {
             is_browsable: config.is_browsable,
         };
         let terms = Arc::new(ground.terms(&config.rules));
-        let overview = Arc::new(Overview {
-            stores: origins.iter().filter_map(Origin::store).collect(),
-            metrics: Metrics::new(
-                origins.iter().find_map(Origin::nar_cache).cloned(),
-                uploads.as_deref().map(SharedUploads::counts),
-            ),
-            log,
-            browser: if config.is_browsable { Some(browser(config, &origins)?) } else { None },
-        });
         let planes = Planes {
             lookups: Plane::start("lookup", LOOKUP_THREADS, 0).context("cannot start threads")?,
             walks: Plane::start("walk", WALK_THREADS, WALK_NICE).context("cannot start threads")?,
@@ -193,6 +188,26 @@ impl Server {
         let admission = Admission::new(config.workers, all_max, per_address_max);
         let pulses: Arc<[AtomicU64]> = (0..config.workers).map(|_| AtomicU64::new(0)).collect();
         let figures: Vec<WorkerFigures> = (0..config.workers).map(|_| WorkerFigures::default()).collect();
+        let stores: Vec<_> = origins.iter().filter_map(Origin::store).collect();
+        let browser = config.is_browsable.then(|| browser(config, &origins, &shared_figures)).transpose()?;
+        let reloads = Arc::new(ReloadFigures::default());
+        let metrics = Metrics::new(Sources {
+            workers: figures.clone(),
+            shared: shared_figures,
+            planes: planes
+                .figures()
+                .into_iter()
+                .chain(uploads.as_deref().map(SharedUploads::plane_figures))
+                .collect(),
+            stores: stores.clone(),
+            uploads: uploads.as_deref().map(SharedUploads::counts),
+            nar_cache: origins.iter().find_map(Origin::nar_cache).map(ask_status),
+            log,
+            connections_max: all_max,
+            reloads: Arc::clone(&reloads),
+            process,
+        });
+        let overview = Arc::new(Overview { stores, metrics, browser });
         let origins = Arc::new(origins);
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let seed = Seed {
@@ -256,6 +271,7 @@ impl Server {
             access_log_ended,
             origins,
             uploads,
+            reloads,
             ground,
             drain_timeout,
         })
@@ -323,7 +339,9 @@ impl Server {
     /// Puts new rules in force. Those of before stay if they cannot be read, for half of them would be none that anybody has wanted.
     fn reload(&mut self, read_again: &mut dyn FnMut() -> Result<Rules, String>) {
         systemd::reloading();
-        match read_again() {
+        let read = read_again();
+        self.reloads.note(read.is_ok());
+        match read {
             Ok(rules) => {
                 self.obey(&rules);
                 info!(
@@ -396,7 +414,7 @@ impl Seed {
         let sources = self
             .origins
             .iter()
-            .map(|origin| origin.source(&self.planes, &mailbox))
+            .map(|origin| origin.source(&self.planes, &mailbox, &self.figures))
             .collect::<Result<_, _>>()?;
         let uploads = self.uploads.map(|shared| Uploads::new(shared, mailbox.clone()));
         let Self { planes, figures, records, .. } = self;
@@ -429,7 +447,12 @@ impl Origin {
     }
 
     /// The source for one worker.
-    fn source(&self, planes: &Planes, mailbox: &Mailbox<reactor::Message<Message>>) -> io::Result<Source> {
+    fn source(
+        &self,
+        planes: &Planes,
+        mailbox: &Mailbox<reactor::Message<Message>>,
+        figures: &Arc<NodeFigures>,
+    ) -> io::Result<Source> {
         Ok(match self {
             Self::Store { store, directory } => {
                 let directory = Descriptor::from(directory.try_clone()?);
@@ -438,6 +461,7 @@ impl Origin {
                     directory,
                     planes.clone(),
                     mailbox.clone(),
+                    Arc::clone(figures),
                 )))
             }
             Self::Directory(directory) => Source::Directory(Directory::new(Arc::clone(directory))?),
@@ -446,7 +470,7 @@ impl Origin {
 }
 
 /// Who shows people around in all sources.
-fn browser(config: &Config, origins: &[Origin]) -> io::Result<Browser> {
+fn browser(config: &Config, origins: &[Origin], figures: &Arc<SharedFigures>) -> io::Result<Browser> {
     let place = |(source, origin): (&SourceConfig, &Origin)| {
         Ok(match (source, origin) {
             (_, Origin::Store { store, .. }) => Place::Store(Arc::clone(store)),
@@ -459,7 +483,7 @@ fn browser(config: &Config, origins: &[Origin]) -> io::Result<Browser> {
         })
     };
     let places = config.sources.iter().zip(origins).map(place).collect::<io::Result<_>>()?;
-    Ok(Browser::new(places, config.store_dir.clone()))
+    Ok(Browser::new(places, config.store_dir.clone(), Arc::clone(figures)))
 }
 
 /// Opens the database of each store, with all rights that the process has: SQLite's shared index is made if there is none, and
@@ -480,7 +504,11 @@ fn make_nar_cache(config: &Config) {
     }
 }
 
-fn open_origins(config: &Config, mut counters: VecDeque<ChangeCounter>) -> anyhow::Result<Vec<Origin>> {
+fn open_origins(
+    config: &Config,
+    mut counters: VecDeque<ChangeCounter>,
+    figures: &Arc<SharedFigures>,
+) -> anyhow::Result<Vec<Origin>> {
     let Rules { secret_keys, priority, .. } = &config.rules;
     let mut origin = |(index, source): (usize, &SourceConfig)| {
         Ok(match source {
@@ -494,7 +522,8 @@ fn open_origins(config: &Config, mut counters: VecDeque<ChangeCounter>) -> anyho
                     .map(|nar_cache| NarCache::start(nar_cache, *priority, places.clone(), signing_keys()));
                 let nar_cache = nar_cache.transpose().context("cannot start threads")?;
                 let keys = Arc::clone(secret_keys);
-                let store = SharedStore::new(index, places.clone(), counter, keys, nar_cache);
+                let store =
+                    SharedStore::new(index, places.clone(), counter, keys, nar_cache, Arc::clone(figures));
                 Origin::Store { store: Arc::new(store), directory }
             }
             SourceConfig::Directory(path) => Origin::Directory(Arc::new(open_directory(path)?)),
@@ -519,6 +548,12 @@ fn start_uploads(config: &Config, origins: &[Origin]) -> anyhow::Result<Option<A
     let folder = UploadFolder::open(settings)?;
     folder.require(Arc::clone(&config.rules.required_keys));
     SharedUploads::start(folder, others, config.workers).map(Some).context("cannot start threads")
+}
+
+/// Asks how a NAR cache is.
+fn ask_status(nar_cache: &Arc<NarCache>) -> Box<dyn Fn() -> nar_cache::Status + Send + Sync> {
+    let nar_cache = Arc::clone(nar_cache);
+    Box::new(move || nar_cache.status())
 }
 
 fn open_directory(path: &Path) -> anyhow::Result<OwnedFd> {

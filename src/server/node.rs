@@ -14,11 +14,11 @@ use super::access::{Access, Scope};
 use super::access_log::{Recorder, Records};
 use super::browse::{Browser, Visit};
 use super::directory::{CacheInfoReader, Directory};
-use super::figures::{LogFigures, NodeFigures};
+use super::figures::NodeFigures;
 use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
-use super::metrics::{METRICS_TYPE, Metrics};
+use super::metrics::{Format, Metrics};
 use super::page::index::base_url;
 use super::plane::{Demand, Interest, Plane, Planes, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
@@ -29,7 +29,7 @@ use super::uploads::Uploads;
 
 use crate::codec::http::field::names_media_type;
 use crate::codec::http::request::Request;
-use crate::codec::http::response::CacheControl;
+use crate::codec::http::response::{CacheControl, Fields};
 use crate::codec::http::route::Route;
 use crate::codec::http::{Method, Status};
 use crate::codec::store_path::HashPart;
@@ -81,8 +81,6 @@ pub struct Overview {
     pub stores: Vec<Arc<SharedStore>>,
     /// What `/metrics` says.
     pub metrics: Metrics,
-    /// What is counted of the log.
-    pub log: Arc<LogFigures>,
     /// Who shows people around, unless nobody is to look.
     pub browser: Option<Browser>,
 }
@@ -318,9 +316,10 @@ impl CacheNode {
             Route::Health => self.health(id, wish),
             Route::Metrics => {
                 // On a thread: who counts may be asked in a way that waits.
-                let overview = Arc::clone(&self.overview);
+                let (overview, format) = (Arc::clone(&self.overview), Format::accepted(request.accept));
                 let question = move |_: &mut Toolbox, _: &Demand| {
-                    Ok(Some(Made::fresh(METRICS_TYPE, overview.metrics.text())))
+                    let text = Made::fresh(format.media_type(), overview.metrics.text(format));
+                    Ok(Some(Made { fields: Fields::new().vary("Accept"), ..text }))
                 };
                 self.make(id, wish, |planes| &planes.walks, question)
             }
@@ -545,10 +544,10 @@ mod tests {
         let (mailbox, inbox) = inbox().unwrap();
         let shared = Arc::new(SharedStore::open(demo.store.clone(), cache).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));
-        let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone());
+        let store = LiveStore::new(shared, directory, planes.clone(), mailbox.clone(), Arc::default());
         let cache_info =
             CacheInfo { store_dir: demo.store.store_dir.clone(), want_mass_query: true, priority: 30 };
-        let metrics = Metrics::new(None, None);
+        let metrics = Metrics::default();
         let terms = Terms {
             index: Index::default(),
             cache_info,
@@ -556,7 +555,7 @@ mod tests {
             proxies: TrustedProxies::new(Arc::default()),
             access_log: AccessLog::Off,
         };
-        let overview = Arc::new(Overview { stores: Vec::new(), metrics, log: Arc::default(), browser: None });
+        let overview = Arc::new(Overview { stores: Vec::new(), metrics, browser: None });
         let sources = vec![Source::Store(Box::new(store))];
         let (records, _) = access_log::queue(1);
         let figures = Arc::default();

@@ -8,11 +8,14 @@ use std::io;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
+use std::time::Instant;
 
+use super::figures::PlaneFigures;
 use super::machine::be_nice;
 use crate::limits::PLANE_QUEUE_LEN_MAX;
 use crate::store::db::Database;
 use crate::store::{LocalStore, StoreError};
+use crate::tally::Tally as _;
 
 /// A question; it sends its answer itself.
 pub type Job = Box<dyn FnOnce(&mut Toolbox) + Send>;
@@ -21,6 +24,7 @@ pub type Job = Box<dyn FnOnce(&mut Toolbox) + Send>;
 #[derive(Clone)]
 pub struct Plane {
     queue: SyncSender<Job>,
+    figures: Arc<PlaneFigures>,
 }
 
 /// The planes of a server. There are several, so that a slow disk does not delay those who ask a database, and nobody waits for
@@ -78,13 +82,13 @@ pub struct Toolbox {
 
 impl Plane {
     /// Starts `threads` threads, named after `name`, that leave the machine to others as far as `nice` says.
-    pub fn start(name: &str, threads: usize, nice: i32) -> io::Result<Self> {
+    pub fn start(name: &'static str, threads: usize, nice: i32) -> io::Result<Self> {
         Self::start_for(name, threads, nice, PLANE_QUEUE_LEN_MAX)
     }
 
     /// The same with a queue for `jobs_max` jobs, for who knows how many there can be.
-    pub fn start_for(name: &str, threads: usize, nice: i32, jobs_max: usize) -> io::Result<Self> {
-        let (plane, jobs) = Self::queue(jobs_max);
+    pub fn start_for(name: &'static str, threads: usize, nice: i32, jobs_max: usize) -> io::Result<Self> {
+        let (plane, jobs) = Self::queue(name, jobs_max);
         let jobs = Arc::new(Mutex::new(jobs));
         for index in 0..threads {
             let jobs = Arc::clone(&jobs);
@@ -97,14 +101,34 @@ impl Plane {
     }
 
     /// A plane and the end of its queue, for who does the jobs: threads, or a simulation.
-    pub fn queue(jobs_max: usize) -> (Self, Receiver<Job>) {
+    pub fn queue(name: &'static str, jobs_max: usize) -> (Self, Receiver<Job>) {
         let (queue, jobs) = mpsc::sync_channel(jobs_max);
-        (Self { queue }, jobs)
+        (Self { queue, figures: Arc::new(PlaneFigures::new(name, jobs_max)) }, jobs)
     }
 
     /// Queues a job.
     pub fn submit(&self, job: impl FnOnce(&mut Toolbox) + Send + 'static) -> Result<(), Full> {
-        self.queue.try_send(Box::new(job)).map_err(|_| Full)
+        let (figures, queued_at) = (Arc::clone(&self.figures), Instant::now());
+        let job = move |toolbox: &mut Toolbox| {
+            figures.waited.observe(queued_at.elapsed());
+            job(toolbox);
+        };
+        let queued = self.queue.try_send(Box::new(job));
+        let count = if queued.is_ok() { &self.figures.queued } else { &self.figures.refused };
+        count.add(1);
+        queued.map_err(|_| Full)
+    }
+
+    /// What is counted of it.
+    pub fn figures(&self) -> Arc<PlaneFigures> {
+        Arc::clone(&self.figures)
+    }
+}
+
+impl Planes {
+    /// What is counted of each.
+    pub fn figures(&self) -> [Arc<PlaneFigures>; 4] {
+        [&self.lookups, &self.walks, &self.texts, &self.encodes].map(Plane::figures)
     }
 }
 
@@ -146,7 +170,12 @@ mod tests {
             plane.submit(move |_| done.send(()).unwrap()).unwrap();
         }
         assert_eq!(plane.submit(|_| {}), Err(Full));
+        let figures = plane.figures();
+        assert_eq!(figures.queue_len(), PLANE_QUEUE_LEN_MAX as u64);
+        assert_eq!((figures.refused.get(), figures.waited.read().count()), (1, 1));
         release.send(()).unwrap();
         assert_eq!(is_done.iter().take(PLANE_QUEUE_LEN_MAX).count(), PLANE_QUEUE_LEN_MAX);
+        let taken = 1 + PLANE_QUEUE_LEN_MAX as u64;
+        assert_eq!((figures.queue_len(), figures.waited.read().count()), (0, taken));
     }
 }

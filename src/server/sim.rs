@@ -344,19 +344,21 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
 
     let (said_mailbox, said) = inbox().unwrap();
     let (mailbox, worker_inbox) = inbox().unwrap();
-    let (lookups, lookup_jobs) = Plane::queue(lookups);
-    let (walks, walk_jobs) = Plane::queue(walks);
-    let (texts, text_jobs) = Plane::queue(texts);
-    let (encodes, encode_jobs) = Plane::queue(PLANE_QUEUE_LEN_MAX);
+    let (lookups, lookup_jobs) = Plane::queue("lookup", lookups);
+    let (walks, walk_jobs) = Plane::queue("walk", walks);
+    let (texts, text_jobs) = Plane::queue("text", texts);
+    let (encodes, encode_jobs) = Plane::queue("encode", PLANE_QUEUE_LEN_MAX);
     let planes = Planes { lookups, walks, texts, encodes };
     let store = ground.borrow().demo.store.clone();
     let is_store_first = random.chance(50);
     let counter = ChangeCounter::open(&store).unwrap();
     let index = usize::from(!is_store_first);
-    let shared = Arc::new(SharedStore::new(index, store.clone(), counter, Arc::from([]), None));
+    let shared =
+        Arc::new(SharedStore::new(index, store.clone(), counter, Arc::from([]), None, Arc::default()));
     let root = Descriptor::from(OwnedFd::from(File::open(&store.real_store).unwrap()));
-    let live = LiveStore::new(Arc::clone(&shared), root, planes.clone(), said_mailbox.clone())
-        .with_layouts(Layouts::bounded(kept_len_max, alive_len_max));
+    let live =
+        LiveStore::new(Arc::clone(&shared), root, planes.clone(), said_mailbox.clone(), Arc::default())
+            .with_layouts(Layouts::bounded(kept_len_max, alive_len_max));
     let settings = UploadSettings {
         directory: folder.path().to_path_buf(),
         store_dir: store.store_dir.clone(),
@@ -379,9 +381,7 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         proxies: TrustedProxies::new(Arc::default()),
         access_log: AccessLog::Off,
     };
-    let metrics = Metrics::new(None, None);
-    let overview =
-        Overview { stores: vec![Arc::clone(&shared)], metrics, log: Arc::default(), browser: None };
+    let overview = Overview { stores: vec![Arc::clone(&shared)], metrics: Metrics::default(), browser: None };
     let (records, _) = access_log::queue(1);
     let node = CacheNode::new(
         sources,

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use tracing::{debug, error};
 
+use super::figures::PlaneFigures;
 use super::lookup::SharedStore;
 use super::plane::{Plane, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
@@ -38,6 +39,7 @@ use crate::ring::reactor;
 use crate::ring::service::{Answer, Effects, Reply};
 use crate::store::upload::{Accepted, Neighbour, Refusal, Target, Upload, UploadFolder};
 use crate::store::{DatabaseFault, StoreError, is_no_room};
+use crate::tally::{Count, Tally as _};
 
 /// What all workers share of uploads.
 pub struct SharedUploads {
@@ -61,10 +63,12 @@ pub enum OtherSource {
 pub struct UploadCounts {
     under_way: AtomicU64,
     waiting: AtomicU64,
-    received_bytes: AtomicU64,
-    stored: AtomicU64,
-    broken_off: AtomicU64,
-    refused: [AtomicU64; Class::ALL.len()],
+    received_bytes: Count,
+    stored: Count,
+    broken_off: Count,
+    refused: [Count; Class::ALL.len()],
+    /// Those for which there was not even room in line.
+    turned_away: Count,
 }
 
 /// Why something is not taken, in classes: those of [`Refusal`], and one more.
@@ -176,14 +180,24 @@ impl UploadCounts {
 
     /// Bytes of the bodies of all that have begun.
     pub fn received_bytes(&self) -> u64 {
-        self.received_bytes.load(Ordering::Relaxed)
+        self.received_bytes.get()
+    }
+
+    /// How many were refused because too many wait.
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away.get()
+    }
+
+    /// What can come of an upload, in the order of [`UploadCounts::results`].
+    pub fn result_names() -> Vec<&'static str> {
+        Self::default().results().map(|(result, _)| result).collect()
     }
 
     /// How many were stored, broken off by their clients, and refused for which reason.
     pub fn results(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let refused = Class::ALL.into_iter().map(|class| (class.name(), &self.refused[class as usize]));
         let counts = [("stored", &self.stored), ("broken_off", &self.broken_off)].into_iter().chain(refused);
-        counts.map(|(result, count)| (result, count.load(Ordering::Relaxed)))
+        counts.map(|(result, count)| (result, count.get()))
     }
 }
 
@@ -315,6 +329,11 @@ impl SharedUploads {
         Arc::clone(&self.counts)
     }
 
+    /// What is counted of its threads.
+    pub fn plane_figures(&self) -> Arc<PlaneFigures> {
+        self.plane.figures()
+    }
+
     /// See [`UploadFolder::require`].
     pub fn require(&self, keys: Arc<[PublicKey]>) {
         self.folder.require(keys);
@@ -348,7 +367,7 @@ impl SharedUploads {
         (long, short): (usize, usize),
     ) -> (Arc<Self>, std::sync::mpsc::Receiver<super::plane::Job>) {
         let places = Places { long, short };
-        let (plane, jobs) = Plane::queue(places.jobs_max(1));
+        let (plane, jobs) = Plane::queue("upload", places.jobs_max(1));
         (Self::new(folder, others, plane, places), jobs)
     }
 }
@@ -456,6 +475,7 @@ impl Uploads {
             self.shared.counts.waiting.fetch_add(1, Ordering::Relaxed);
             self.states.insert(id, State::Waiting(order));
         } else {
+            self.shared.counts.turned_away.add(1);
             return self.refuse(Reason::overloaded());
         }
         Answer::Pending
@@ -485,7 +505,7 @@ impl Uploads {
 
     /// The next piece of a body.
     pub fn body(&mut self, id: ConnectionId, piece: Bytes) {
-        self.shared.counts.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        self.shared.counts.received_bytes.add(piece.len() as u64);
         if let Some((kind, upload)) = self.send_away(id, State::Away) {
             self.desk(id, kind).look_at(upload, piece);
         }
@@ -522,7 +542,7 @@ impl Uploads {
     /// A connection has gone.
     pub fn gone(&mut self, id: ConnectionId) {
         let Some(state) = self.states.remove(&id) else { return };
-        self.shared.counts.broken_off.fetch_add(1, Ordering::Relaxed);
+        self.shared.counts.broken_off.add(1);
         match state {
             State::Waiting(order) => {
                 self.admission(order.kind()).line.retain(|waiting| *waiting != id);
@@ -550,7 +570,7 @@ impl Uploads {
             }
             Event::Finished(accepted) => {
                 if self.states.remove(&id).is_some() {
-                    self.shared.counts.stored.fetch_add(1, Ordering::Relaxed);
+                    self.shared.counts.stored.add(1);
                     let status = if accepted.is_new { Status::Created } else { Status::Ok };
                     effects.answers.push((id, Answer::Reply(Reply::text(status, accepted.text))));
                 }
@@ -609,7 +629,7 @@ impl Uploads {
 
     fn refuse(&self, reason: Reason) -> Answer {
         debug!("an upload is refused: {}: {}", reason.class.name(), reason.text);
-        self.shared.counts.refused[reason.class as usize].fetch_add(1, Ordering::Relaxed);
+        self.shared.counts.refused[reason.class as usize].add(1);
         Answer::Reply(reason.reply())
     }
 
