@@ -35,16 +35,6 @@ fn version_health_and_root_are_short_texts() {
 }
 
 #[test]
-fn metrics_are_what_prometheus_reads() {
-    let (server, _) = serve();
-    let metrics = server.get("/metrics").expect(200);
-    let expected = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    assert_eq!(metrics.field("content-type"), Some(expected));
-    assert_eq!(metrics.field("cache-control"), Some("no-store"));
-    assert!(metrics.text().contains("narwire_build_info{version=") && metrics.text().ends_with("# EOF\n"));
-}
-
-#[test]
 fn whatever_does_not_exist_is_absent_and_not_cached() {
     let (server, _) = serve();
     let mut connection = server.connect();

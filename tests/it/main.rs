@@ -15,6 +15,7 @@
 //! | `http.rs`      | HTTP/1.1 itself: connections, the small fixed routes                              |
 //! | `conformance.rs` | framing and refusals, case by case: a table that the simulated ring is asked as well |
 //! | `container.rs` | the image of `deploy/oci` in containers, under the profile beside it                  |
+//! | `metrics.rs`   | what `/metrics` says, held against what has happened                              |
 //! | `listen.rs`    | sockets, signals, and bad configuration: what an operator meets                   |
 //! | `logs.rs`      | what is logged, how, and of whom                                                 |
 //! | `reload.rs`    | settings, keys and tokens that are read again while it serves                     |
@@ -64,6 +65,7 @@ mod gc;
 mod http;
 mod listen;
 mod logs;
+mod metrics;
 mod nar_cache;
 mod nar_cache_faults;
 mod nix_serve;
