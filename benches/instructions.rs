@@ -1,5 +1,5 @@
-//! How many instructions the pure parts take, counted by callgrind: the same number in every run, on a busy machine as on a
-//! quiet one. `benches/check` compares the counts with those that are committed, and is part of the test command.
+//! How many instructions the pure parts take, and a connection without a kernel, counted by callgrind: the same number in every run, on a
+//! busy machine as on a quiet one. `benches/check` compares the counts with those that are committed, and is part of the test command.
 //!
 //! What runs before the counted call (making its input) and after it (dropping its result) is not counted.
 
@@ -27,13 +27,18 @@ fn main() {
 mod counted {
     #![allow(unused_qualifications, reason = "macros write qualified names")]
 
+    use std::fs::File;
     use std::hint::black_box;
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+    use std::time::Instant;
 
+    use bytes::Bytes;
     use gungraun::{Callgrind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
     use narwire::codec::base32;
     use narwire::codec::http::body::BodyDecoder;
     use narwire::codec::http::field::{ByteRange, ETag, accepts_coding};
-    use narwire::codec::http::request::{self, BodyLength, Parsed};
+    use narwire::codec::http::request::{self, BodyLength, Parsed, Request};
     use narwire::codec::http::response::{
         CacheControl, Fields, HEAD_START_LEN_MAX, Persistence, write_head_start,
     };
@@ -42,6 +47,14 @@ mod counted {
     use narwire::codec::nar::decode::{Decoder, Event};
     use narwire::codec::nar::layout::{Cursor, Layout, Lookup};
     use narwire::codec::narinfo::NarInfo;
+    use narwire::ring::Traffic;
+    use narwire::ring::connection::{Connection, Context};
+    use narwire::ring::descriptor::Descriptor;
+    use narwire::ring::ledger::{Ledger, Topic};
+    use narwire::ring::op::{ConnectionId, Op, OpenedFile, Outcome, Purpose, Submission};
+    use narwire::ring::pool::Pool;
+    use narwire::ring::service::{Answer, Called, Caller, Reply, ReplyBody, Service};
+    use rustix::io::Errno;
 
     use super::input::{self, Random, Tree};
 
@@ -235,6 +248,85 @@ mod counted {
         });
     }
 
+    /// Answers everything with the same narinfo, as what a worker remembers of a path is answered.
+    struct Kept {
+        text: Arc<Vec<u8>>,
+        fields_len: usize,
+    }
+
+    impl Kept {
+        fn new() -> Self {
+            let text = input::narinfo_text(&input::narinfo());
+            let fields = Fields::new().content_type("text/x-nix-narinfo").content_length(text.len() as u64);
+            let fields = fields.finish();
+            Self { text: Arc::new([&fields, text.as_bytes()].concat()), fields_len: fields.len() }
+        }
+    }
+
+    impl Service for Kept {
+        fn call(&mut self, _: &Caller<'_>, _: &Request<'_>) -> Called {
+            let text: Arc<dyn AsRef<[u8]> + Send + Sync> = self.text.clone();
+            let body = ReplyBody::Rendered { text, fields_len: self.fields_len };
+            let answer = Answer::Reply(Reply { status: Status::Ok, fields: Bytes::new(), body });
+            Called { topic: Topic(1), witness: None, answer }
+        }
+
+        fn opened(&mut self, _: ConnectionId, _: Result<OpenedFile, Errno>) -> Answer {
+            unreachable!("nothing is opened")
+        }
+
+        fn body(&mut self, _: ConnectionId, _: Bytes) {
+            unreachable!("no body is asked for")
+        }
+
+        fn received(&mut self, _: ConnectionId) -> Answer {
+            unreachable!("no body is asked for")
+        }
+
+        fn unwritten(&mut self, _: ConnectionId, _: Errno) -> Answer {
+            unreachable!("no body is asked for")
+        }
+
+        fn gone(&mut self, _: ConnectionId) {}
+    }
+
+    /// From a request that was received to its answer being with the kernel, and what is counted of it: each in a turn of its own.
+    #[library_benchmark]
+    #[bench::one(input::head("nix-2.26"))]
+    #[bench::pipelined(input::head("nix-2.26").repeat(8).leak())]
+    fn answer_from_memory(head: &[u8]) {
+        let id = ConnectionId { slot: 0, generation: 1 };
+        let socket = Descriptor::from(OwnedFd::from(File::open("/dev/null").expect("it is there")));
+        let now = Instant::now();
+        let (mut service, mut pool, mut submissions) = (Kept::new(), Pool::default(), Vec::new());
+        let mut ledger = Ledger::new(Arc::default(), now);
+        let date = date::format_imf_fixdate(1_795_000_000);
+        let mut connection = None;
+        for _ in 0..=CALLS {
+            let mut context = Context {
+                service: &mut service,
+                submissions: &mut submissions,
+                pool: &mut pool,
+                ledger: &mut ledger,
+                date: &date,
+                now_s: 0,
+                sendfile_len_max: 0,
+            };
+            let connection =
+                connection.get_or_insert_with(|| Connection::new(id, socket.clone(), &mut context));
+            let outcome = Outcome::Received { result: Ok(black_box(head)), armed: true };
+            connection.complete(Purpose::Receive, outcome, &mut context);
+            let Some(Submission { op: Op::Send { buffer, range, .. }, .. }) = context.submissions.pop()
+            else {
+                panic!("it is answered")
+            };
+            let outcome = Outcome::Sent { result: Ok(range.len()), buffer, range };
+            connection.complete(Purpose::Send, outcome, &mut context);
+            let traffic = Traffic { submissions: 1, completions: 2, has_overflowed: false };
+            ledger.turn(black_box(now), now, traffic);
+        }
+    }
+
     #[library_benchmark]
     fn response_fields() {
         let etag = ETag::new(input::NIX32.as_bytes()).expect("an entity tag");
@@ -272,7 +364,8 @@ mod counted {
             etag_new,
             accept_encoding,
             response_head_start,
-            response_fields
+            response_fields,
+            answer_from_memory
         ]
     );
 
