@@ -24,6 +24,7 @@
 //! | `nixos.rs`    | the flake, the NixOS module and its tests, as far as they go without nixpkgs       |
 //! | `gc.rs`        | the garbage collector at work while a path is served                              |
 //! | `damage.rs`    | store paths that somebody changed behind Nix's back                               |
+//! | `dashboards.rs` | the rules of `deploy/prometheus`, the dashboard of `deploy/grafana`: what they name exists |
 //! | `faults.rs`    | a hostile machine: threads that panic, disks that hang, databases that break, and more |
 //! | `browser.rs`   | the pages, as a real browser shows them                                           |
 //! | `changes.rs`   | a database that is written, locked or replaced while paths are asked for          |
@@ -56,6 +57,7 @@ mod cli;
 mod conformance;
 mod container;
 mod damage;
+mod dashboards;
 mod directory;
 mod encode;
 mod extras;
