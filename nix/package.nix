@@ -23,7 +23,9 @@ rustPlatform.buildRustPackage {
     fileset = lib.fileset.unions [
       ../Cargo.lock
       ../Cargo.toml
+      ../deploy/grafana
       ../deploy/post-build-hook
+      ../deploy/prometheus
       ../src
       ../systemd
     ];
@@ -54,6 +56,9 @@ rustPlatform.buildRustPackage {
     substituteInPlace $out/lib/systemd/system/narwire.service \
       --replace-fail /usr/bin/narwire $out/bin/narwire
     install -D --mode=0644 --target-directory=$out/share/doc/narwire systemd/narwire.toml
+
+    install -D --mode=0644 --target-directory=$out/share/doc/narwire/examples/prometheus deploy/prometheus/*.yml
+    install -D --mode=0644 --target-directory=$out/share/doc/narwire/examples/grafana deploy/grafana/narwire.json
 
     install -D --mode=0755 --target-directory=$out/libexec/narwire deploy/post-build-hook
     substituteInPlace $out/libexec/narwire/post-build-hook \

@@ -1,6 +1,7 @@
 //! `deploy/prometheus` and `deploy/grafana`: Prometheus' own tool understands them, and they speak of nothing that the server does not say.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -72,8 +73,10 @@ fn each_alert_fires_when_it_should_and_not_otherwise() {
     let (rules, tests) = (read("prometheus/rules.yml"), read("prometheus/rules_test.yml"));
     let alerts = values(&rules, "alert: ");
     assert!(alerts.len() >= 15, "{alerts:?}");
+    let guide = fs::read_to_string(deployed("../docs/deploy.md")).unwrap();
     for alert in alerts {
         assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} is not tried");
+        assert!(guide.contains(alert), "{alert} is not in docs/deploy.md");
     }
 }
 
@@ -133,7 +136,7 @@ fn prometheus_understands_what_the_dashboard_asks_for() {
         let left = expression.replace("$job", "").replace("$instance", "");
         assert!(!left.contains('$'), "a variable is not known: {expression}");
         let expression = serde_json::to_string(&expression).unwrap();
-        rules += &format!("      - record: panel:number:{index}\n        expr: {expression}\n");
+        writeln!(rules, "      - record: panel:number:{index}\n        expr: {expression}").unwrap();
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("rules.yml");

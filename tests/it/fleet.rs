@@ -274,7 +274,7 @@ fn every_metric_that_the_guide_names_is_there() {
     let server = Narwire::start([cache.flags(), more, fixture().store.flags()].concat());
     let metrics = server.get("/metrics").expect(200).text().to_owned();
     let names = names_in_the_guide("narwire_");
-    assert!(names.len() > 5, "{names:?}");
+    assert!(!names.is_empty());
     for name in names {
         let mut rests = metrics.lines().filter_map(|line| line.strip_prefix(&name));
         assert!(rests.any(|rest| rest.starts_with([' ', '{'])), "{name} is not in {metrics}");

@@ -37,14 +37,16 @@ const EVERYTHING: &str = r#"{
 }"#;
 
 /// The folders and files of the project that have Nix in them, and what those refer to.
-const FLAKE: [&str; 8] = [
+const FLAKE: [&str; 10] = [
     "flake.nix",
     "nix",
     "nixos-test",
     "tests/it/nixos",
     "Cargo.toml",
     "Cargo.lock",
+    "deploy/grafana",
     "deploy/post-build-hook",
+    "deploy/prometheus",
     "systemd",
 ];
 

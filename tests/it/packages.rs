@@ -230,6 +230,8 @@ fn the_package_says_what_it_is_and_has_every_file_in_its_place() {
         ("./usr/share/doc/narwire/THIRD-PARTY.gz", "-rw-r--r--"),
         ("./usr/share/doc/narwire/NEWS.gz", "-rw-r--r--"),
         ("./usr/share/doc/narwire/examples/post-build-hook", "-rwxr-xr-x"),
+        ("./usr/share/doc/narwire/examples/prometheus/rules.yml", "-rw-r--r--"),
+        ("./usr/share/doc/narwire/examples/grafana/narwire.json", "-rw-r--r--"),
     ] {
         assert_eq!(modes.get(file), Some(&mode), "{file} in\n{listed}");
     }
