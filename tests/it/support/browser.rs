@@ -159,6 +159,13 @@ impl Browser {
         messages.map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// The title of the document, which may be one that runs no script.
+    pub fn title(&self) -> String {
+        let history = self.chrome("Page.getNavigationHistory", &json!({}));
+        let index = usize::try_from(history["currentIndex"].as_u64().unwrap()).unwrap();
+        history["entries"][index]["title"].as_str().unwrap().to_owned()
+    }
+
     /// A command of Chrome's own protocol.
     pub fn chrome(&self, command: &str, parameters: &Value) -> Value {
         self.post("/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
