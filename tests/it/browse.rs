@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use rusqlite::Connection as Database;
 use serde_json::Value;
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::client::request_head;
 use crate::support::nix::hash_part;
-use crate::support::server::command;
+use crate::support::server::BINARY;
 use crate::support::{Narwire, Nix, Reply, Store, assert_same_bytes, eventually, fixture, run, text};
 
 /// What a browser says that it takes.
@@ -555,10 +556,10 @@ fn a_file_on_its_way_keeps_its_path_from_the_garbage_collector() {
 fn who_may_not_read_a_private_cache_may_not_browse_it() {
     let (folder, path) = (tempfile::tempdir().unwrap(), fixture().path("program-1.0"));
     let tokens = folder.path().join("tokens");
-    let mut create = command();
-    create.args(["token", "create", "--scope", "read", "reader", "--token-file"]).arg(&tokens);
+    let mut create = Command::new(BINARY);
+    create.args(["token", "create", "--name", "reader", "--scope", "read", "--file"]).arg(&tokens);
     let token = run(&mut create);
-    let flags = ["--private".to_owned(), "--token-file".to_owned(), text(&tokens).to_owned()];
+    let flags = ["--private".to_owned(), "--upload-token-file".to_owned(), text(&tokens).to_owned()];
     let server = Narwire::start([&fixture().store.flags()[..], &flags].concat());
     let authorization = format!("Bearer {}", token.lines().last().unwrap());
     for target in
