@@ -192,7 +192,7 @@ impl Search<'_> {
         })?;
         self.found.extend(found);
         self.looked_at += coverage.read;
-        self.missed += coverage.all - coverage.read + u64::from(coverage.is_full);
+        self.missed += coverage.all.saturating_sub(coverage.read) + u64::from(coverage.is_full);
         Ok(())
     }
 }
@@ -330,7 +330,7 @@ impl Browser {
         let with_twins = paths.len();
         paths.dedup();
         // Those that two sources have are counted once, as far as both of them are here.
-        *count -= (with_twins - paths.len()) as u64;
+        *count = count.saturating_sub((with_twins - paths.len()) as u64).max(paths.len() as u64);
         paths.truncate(REFERRERS_SHOWN_MAX);
         Ok(referrers)
     }

@@ -89,7 +89,7 @@ impl CacheIndex {
         }
         let all = self.entries.len() as u64;
         let is_full = self.is_cut || (self.len >= INDEX_LEN_MAX && !self.unread.is_empty());
-        Ok(Coverage { read: all - self.unread.len() as u64, all, is_full })
+        Ok(Coverage { read: all.saturating_sub(self.unread.len() as u64), all, is_full })
     }
 
     /// The paths whose base names are `wanted`, by their hash parts.
