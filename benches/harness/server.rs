@@ -34,6 +34,12 @@ pub enum Kind {
     NginxCaching,
     /// narwire that anybody may upload to.
     NarwireUploads,
+    /// narwire that logs one request in a hundred, to a file.
+    NarwireSampling,
+    /// narwire that logs every request, to /dev/null: what the lines cost without the file.
+    NarwireLoggingNowhere,
+    /// narwire that logs every request, to a file.
+    NarwireLogging,
     /// nginx that takes files: WebDAV.
     NginxDav,
 }
@@ -58,6 +64,18 @@ impl Kind {
             Self::NginxCaching => "nginx+ofc",
             Self::NarwireUploads => "narwire-uploads",
             Self::NginxDav => "nginx-dav",
+            Self::NarwireSampling => "log 1/100",
+            Self::NarwireLoggingNowhere => "log to /dev/null",
+            Self::NarwireLogging => "log to a file",
+        }
+    }
+
+    /// Of which requests it logs a line.
+    fn access_log(self) -> &'static str {
+        match self {
+            Self::NarwireSampling => "1/100",
+            Self::NarwireLoggingNowhere | Self::NarwireLogging => "full",
+            _ => "off",
         }
     }
 }
@@ -75,12 +93,20 @@ impl Server {
         command.args(["--pdeathsig", "TERM", "taskset", "-c", cores]);
         let uploads = site.uploads().join(kind.name());
         match kind {
-            Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache | Kind::NarwireUploads => {
+            Kind::Narwire
+            | Kind::NarwireDirectory
+            | Kind::NarwireCache
+            | Kind::NarwireUploads
+            | Kind::NarwireSampling
+            | Kind::NarwireLoggingNowhere
+            | Kind::NarwireLogging => {
                 command.arg(env!("CARGO_BIN_EXE_narwire")).args([
                     "--listen",
                     &address.to_string(),
                     "--workers",
                     &workers.to_string(),
+                    "--access-log",
+                    kind.access_log(),
                 ]);
                 if kind == Kind::NarwireDirectory {
                     command.arg(&site.flat);
@@ -126,7 +152,8 @@ impl Server {
                 logs.push(folder.join("error.log"));
             }
         }
-        let log = File::create(log)?;
+        let is_log_kept = kind != Kind::NarwireLoggingNowhere;
+        let log = if is_log_kept { File::create(log)? } else { File::create("/dev/null")? };
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.context("cannot run setpriv (util-linux)")?;
         let serving = child.id();
@@ -144,10 +171,8 @@ impl Server {
                 bail!("it has ended ({status})");
             }
             let serving = match self.kind {
-                Kind::Narwire | Kind::NarwireDirectory | Kind::NarwireCache | Kind::NarwireUploads => {
-                    Some(self.child.id())
-                }
                 Kind::Nginx | Kind::NginxCaching | Kind::NginxDav => self.children()?.first().copied(),
+                _ => Some(self.child.id()),
             };
             if let Some(serving) = serving
                 && connect(self.address).is_ok()

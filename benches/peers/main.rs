@@ -8,6 +8,7 @@
 
 #![expect(clippy::cast_precision_loss, reason = "numbers for people")]
 
+mod access_log;
 mod cached;
 mod cold;
 mod flags;
@@ -77,6 +78,7 @@ fn measure(works: &Works, flags: &Flags, heading: String) -> anyhow::Result<Stri
         flags.measured.as_secs_f64(),
     )?;
     works::measure(works, &mut bench)?;
+    access_log::measure(works, &mut bench)?;
     cached::measure(works, &mut bench)?;
     upload::measure(works, &mut bench)?;
     let Bench { servers, mut results, mut report, .. } = bench;

@@ -12,7 +12,7 @@ use crate::harness::trees::{self, FILES_PER_DIRECTORY};
 use crate::row::{Bench, Ending, Figure, Floor, Row};
 
 /// The clients of an answer that is not long.
-const MANY_CONNECTIONS: usize = 64;
+pub const MANY_CONNECTIONS: usize = 64;
 /// Those that ask for narinfos while NARs stream.
 pub const FEW_CONNECTIONS: usize = 4;
 const STREAMS: usize = 8;
