@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use narwire::limits::ACCESS_QUEUE_MAX;
 
 use crate::support::client::request_head;
+use crate::support::machine::Machine;
 use crate::support::nix::hash_part;
 use crate::support::server::{BINARY, command};
 use crate::support::upload::{Package, Packing, UploadDir};
@@ -201,6 +202,42 @@ fn the_journal_gets_fields_from_inside_the_sandbox() {
         "nothing else is said on standard error: {}",
         server.output()
     );
+}
+
+#[test]
+fn a_service_logs_into_the_journal_by_itself_and_is_found_by_its_fields() {
+    if !rustix::process::geteuid().is_root() {
+        return; // nobody else may boot a machine of its own
+    }
+    let machine = Machine::boot();
+    machine.copy(Path::new(BINARY), "/tmp/narwire");
+    machine.run("chmod 755 /tmp/narwire && mkdir /tmp/cache");
+    let narwire = "/tmp/narwire /tmp/cache --listen 127.0.0.1:5000 --access-log full";
+    machine.run(&format!("systemd-run --quiet --unit=logged --property=Type=notify {narwire}"));
+    machine.run("curl --silent --user-agent tester http://127.0.0.1:5000/x");
+    let said =
+        |fields: &str| machine.run(&format!("journalctl --sync; journalctl --quiet --output=json {fields}"));
+    let mut lines = String::new();
+    eventually("the journal has it", || {
+        lines = said("--unit=logged NARWIRE_URI=/x NARWIRE_STATUS=404");
+        !lines.is_empty()
+    });
+    let line: Value = serde_json::from_str(&lines).unwrap();
+    for (field, value) in [
+        ("PRIORITY", "6"),
+        ("SYSLOG_IDENTIFIER", "narwire"),
+        ("TARGET", "access"),
+        ("NARWIRE_METHOD", "GET"),
+        ("NARWIRE_CLIENT", "127.0.0.1"),
+        ("NARWIRE_USER_AGENT", "tester"),
+        ("NARWIRE_IS_WHOLE", "true"),
+        ("_SYSTEMD_UNIT", "logged.service"),
+    ] {
+        assert_eq!(line[field], value, "{line}");
+    }
+    assert!(line["MESSAGE"].as_str().unwrap().contains("status=404"), "{line}");
+    let serving: Value = serde_json::from_str(&said("--unit=logged NARWIRE_WORKERS=$(nproc)")).unwrap();
+    assert!(serving["MESSAGE"].as_str().unwrap().starts_with("serving workers="), "{serving}");
 }
 
 #[test]
