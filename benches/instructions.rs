@@ -290,7 +290,7 @@ mod counted {
         fn gone(&mut self, _: ConnectionId) {}
     }
 
-    /// From a request that was received to its answer being with the kernel, and what is counted of it: each in a turn of its own.
+    // From a request that was received to its answer being with the kernel, and what is counted of it: each in a turn of its own.
     #[library_benchmark]
     #[bench::one(input::head("nix-2.26"))]
     #[bench::pipelined(input::head("nix-2.26").repeat(8).leak())]
