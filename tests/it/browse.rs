@@ -11,6 +11,7 @@ use rusqlite::Connection as Database;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::browser::Browser;
 use crate::support::client::request_head;
 use crate::support::nix::hash_part;
 use crate::support::server::BINARY;
@@ -367,10 +368,8 @@ fn a_file_is_sent_with_its_type_and_nothing_in_it_runs() {
             assert_eq!(reply.field("referrer-policy"), Some("no-referrer"));
             assert_eq!(reply.field("cross-origin-resource-policy"), Some("same-origin"));
             let policy = reply.field("content-security-policy").unwrap();
-            assert!(
-                policy.starts_with("sandbox; default-src 'none';") && !policy.contains("script"),
-                "{policy}"
-            );
+            assert!(policy.starts_with("sandbox allow-same-origin; default-src 'none';"), "{policy}");
+            assert!(!policy.contains("script"), "{policy}");
         }
         assert_eq!(server.get(&ground.url("/latin-%FC")).expect(200).body, b"latin");
         assert!(page(&server, &ground.url("/docs/?listing"), 200).contains("index.html</a>"));
@@ -571,4 +570,36 @@ fn who_may_not_read_a_private_cache_may_not_browse_it() {
         let kept = reply.field("cache-control").unwrap();
         assert!(kept == "no-store" || kept.starts_with("private, "), "{kept}");
     }
+}
+
+/// A picture of one red point.
+const PICTURE: &[u8] = b"\x89PNG\x0d\x0a\x1a\x0a\x00\x00\x00\x0dIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x02\x00\x00\x00\x90wS\xde\x00\x00\x00\
+    \x0cIDATx\x9cc\xf8\xcf\xc0\x00\x00\x03\x01\x01\x00\xc9\xfe\x92\xef\x00\x00\x00\x00IEND\xaeB`\x82";
+
+#[test]
+fn a_browser_shows_a_page_of_a_path_with_its_pictures_and_styles_and_runs_nothing() {
+    let store = Store::new(Nix::installed());
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("site");
+    fs::create_dir(&root).unwrap();
+    let shown = "<!doctype html><link rel=icon href=a.png><link rel=stylesheet href=a.css><p>shown<p id=hidden>hidden</p><img src=a.png>";
+    fs::write(root.join("index.html"), shown).unwrap();
+    let script = "<!doctype html><link rel=icon href=a.png><p>before</p><script>document.body.textContent = 'after'</script>";
+    fs::write(root.join("script.html"), script).unwrap();
+    fs::write(root.join("a.css"), "#hidden { display: none }").unwrap();
+    fs::write(root.join("a.png"), PICTURE).unwrap();
+    fs::write(root.join(HOSTILE), "").unwrap();
+    let (path, browser) = (store.add(&root), Browser::open());
+    let server = store.serve();
+    let url = format!("{}/serve/{}", server.url(), base_name(&path));
+    browser.go(&url);
+    assert_eq!(browser.url(), format!("{url}/"));
+    assert_eq!(browser.text(), "shown");
+    assert_eq!(browser.console(), Vec::<String>::new(), "picture and style were loaded");
+    browser.go(&format!("{url}/?listing"));
+    assert!(browser.text().contains(HOSTILE));
+    assert_eq!(browser.console(), Vec::<String>::new());
+    browser.go(&format!("{url}/script.html"));
+    assert_eq!(browser.text(), "before");
+    assert!(!browser.console().is_empty(), "it says what it did not run");
 }
