@@ -64,8 +64,8 @@ impl Kind {
             Self::NginxCaching => "nginx+ofc",
             Self::NarwireUploads => "narwire-uploads",
             Self::NginxDav => "nginx-dav",
-            Self::NarwireSampling => "log 1/100",
-            Self::NarwireLoggingNowhere => "log to /dev/null",
+            Self::NarwireSampling => "log 1 in 100",
+            Self::NarwireLoggingNowhere => "log to nowhere",
             Self::NarwireLogging => "log to a file",
         }
     }

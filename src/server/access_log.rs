@@ -205,7 +205,7 @@ impl Record {
             method = %self.method.name(),
             // JSON has a `target` already.
             uri = %self.target.to_text(),
-            version = %version,
+            http_version = %version,
             status,
             bytes = sent_len_bytes,
             duration_ms,
@@ -320,7 +320,7 @@ mod tests {
             ("client", "192.0.2.1"),
             ("method", "GET"),
             ("uri", "/x.narinfo?a=b"),
-            ("version", "1.1"),
+            ("http_version", "1.1"),
             ("status", "200"),
             ("bytes", "512"),
             ("is_whole", "true"),
@@ -341,7 +341,7 @@ mod tests {
         let said = fields(&record(head, None));
         assert_eq!((&*said["client"], &*said["proxy"]), ("192.0.2.7", "unix"));
         let said = fields(&record(b"PUT / HTTP/1.0", None));
-        assert_eq!((&*said["method"], &*said["version"]), ("PUT", "1.0"));
+        assert_eq!((&*said["method"], &*said["http_version"]), ("PUT", "1.0"));
         assert!(!said.contains_key("client") && !said.contains_key("user_agent"), "{said:?}");
     }
 

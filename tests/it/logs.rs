@@ -282,7 +282,7 @@ fn every_request_is_a_line_of_the_full_access_log() {
         assert_eq!([&line["method"], &line["uri"]], [method, uri], "{line}");
         assert_eq!((&line["status"], &line["is_whole"]), (&status.into(), &true.into()), "{line}");
         assert_eq!((&line["client"], line.get("proxy")), (&"127.0.0.1".into(), None), "{line}");
-        assert!(line["duration_ms"].as_f64().unwrap() >= 0.0 && line["version"] == "1.1", "{line}");
+        assert!(line["duration_ms"].as_f64().unwrap() >= 0.0 && line["http_version"] == "1.1", "{line}");
     }
     assert_eq!(lines[0]["user_agent"], agent[0].1);
     assert_eq!(lines[1].get("user_agent"), None);
