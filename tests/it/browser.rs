@@ -1,7 +1,7 @@
 //! The pages, as a real browser shows them.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 
 use rustix::process::Signal;
@@ -323,25 +323,45 @@ fn where_nobody_is_to_look_around_there_is_no_search() {
 /// Longest picture of the README. Bytes.
 const PICTURE_LEN_MAX: usize = 150_000;
 
-/// What the window shows, as a picture in the folder that `NARWIRE_TEST_SCREENSHOTS` names, if it names one.
+/// Where pictures are kept, if anybody wants them.
+fn gallery() -> Option<PathBuf> {
+    std::env::var_os("NARWIRE_TEST_SCREENSHOTS").map(PathBuf::from)
+}
+
+/// What the window shows, as a picture.
 fn picture(browser: &Browser, name: &str) {
     let png = browser.screenshot();
     assert!(png.starts_with(b"\x89PNG") && png.len() <= PICTURE_LEN_MAX, "{name}: {} bytes", png.len());
-    if let Some(folder) = std::env::var_os("NARWIRE_TEST_SCREENSHOTS") {
-        fs::write(Path::new(&folder).join(name), png).unwrap();
+    if let Some(folder) = gallery() {
+        // The tests are run in the folder of the package.
+        fs::write(folder.join(name), png).unwrap();
     }
 }
 
 #[test]
 fn pictures_of_the_pages_are_short_enough_for_the_readme() {
     let (browser, server) = (Browser::open(), serve());
+    let downloads = keep_busy(&server);
+    let url = format!("http://{FOREIGN_NAME}:{}", server.address().port());
     browser.prefer("light");
     browser.resize(1280, 900, false);
-    browser.go(&format!("http://{FOREIGN_NAME}:{}", server.address().port()));
-    browser.eventually("document.getElementById('live').checkVisibility()");
+    browser.go(&url);
+    // A chart that is looked at should have a past.
+    let turns = if gallery().is_some() { 25 } else { 1 };
+    let line = "document.querySelector('[data-series=throughput] .line').getAttribute('d')";
+    browser.eventually(&format!("({line} ?? '').split('L').length >= {turns}"));
     picture(&browser, "index.png");
     browser.prefer("dark");
     picture(&browser, "index-dark.png");
     browser.resize(390, 844, true);
     picture(&browser, "index-phone.png");
+    browser.prefer("light");
+    browser.resize(1280, 900, false);
+    for (target, name) in [("/search?q=pro", "search.png"), ("/path/", "path.png")] {
+        let hash_part = if target == "/path/" { hash_part(fixture().path("program-1.0")) } else { "" };
+        browser.go(&format!("{url}{target}{hash_part}"));
+        picture(&browser, name);
+    }
+    drop(server);
+    downloads.join().unwrap();
 }
