@@ -190,6 +190,8 @@ impl Farewell {
     }
 }
 
+const _: () = assert!(TOPICS_MAX <= u32::BITS as usize);
+
 /// Where a worker writes its [`Figures`].
 pub struct Ledger {
     figures: Arc<Figures>,
@@ -197,6 +199,8 @@ pub struct Ledger {
     now: Instant,
     /// How many requests were understood since then, and their answers begun, by [`Topic`].
     prompt: [u32; TOPICS_MAX],
+    /// The topics of which there are some, a bit for each: there are few in one turn.
+    prompted: u32,
     /// The others whose answers were begun since then, and when they were understood. At most one for each connection, since what comes
     /// behind it is understood now.
     late: Vec<(Topic, Instant)>,
@@ -217,7 +221,7 @@ pub struct Account {
 impl Ledger {
     /// An account of what happens from `now` on.
     pub fn new(figures: Arc<Figures>, now: Instant) -> Self {
-        Self { figures, now, prompt: [0; TOPICS_MAX], late: Vec::new() }
+        Self { figures, now, prompt: [0; TOPICS_MAX], prompted: 0, late: Vec::new() }
     }
 
     /// The numbers, for what is counted and not remembered.
@@ -229,10 +233,11 @@ impl Ledger {
     pub fn turn(&mut self, waited_since: Instant, now: Instant, traffic: Traffic) {
         let Traffic { submissions, completions, has_overflowed } = traffic;
         let took = waited_since.saturating_duration_since(self.now);
-        for (prompt, topic) in self.prompt.iter_mut().zip(&self.figures.topics) {
-            if *prompt > 0 {
-                topic.first_byte.observe_times(took, u64::from(std::mem::take(prompt)));
-            }
+        while self.prompted != 0 {
+            let topic = self.prompted.trailing_zeros() as usize;
+            self.prompted &= self.prompted - 1;
+            let times = std::mem::take(&mut self.prompt[topic]);
+            self.figures.topics[topic].first_byte.observe_times(took, u64::from(times));
         }
         for (topic, begun) in self.late.drain(..) {
             let topic = &self.figures.topics[usize::from(topic.0)];
@@ -266,6 +271,7 @@ impl Ledger {
         account.first_byte = Some(self.now);
         if account.begun == self.now {
             self.prompt[usize::from(account.topic.0)] += 1;
+            self.prompted |= 1 << account.topic.0;
         } else {
             self.late.push((account.topic, account.begun));
         }
