@@ -71,7 +71,7 @@ pub struct PlaneFigures {
 }
 
 /// How reading the settings again went.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ReloadFigures {
     /// 1 if the last time went well, else 0.
     pub is_successful: Gauge,
@@ -116,16 +116,14 @@ impl PlaneFigures {
     }
 }
 
-/// Of a process that has just read its settings for the first time.
-impl Default for ReloadFigures {
-    fn default() -> Self {
-        let figures = Self { is_successful: Gauge::default(), succeeded_s: Gauge::default() };
+impl ReloadFigures {
+    /// Of a process that has just read its settings for the first time.
+    pub fn begin() -> Self {
+        let figures = Self::default();
         figures.note(true);
         figures
     }
-}
 
-impl ReloadFigures {
     /// They were read again.
     pub fn note(&self, is_successful: bool) {
         self.is_successful.set(u64::from(is_successful));
@@ -207,7 +205,7 @@ mod tests {
 
     #[test]
     fn what_was_read_without_success_leaves_the_time_of_the_last_success() {
-        let figures = ReloadFigures::default();
+        let figures = ReloadFigures::begin();
         assert_eq!(figures.is_successful.get(), 1);
         figures.succeeded_s.set(5);
         figures.note(false);

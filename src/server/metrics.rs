@@ -229,6 +229,7 @@ mod tests {
             uploads: Some(Arc::default()),
             nar_cache: Some(Box::new(move || status.clone())),
             connections_max: 100,
+            reloads: Arc::new(ReloadFigures::begin()),
             process: ProcessFiles::open(),
             ..Sources::default()
         }

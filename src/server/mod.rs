@@ -190,7 +190,7 @@ impl Server {
         let figures: Vec<WorkerFigures> = (0..config.workers).map(|_| WorkerFigures::default()).collect();
         let stores: Vec<_> = origins.iter().filter_map(Origin::store).collect();
         let browser = config.is_browsable.then(|| browser(config, &origins, &shared_figures)).transpose()?;
-        let reloads = Arc::new(ReloadFigures::default());
+        let reloads = Arc::new(ReloadFigures::begin());
         let metrics = Metrics::new(Sources {
             workers: figures.clone(),
             shared: shared_figures,
