@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::support::nar_cache::CacheDir;
 use crate::support::server::BINARY;
 use crate::support::upload::UploadDir;
-use crate::support::{Narwire, PATIENCE, eventually, run, text};
+use crate::support::{Narwire, PATIENCE, eventually, fixture, run, text};
 
 /// A port at which nobody listens.
 const NOBODY: &str = "http://127.0.0.1:1";
@@ -47,6 +48,28 @@ fn one_node_is_a_table_in_a_pipe() {
     assert_eq!(figures(&table, "up"), ["1"]);
     assert_eq!(figures(&table, "uploads_waiting"), ["0"]);
     assert_eq!(figures(&table, "uploads{result=\"stored\"}"), ["0"]);
+}
+
+#[test]
+fn a_server_that_does_everything_has_every_figure() {
+    let (cache, uploads) = (CacheDir::new(), UploadDir::new());
+    let flags = [fixture().store.flags(), cache.flags("all", "zstd"), uploads.flags()].concat();
+    let server = Narwire::start(flags.into_iter().chain(["--with-store".to_owned()]));
+    let (table, _, status) = piped(&[&server.url()]);
+    assert_eq!(status, Some(0));
+    // Nothing was asked for but what it does itself.
+    let ratios = ["nar_cache_hit_ratio", "answer_cache_hit_ratio", "layout_cache_hit_ratio"];
+    let unknown: Vec<_> = table.lines().filter(|line| line.ends_with("–")).collect();
+    assert!(unknown.iter().all(|line| ratios.iter().any(|ratio| line.starts_with(ratio))), "{unknown:#?}");
+    assert!(
+        figures(&table, "requests_per_second")[0].parse::<f64>().unwrap() > 0.0,
+        "the scrapes themselves"
+    );
+    for name in
+        ["queue_length{plane=\"walk\"}", "limits_hit{limit=\"descriptors\"}", "uploads{result=\"failed\"}"]
+    {
+        assert_eq!(figures(&table, name), ["0"]);
+    }
 }
 
 #[test]
