@@ -160,7 +160,10 @@ mod tests {
             assert!(error.contains(words), "{words}: {error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
-        assert!(node(vec![]).see().unwrap_err().starts_with("cannot reach http://127.0.0.1:"));
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let cache = Cache::new(format!("http://{nobody}").parse().unwrap(), None, None).unwrap();
+        let error = Node::new(cache).see().unwrap_err();
+        assert!(error.starts_with(&format!("cannot reach http://{nobody}: ")), "{error}");
     }
 
     #[test]
