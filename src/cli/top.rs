@@ -10,7 +10,9 @@ mod table;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write, stdout};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use ratatui::DefaultTerminal;
 use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event};
 use ratatui::crossterm::execute;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -234,6 +238,7 @@ fn watch(nodes: Vec<Node>, interval: Duration) -> Result<(), TopFailure> {
     let mut screen = Screen::new(nodes.iter().map(Node::name).collect(), interval);
     let is_paused = Arc::new(AtomicBool::new(false));
     let news = nodes::watch(nodes, interval, &is_paused).map_err(TopFailure::Thread)?;
+    let keyboard = Keyboard::open().map_err(TopFailure::Terminal)?;
     let mut shown = Shown::new().map_err(TopFailure::Terminal)?;
     let mut next_tick = Instant::now() + interval;
     let mut is_outdated = true;
@@ -243,12 +248,15 @@ fn watch(nodes: Vec<Node>, interval: Duration) -> Result<(), TopFailure> {
             fault::may_panic("top: drawn");
             is_outdated = false;
         }
-        if event::poll(TOP_TICK).map_err(TopFailure::Terminal)? {
+        if keyboard.is_gone_within(TOP_TICK).map_err(TopFailure::Terminal)? {
+            break;
+        }
+        while event::poll(Duration::ZERO).map_err(TopFailure::Terminal)? {
             is_outdated = true;
             if let Event::Key(key) = event::read().map_err(TopFailure::Terminal)?
                 && screen.press(key) == Next::Quit
             {
-                break;
+                return Ok(());
             }
             is_paused.store(screen.is_paused(), Ordering::Relaxed);
         }
@@ -263,6 +271,33 @@ fn watch(nodes: Vec<Node>, interval: Duration) -> Result<(), TopFailure> {
         }
     }
     Ok(())
+}
+
+/// Where keys come from: what crossterm reads, which never comes back from a terminal that was closed.
+struct Keyboard(OwnedFd);
+
+impl Keyboard {
+    fn open() -> io::Result<Self> {
+        let stdin = io::stdin();
+        let descriptor = if stdin.is_terminal() {
+            stdin.as_fd().try_clone_to_owned()?
+        } else {
+            File::open("/dev/tty")?.into()
+        };
+        Ok(Self(descriptor))
+    }
+
+    /// Waits for a key, for so long at most. Whether the terminal was closed.
+    fn is_gone_within(&self, wait: Duration) -> io::Result<bool> {
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        let wait = Timespec::try_from(wait).map_err(io::Error::other)?;
+        match poll(&mut polled, Some(&wait)) {
+            Ok(_) => Ok(polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)),
+            // A signal: that the terminal has another size is among what is read, and the others are looked at anyway.
+            Err(Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
 /// The terminal while it is drawn on. It is as before once this is dropped, and when a thread panics.

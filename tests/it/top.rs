@@ -243,7 +243,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Its shell and what that runs get SIGHUP with the terminal.
+        // Its shell gets SIGHUP with the terminal, and what that runs hears that it was closed.
         let _gone = self.child.kill();
         let _gone = self.child.wait();
     }
@@ -260,6 +260,22 @@ fn it_draws_in_a_terminal_and_leaves_it_as_it_was() {
         terminal.press(key);
         assert_eq!(terminal.end().0, "0", "{key:?}");
     }
+}
+
+#[test]
+fn it_ends_with_its_terminal() {
+    let folder = UploadDir::new();
+    let server = folder.serve();
+    let mut terminal = Terminal::open(&server.url());
+    terminal.wait_for("damaged paths");
+    let pid = Pid::from_raw(terminal.printed("pid").parse().unwrap()).unwrap();
+    terminal.child.kill().unwrap();
+    // Who is nobody's child is waited for by init, which may not be there.
+    let is_over = || {
+        let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        status.is_empty() || status.contains(") Z ")
+    };
+    eventually("it has ended", is_over);
 }
 
 #[test]
