@@ -387,7 +387,8 @@ fn a_setting_that_cannot_be_reloaded_restarts_the_service() {
             reloaded.push(key);
         }
     }
-    assert_eq!(reloaded, ["priority", "private", "require-signature"]);
+    let expected = ["priority", "private", "require-signature", "trusted-proxy", "log-level", "access-log"];
+    assert_eq!(reloaded, expected);
     assert!(restarted > 15, "{restarted}");
 }
 
