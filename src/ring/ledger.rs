@@ -25,8 +25,10 @@ impl Topic {
     pub const MALFORMED: Self = Self(0);
 }
 
-/// Everything that one worker counts. The numbers only grow.
+/// Everything that one worker counts. The numbers only grow. Two workers share no line of the processor's cache, nor two that it fetches
+/// together.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Figures {
     /// By [`Topic`].
     pub topics: [TopicFigures; TOPICS_MAX],

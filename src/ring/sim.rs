@@ -879,7 +879,11 @@ impl Sim {
             let file = self.file_of(file);
             let rest = rest_of(&file, offset);
             match (rest.len().min(len), file.is_damaged) {
-                (0, true) => return Err(SendFileError::Failed(Errno::IO)),
+                (0, true) => {
+                    // What file systems say of what they cannot read: of a local disk, of one that is elsewhere, of one that is damaged.
+                    let errno = self.random.pick(&[Errno::IO, Errno::STALE, Errno::UCLEAN]);
+                    return Err(SendFileError::Failed(errno));
+                }
                 (0, false) => return Err(SendFileError::Truncated),
                 (len, _) => rest[..len].to_vec(),
             }

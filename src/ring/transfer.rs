@@ -340,8 +340,8 @@ impl Transfer {
                 self.step(tools)
             }
             Err(SendFileError::Truncated) => self.broke(Fault::Changed),
-            Err(SendFileError::Failed(Errno::IO)) => self.broke(Fault::File(Errno::IO)),
-            Err(SendFileError::Failed(_)) => Progress::Broken(Farewell::Reset),
+            Err(SendFileError::Failed(errno)) if is_of_peer(errno) => Progress::Broken(Farewell::Reset),
+            Err(SendFileError::Failed(errno)) => self.broke(Fault::File(errno)),
         }
     }
 
@@ -616,6 +616,28 @@ fn goes_alone(piece: &FilePiece<'_>) -> bool {
         FileSource::Open(_) => piece.len,
         FileSource::Beneath { len_bytes, .. } => len_bytes.saturating_sub(piece.offset),
     })
+}
+
+/// Whether an error of sendfile(2) tells of the peer, or of the way to it (tcp(7), ip(7)). All others tell of the file: which there are
+/// depends on its file system.
+fn is_of_peer(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::PIPE
+            | Errno::CONNRESET
+            | Errno::CONNABORTED
+            | Errno::CONNREFUSED
+            | Errno::NOTCONN
+            | Errno::TIMEDOUT
+            | Errno::HOSTUNREACH
+            | Errno::HOSTDOWN
+            | Errno::NETUNREACH
+            | Errno::NETDOWN
+            | Errno::NETRESET
+            | Errno::NOBUFS
+            | Errno::ACCESS
+            | Errno::PERM
+    )
 }
 
 fn to_usize(len: u64) -> usize {
