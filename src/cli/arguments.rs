@@ -395,7 +395,7 @@ pub struct ServeArguments {
     #[serde(deserialize_with = "parsed")]
     pub trusted_proxy: Vec<ProxyNetwork>,
 
-    /// Let nobody search for paths, or look into them with a browser
+    /// Let nobody search for paths, look into them with a browser, or ask for narinfos as JSON
     #[arg(long)]
     pub no_browse: bool,
 

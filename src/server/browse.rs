@@ -400,7 +400,10 @@ impl Browser {
                     _ => self.page(Status::Ok, browse::link(&spot, &target)).map(Some),
                 },
                 Inside::TooMuch => self
-                    .page(Status::NotImplemented, browse::too_much(&spot, &nar_link(&narinfo.url)))
+                    .page(
+                        Status::NotImplemented,
+                        browse::too_much(&spot, &nar_link(&narinfo.url).unwrap_or_default()),
+                    )
                     .map(Some),
             };
         }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::parts::{Length, PathLink, breadcrumb, count};
 use super::{Escaped, document};
 use crate::codec::http::date::format_imf_fixdate;
-use crate::codec::http::route::encode_escapes;
+use crate::codec::http::route::{Route, encode_escapes};
 use crate::codec::narinfo::{Compression, NarInfo};
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::REFERENCES_SHOWN_MAX;
@@ -53,12 +53,13 @@ pub fn page(details: &Details<'_>) -> String {
         body,
         "<h1>{}</h1>\n<p><code>{}</code></p>\n<ul>\n<li><a href=\"/serve/{url}/\">Contents</a></li>\n\
          <li><a href=\"/{hash_part}.narinfo\">narinfo</a></li>\n\
-         <li><a href=\"/{hash_part}.narinfo?json\">narinfo as JSON</a></li>\n\
-         <li><a href=\"{}\">NAR</a></li>\n",
+         <li><a href=\"/{hash_part}.narinfo?json\">narinfo as JSON</a></li>\n",
         Escaped(path.name()),
         Escaped(&full),
-        Escaped(&nar_link(&narinfo.url)),
     );
+    if let Some(link) = nar_link(&narinfo.url) {
+        let _ = writeln!(body, "<li><a href=\"{}\">NAR</a></li>", Escaped(&link));
+    }
     if let Some(deriver) = narinfo.info.deriver.as_ref().filter(|_| details.has_log) {
         let name = encode_escapes(deriver.base_name().as_bytes());
         let _ = writeln!(body, "<li><a href=\"/log/{name}\">Build log</a></li>");
@@ -81,10 +82,11 @@ pub fn page(details: &Details<'_>) -> String {
     document(path.name(), &body)
 }
 
-/// Where the NAR is, as a link: a narinfo that somebody uploaded may say anything.
-pub fn nar_link(url: &str) -> String {
-    let is_absolute = ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
-    if is_absolute { url.to_owned() } else { format!("/{}", url.trim_start_matches('/')) }
+/// Where the NAR is in this cache, as a link. A narinfo that somebody uploaded may say anything, also what browsers take for another host;
+/// that is none.
+pub fn nar_link(url: &str) -> Option<String> {
+    let target = format!("/{url}");
+    matches!(Route::parse(target.as_bytes()), Route::Nar(_) | Route::NarFile(_)).then_some(target)
 }
 
 /// Terms and what they are; the second is HTML.
@@ -235,13 +237,16 @@ mod tests {
     #[test]
     fn a_link_to_a_nar_is_no_script() {
         for (url, expected) in [
-            ("nar/a.nar", "/nar/a.nar"),
-            ("/nar/a.nar", "/nar/a.nar"),
-            ("//evil", "/evil"),
-            ("javascript:alert(1)", "/javascript:alert(1)"),
-            ("https://a/b", "https://a/b"),
+            ("nar/a.nar", Some("/nar/a.nar")),
+            ("nar/a.nar.zst", Some("/nar/a.nar.zst")),
+            ("/nar/a.nar", None),
+            ("/evil.example/nar", None),
+            ("\\evil.example/nar", None),
+            ("nar/../../a.nar", None),
+            ("javascript:alert(1)", None),
+            ("https://a/b", None),
         ] {
-            assert_eq!(nar_link(url), expected);
+            assert_eq!(nar_link(url).as_deref(), expected, "{url}");
         }
     }
 }

@@ -28,15 +28,23 @@ impl Display for Length {
     }
 }
 
-/// Bytes that are a name or a target, whether they are text or not: what is none shows as U+FFFD.
+/// Bytes that are a name or a target, whether they are text or not: what is none shows as U+FFFD, and so do the characters that turn the
+/// direction of what follows, for with them one name looks like another.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a [u8]);
 
 impl Display for Shown<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", Escaped(&String::from_utf8_lossy(self.0)))
+        let text = String::from_utf8_lossy(self.0);
+        write!(formatter, "{}", Escaped(&text.replace(TURNS, "\u{fffd}")))
     }
 }
+
+/// The controls of Unicode's bidirectional algorithm (UAX #9).
+const TURNS: [char; 12] = [
+    '\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}',
+    '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
+];
 
 /// A number with its noun.
 pub fn count(number: u64, one: &str, more: &str) -> String {
@@ -71,6 +79,7 @@ mod tests {
     fn names_that_are_hostile_or_no_text_are_shown_and_mean_nothing() {
         assert_eq!(Shown(b"<img src=x onerror=alert(1)>").to_string(), "&lt;img src=x onerror=alert(1)&gt;");
         assert_eq!(Shown(b"\xff\"'&").to_string(), "\u{fffd}&quot;&#39;&amp;");
+        assert_eq!(Shown("\u{202e}txt.exe".as_bytes()).to_string(), "\u{fffd}txt.exe");
         assert_eq!(
             (count(1, "path", "paths"), count(1234, "path", "paths")),
             ("1 path".into(), "1,234 paths".into())
