@@ -281,7 +281,9 @@ pub const WALK_THREADS: usize = 8;
 /// Threads that make listings, read logs and look for debug symbols. A listing of a large tree takes a tenth of a second of one, so these
 /// are fewer.
 pub const TEXT_THREADS: usize = 4;
-/// How far these stand back behind the workers: a worker that shares a core with a walk runs at once when the walk has found
+/// Threads that answer `/metrics`: however many ask, they share what one has written.
+pub const METRICS_THREADS: usize = 1;
+/// How far all of these stand back behind the workers: a worker that shares a core with a walk runs at once when the walk has found
 /// something, and not after the walk's slice of time, which is 3 ms.
 pub const WALK_NICE: i32 = 10;
 /// Threads that compress NARs on their way to a client; each keeps a core busy.

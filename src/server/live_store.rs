@@ -806,9 +806,7 @@ mod tests {
             let cache = cache(&demo);
             let shared = Arc::new(SharedStore::open(demo.store.clone(), cache).unwrap());
             let directory = OwnedFd::from(File::open(&demo.store.real_store).unwrap());
-            let [lookups, walks, texts, encodes] =
-                ["l", "w", "t", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
-            let planes = Planes { lookups, walks, texts, encodes };
+            let planes = Planes::few();
             let (mailbox, inbox) = inbox().unwrap();
             let store = LiveStore::new(shared, Descriptor::from(directory), planes, mailbox, Arc::default());
             Self { demo, store, inbox }

@@ -8,8 +8,10 @@ pub mod process;
 mod text;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
+use bytes::Bytes;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -54,6 +56,8 @@ pub struct Metrics {
     /// Those of this program, whose names begin alike, and those that every program has.
     registries: [Registry; 2],
     sources: Arc<Sources>,
+    /// The last text in each [`Format`], and when its making began. Only the plane for metrics ever waits for this.
+    last: [Mutex<Option<(Instant, Bytes)>>; 2],
 }
 
 /// How metrics are written down.
@@ -100,11 +104,24 @@ impl Metrics {
             registry.register_collector(Box::new(Table { is_own, sources: Arc::clone(&sources) }));
             registry
         });
-        Self { registries, sources }
+        Self { registries, sources, last: Default::default() }
     }
 
-    /// What `/metrics` says now.
-    pub fn text(&self, format: Format) -> String {
+    /// What `/metrics` says to who has asked at this moment. All who have waited since before a text was begun share it, so that it costs
+    /// the same for many as for one, and none is told of what was before the question.
+    pub fn text_since(&self, asked: Instant, format: Format) -> Bytes {
+        let mut last = self.last[format as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, text)) = last.as_ref().filter(|(begun, _)| *begun >= asked) {
+            return text.clone();
+        }
+        let begun = Instant::now();
+        let text = Bytes::from(self.text(format));
+        *last = Some((begun, text.clone()));
+        text
+    }
+
+    /// What there is to say now. The library writes OpenMetrics; the other format is made of that, line by line.
+    fn text(&self, format: Format) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = self.registries.iter().try_for_each(|registry| encode_registry(&mut text, registry));
@@ -223,7 +240,7 @@ mod tests {
     fn whole(workers: usize, status: Status) -> Sources {
         Sources {
             workers: (0..workers).map(|_| WorkerFigures::default()).collect(),
-            planes: ["lookup", "walk", "text", "encode", "upload"]
+            planes: ["lookup", "walk", "text", "encode", "metrics", "upload"]
                 .map(|name| Arc::new(PlaneFigures::new(name, 8)))
                 .to_vec(),
             uploads: Some(Arc::default()),
@@ -280,6 +297,20 @@ mod tests {
         for result in ["stored", "broken_off", "mismatch", "no_room", "overloaded"] {
             assert_samples(&text, &[(&format!("narwire_uploads_total{{result=\"{result}\"}}"), 0)]);
         }
+    }
+
+    #[test]
+    fn those_who_wait_share_one_text_and_nobody_is_told_of_what_was_before() {
+        let metrics = Metrics::new(whole(1, working()));
+        let asked = Instant::now();
+        let first = metrics.text_since(asked, Format::Prometheus);
+        metrics.sources.workers[0].ring.accepted.add(1);
+        assert_eq!(metrics.text_since(asked, Format::Prometheus).as_ptr(), first.as_ptr());
+        let sample = |accepted| [("narwire_connections_accepted_total", accepted)];
+        let read = |text: &Bytes| String::from_utf8(text.to_vec()).unwrap();
+        assert_samples(&read(&first), &sample(0));
+        assert_samples(&read(&metrics.text_since(asked, Format::OpenMetrics)), &sample(1));
+        assert_samples(&read(&metrics.text_since(Instant::now(), Format::Prometheus)), &sample(1));
     }
 
     #[test]

@@ -69,7 +69,8 @@ use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
 use crate::limits::{
-    ACCESS_FLUSH_WAIT, ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, TEXT_THREADS, WALK_NICE, WALK_THREADS,
+    ACCESS_FLUSH_WAIT, ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, METRICS_THREADS, TEXT_THREADS, WALK_NICE,
+    WALK_THREADS,
 };
 use crate::ring::admission::Admission;
 use crate::ring::capability::{Capabilities, ProbeError};
@@ -170,6 +171,7 @@ impl Server {
             walks: Plane::start("walk", WALK_THREADS, WALK_NICE).context("cannot start threads")?,
             texts: Plane::start("text", TEXT_THREADS, WALK_NICE).context("cannot start threads")?,
             encodes: Plane::start("encode", ENCODE_THREADS, ENCODE_NICE).context("cannot start threads")?,
+            metrics: Plane::start("metrics", METRICS_THREADS, WALK_NICE).context("cannot start threads")?,
         };
         let (records, access_log_ended) = access_log::start().context("cannot start threads")?;
         let (sender, events) = mpsc::channel();

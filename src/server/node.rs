@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use memchr::memmem;
@@ -317,11 +318,12 @@ impl CacheNode {
             Route::Metrics => {
                 // On a thread: who counts may be asked in a way that waits.
                 let (overview, format) = (Arc::clone(&self.overview), Format::accepted(request.accept));
+                let asked = Instant::now();
                 let question = move |_: &mut Toolbox, _: &Demand| {
-                    let text = Made::fresh(format.media_type(), overview.metrics.text(format));
+                    let text = Made::fresh(format.media_type(), overview.metrics.text_since(asked, format));
                     Ok(Some(Made { fields: Fields::new().vary("Accept"), ..text }))
                 };
-                self.make(id, wish, |planes| &planes.walks, question)
+                self.make(id, wish, |planes| &planes.metrics, question)
             }
             Route::CacheInfo => self.cache_info(id, wish),
             Route::NarInfoJson(_) | Route::Search(_) | Route::Details(_) | Route::Contents(_) => {
@@ -538,9 +540,7 @@ mod tests {
         if !capabilities.has(Capability::BufferRing) {
             return None;
         }
-        let [lookups, walks, texts, encodes] =
-            ["l", "w", "t", "e"].map(|name| Plane::start(name, 1, 0).unwrap());
-        let planes = Planes { lookups, walks, texts, encodes };
+        let planes = Planes::few();
         let (mailbox, inbox) = inbox().unwrap();
         let shared = Arc::new(SharedStore::open(demo.store.clone(), cache).unwrap());
         let directory = Descriptor::from(OwnedFd::from(File::open(&demo.store.real_store).unwrap()));

@@ -40,6 +40,8 @@ pub struct Planes {
     pub texts: Plane,
     /// For compression.
     pub encodes: Plane,
+    /// For `/metrics`, which are wanted most when all others are busy.
+    pub metrics: Plane,
 }
 
 /// Held for as long as somebody waits for what a job brings.
@@ -127,8 +129,16 @@ impl Plane {
 
 impl Planes {
     /// What is counted of each.
-    pub fn figures(&self) -> [Arc<PlaneFigures>; 4] {
-        [&self.lookups, &self.walks, &self.texts, &self.encodes].map(Plane::figures)
+    pub fn figures(&self) -> [Arc<PlaneFigures>; 5] {
+        [&self.lookups, &self.walks, &self.texts, &self.encodes, &self.metrics].map(Plane::figures)
+    }
+
+    /// With a thread each.
+    #[cfg(test)]
+    pub fn few() -> Self {
+        let [lookups, walks, texts, encodes, metrics] =
+            ["l", "w", "t", "e", "m"].map(|name| Plane::start(name, 1, 0).unwrap());
+        Self { lookups, walks, texts, encodes, metrics }
     }
 }
 

@@ -36,7 +36,8 @@ use super::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
 use crate::limits::{
     ENCODE_THREADS, INTAKE_BUFFERS_MAX, KEPT_CONTENTS_LEN_MAX, LAYOUTS_ALIVE_LEN_MAX, LAYOUTS_LEN_MAX,
-    LOOKUP_THREADS, PACK_BUFFERS_MAX, PLANE_QUEUE_LEN_MAX, TEXT_THREADS, UPLOAD_THREADS, WALK_THREADS,
+    LOOKUP_THREADS, METRICS_THREADS, PACK_BUFFERS_MAX, PLANE_QUEUE_LEN_MAX, TEXT_THREADS, UPLOAD_THREADS,
+    WALK_THREADS,
 };
 use crate::ring::admission::Admission;
 use crate::ring::descriptor::Descriptor;
@@ -334,7 +335,8 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     let is_private = random.chance(3);
     let mut few = |enough: usize, little: &[usize]| if is_scarce { random.pick(little) } else { enough };
     let (packs, intakes) = (few(PACK_BUFFERS_MAX, &[1, 2, 5]), few(INTAKE_BUFFERS_MAX, &[2, 3, 6]));
-    let [lookups, walks, texts] = [0; 3].map(|_| few(PLANE_QUEUE_LEN_MAX, &[1, 2, 8, PLANE_QUEUE_LEN_MAX]));
+    let [lookups, walks, texts, metrics] =
+        [0; 4].map(|_| few(PLANE_QUEUE_LEN_MAX, &[1, 2, 8, PLANE_QUEUE_LEN_MAX]));
     let connections_max = few(1_000, &[1, 2, 3]);
     let has_few_places = connections_max < 1_000;
     let places = (few(32, &[1, 2]), few(256, &[1, 3]));
@@ -348,7 +350,8 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
     let (walks, walk_jobs) = Plane::queue("walk", walks);
     let (texts, text_jobs) = Plane::queue("text", texts);
     let (encodes, encode_jobs) = Plane::queue("encode", PLANE_QUEUE_LEN_MAX);
-    let planes = Planes { lookups, walks, texts, encodes };
+    let (metrics, metrics_jobs) = Plane::queue("metrics", metrics);
+    let planes = Planes { lookups, walks, texts, encodes, metrics };
     let store = ground.borrow().demo.store.clone();
     let is_store_first = random.chance(50);
     let counter = ChangeCounter::open(&store).unwrap();
@@ -424,6 +427,7 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
             Hands::new(walk_jobs, WALK_THREADS),
             Hands::new(text_jobs, TEXT_THREADS),
             Hands::new(encode_jobs, ENCODE_THREADS),
+            Hands::new(metrics_jobs, METRICS_THREADS),
             Hands::new(upload_jobs, UPLOAD_THREADS),
         ],
         talks: Vec::new(),

@@ -242,7 +242,7 @@ const STATUS: Label = Label {
     values: Values::Described("codes of HTTP that were answered, at least one for each route"),
 };
 const WORKER: Label = Label { name: "worker", values: Values::Described("from 0") };
-const PLANE: Label = label("plane", || vec!["lookup", "walk", "text", "encode", "upload"]);
+const PLANE: Label = label("plane", || vec!["lookup", "walk", "text", "encode", "metrics", "upload"]);
 
 /// All of them.
 pub const GROUPS: &[Group] = &[
@@ -487,8 +487,8 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Threads that may wait",
         watch: "A queue that is never empty, or waits of a second, say which threads are short: `lookup` asks databases, `walk` reads the trees \
-            of NARs, `text` makes listings and finds logs, `encode` compresses NARs on their way, `upload` looks into uploads. Who finds a \
-            queue full is answered 503.",
+            of NARs, `text` makes listings and finds logs, `encode` compresses NARs on their way, `metrics` answers `/metrics`, `upload` looks into \
+            uploads. Who finds a queue full is answered 503.",
         is_standard: false,
         families: &[
             Family {

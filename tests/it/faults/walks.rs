@@ -57,7 +57,12 @@ fn asked_for_and_left(threads: usize, target: impl Fn(&Narwire) -> String, meanw
 
 #[test]
 fn nars_that_were_asked_for_and_left_keep_no_thread() {
-    asked_for_and_left(WALKS, |server| server.nar_target(hash_part(fixture().path("many"))), |_| ());
+    let look = |server: &Narwire| {
+        // Who watches the server sees why.
+        let metrics = server.get("/metrics").expect(200);
+        assert!(metrics.text().contains("narwire_plane_queue_length{plane=\"walk\"}"));
+    };
+    asked_for_and_left(WALKS, |server| server.nar_target(hash_part(fixture().path("many"))), look);
 }
 
 #[test]
