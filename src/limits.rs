@@ -570,6 +570,8 @@ pub const TOP_INTERVAL_MAX_S: f64 = 3600.0;
 pub const TOP_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often is looked whether a key was pressed, or a node has answered.
 pub const TOP_TICK: Duration = Duration::from_millis(50);
+/// How long `narwire top` may take to leave the terminal as it was, once a signal has come.
+pub const TOP_END_MAX: Duration = Duration::from_secs(1);
 /// Nodes that are watched at once: a thread and a connection each.
 pub const TOP_NODES_MAX: usize = 64;
 /// Throughputs that are remembered of each node: as many as the widest terminal has columns.

@@ -13,29 +13,31 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write, stdout};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use std::{panic, thread};
 
 use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event};
 use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::disable_raw_mode;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
+use signal_hook::{flag, low_level};
 
 use self::nodes::Node;
 use self::screen::{Next, Screen};
 use super::push::CERTIFICATES;
 use super::{Failure, print};
 use crate::limits::{
-    PORT_DEFAULT, TOP_ANSWER_TIMEOUT, TOP_INTERVAL_DEFAULT_S, TOP_INTERVAL_MAX_S, TOP_INTERVAL_MIN_S,
-    TOP_NODES_MAX, TOP_TICK,
+    PORT_DEFAULT, TOP_ANSWER_TIMEOUT, TOP_END_MAX, TOP_INTERVAL_DEFAULT_S, TOP_INTERVAL_MAX_S,
+    TOP_INTERVAL_MIN_S, TOP_NODES_MAX, TOP_TICK,
 };
 use crate::push::address::{Address, AddressError};
 use crate::push::client::{Cache, CertificatesError};
@@ -78,6 +80,11 @@ Exit status:
   0  it was quit, or all nodes have answered
   1  it has printed what it knows, and some node has not answered
   2  something has to be changed first";
+
+/// Each of them ends it.
+const SIGNALS: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
+/// A shell's exit status of a program that was ended by a signal is above this by the number of that.
+const SIGNALLED: i32 = 128;
 
 /// Arguments of `top`.
 #[derive(Debug, Args)]
@@ -232,9 +239,7 @@ fn once(nodes: Vec<Node>, interval: Duration, is_json: bool) -> Result<(), Failu
 
 fn watch(nodes: Vec<Node>, interval: Duration) -> Result<(), TopFailure> {
     let ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
-        flag::register(signal, Arc::clone(&ended)).map_err(TopFailure::Signals)?;
-    }
+    notice_signals(Arc::clone(&ended)).map_err(TopFailure::Signals)?;
     let mut screen = Screen::new(nodes.iter().map(Node::name).collect(), interval);
     let is_paused = Arc::new(AtomicBool::new(false));
     let news = nodes::watch(nodes, interval, &is_paused).map_err(TopFailure::Thread)?;
@@ -260,17 +265,34 @@ fn watch(nodes: Vec<Node>, interval: Duration) -> Result<(), TopFailure> {
             }
             is_paused.store(screen.is_paused(), Ordering::Relaxed);
         }
-        for (index, seen) in news.try_iter() {
+        for (index, seen) in news.take() {
             screen.take(index, seen);
             is_outdated = true;
         }
         if Instant::now() >= next_tick {
             screen.tick();
-            next_tick += interval;
+            next_tick = Instant::now() + interval;
             is_outdated = true;
         }
     }
     Ok(())
+}
+
+/// Has the first signal say that this is the end, and the second one be it. A terminal that is stopped keeps whoever writes to it, also who
+/// would leave it as it was: then the process ends all the same, after a moment, and what is left of the picture stays.
+fn notice_signals(ended: Arc<AtomicBool>) -> io::Result<()> {
+    let mut signals = Signals::new(SIGNALS)?;
+    for signal in SIGNALS {
+        flag::register_conditional_shutdown(signal, SIGNALLED + signal, Arc::clone(&ended))?;
+    }
+    let end = move || {
+        let Some(signal) = signals.forever().next() else { return };
+        ended.store(true, Ordering::Relaxed);
+        thread::sleep(TOP_END_MAX);
+        let _ = disable_raw_mode();
+        low_level::exit(SIGNALLED + signal);
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(end).map(drop)
 }
 
 /// Where keys come from: what crossterm reads, which never comes back from a terminal that was closed.

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::termios::{Action, tcflow};
 use serde_json::Value;
 
 use crate::support::nar_cache::CacheDir;
@@ -270,12 +271,30 @@ fn it_ends_with_its_terminal() {
     terminal.wait_for("damaged paths");
     let pid = Pid::from_raw(terminal.printed("pid").parse().unwrap()).unwrap();
     terminal.child.kill().unwrap();
-    // Who is nobody's child is waited for by init, which may not be there.
-    let is_over = || {
-        let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-        status.is_empty() || status.contains(") Z ")
-    };
-    eventually("it has ended", is_over);
+    eventually("it has ended", || is_over(pid));
+}
+
+/// Who is nobody's child is waited for by init, which may not be there.
+fn is_over(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    status.is_empty() || status.contains(") Z ")
+}
+
+#[test]
+fn a_terminal_that_is_stopped_does_not_keep_it() {
+    let folder = UploadDir::new();
+    let server = folder.serve();
+    let terminal = Terminal::open(&server.url());
+    terminal.wait_for("damaged paths");
+    let pid = Pid::from_raw(terminal.printed("pid").parse().unwrap()).unwrap();
+    let device = fs::File::open(format!("/proc/{}/fd/0", pid.as_raw_nonzero())).unwrap();
+    tcflow(&device, Action::OOff).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    // The shell behind it is kept as well.
+    eventually("it has ended", || is_over(pid));
+    tcflow(&device, Action::OOn).unwrap();
+    assert_eq!(terminal.printed("before"), terminal.printed("after"));
+    assert_eq!(terminal.printed("status"), "143");
 }
 
 #[test]

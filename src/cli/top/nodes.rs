@@ -1,9 +1,8 @@
 //! The nodes, which are asked at their `/metrics`: each by a thread of its own, so that none waits for another.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,10 @@ pub struct Node {
 /// What there is to show of a node: its figures, or in words why there are none.
 pub type Seen = Result<Figures, String>;
 
+/// What was seen last of each node. Older news are gone: a terminal that is stopped must not keep them all.
+#[derive(Clone)]
+pub struct News(Arc<[Mutex<Option<Seen>>]>);
+
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
 enum LookError {
@@ -35,6 +38,22 @@ enum LookError {
     Malformed(#[from] ExpositionError),
     #[error("its /metrics are not those of a narwire")]
     Stranger,
+}
+
+impl News {
+    fn of(nodes_len: usize) -> Self {
+        Self((0..nodes_len).map(|_| Mutex::default()).collect())
+    }
+
+    fn put(&self, index: usize, seen: Seen) {
+        *self.0[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+    }
+
+    /// What is new, with the node's index.
+    pub fn take(&self) -> impl Iterator<Item = (usize, Seen)> {
+        let slots = self.0.iter().map(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+        slots.enumerate().filter_map(|(index, seen)| Some((index, seen?)))
+    }
 }
 
 impl Node {
@@ -88,22 +107,15 @@ pub fn look_twice(nodes: Vec<Node>, interval: Duration) -> Vec<(String, Seen)> {
     })
 }
 
-/// Asks each node again and again, unless it is paused, for as long as somebody listens; what comes of it has the node's index with it.
-/// The threads end with the process.
-pub fn watch(
-    nodes: Vec<Node>,
-    interval: Duration,
-    is_paused: &Arc<AtomicBool>,
-) -> io::Result<Receiver<(usize, Seen)>> {
-    let (sender, receiver) = channel();
+/// Asks each node again and again, unless it is paused. The threads end with the process.
+pub fn watch(nodes: Vec<Node>, interval: Duration, is_paused: &Arc<AtomicBool>) -> io::Result<News> {
+    let news = News::of(nodes.len());
     for (index, mut node) in nodes.into_iter().enumerate() {
-        let (sender, is_paused) = (sender.clone(), Arc::clone(is_paused));
+        let (news, is_paused) = (news.clone(), Arc::clone(is_paused));
         thread::Builder::new().name(format!("node {index}")).spawn(move || {
             loop {
                 let next = Instant::now() + interval;
-                if sender.send((index, node.see())).is_err() {
-                    return;
-                }
+                news.put(index, node.see());
                 thread::sleep(next.saturating_duration_since(Instant::now()));
                 while is_paused.load(Ordering::Relaxed) {
                     thread::sleep(TOP_TICK);
@@ -111,7 +123,7 @@ pub fn watch(
             }
         })?;
     }
-    Ok(receiver)
+    Ok(news)
 }
 
 #[cfg(test)]
@@ -177,6 +189,26 @@ mod tests {
         assert_eq!(node.see().unwrap().requests(), None);
         node.see().unwrap_err();
         assert!(node.see().unwrap().requests().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn who_does_not_look_finds_the_latest_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let node = Node::new(Cache::new(address, None, None).unwrap());
+        let news = watch(vec![node], Duration::ZERO, &Arc::default()).unwrap();
+        for count in 1..=5 {
+            let (mut peer, _) = listener.accept().unwrap();
+            let _request = peer.read(&mut [0; 4096]).unwrap();
+            let text = format!("narwire_build_info{{version=\"{count}\"}} 1\n");
+            peer.write_all(answer("200 OK", &text).as_bytes()).unwrap();
+        }
+        // Whoever asks for a sixth time has put down what came before.
+        let (_peer, _) = listener.accept().unwrap();
+        let seen: Vec<_> = news.take().collect();
+        assert_eq!(seen.len(), 1);
+        assert_eq!((seen[0].0, seen[0].1.as_ref().unwrap().version()), (0, Some("5")));
+        assert_eq!(news.take().count(), 0);
     }
 
     #[test]
