@@ -139,11 +139,12 @@ pub fn scrub(
 
 /// Makes one slow pass after another, until the plane ends.
 pub async fn scrub_for_ever(workshop: Rc<Workshop>) {
+    let counters = &workshop.shared.counters;
     if workshop.settings.scrub_rate == 0 {
-        return;
+        // Nothing is said to have begun.
+        return counters.scrub_progress_ppm.set(WHOLE_PPM);
     }
     let mut kept = Kept::load(Some(&workshop.folder), PLANE_STATE_NAME);
-    let counters = &workshop.shared.counters;
     loop {
         let last_ended_s = kept.as_ref().map_or(0, |kept| kept.last_ended_s);
         counters.scrub_ended_s.set(last_ended_s);

@@ -104,7 +104,8 @@ pub type Witness = Box<dyn FnOnce(&Ending)>;
 pub struct Ending {
     /// What was answered; `None` if the peer has gone before.
     pub status: Option<Status>,
-    /// What the kernel has taken of the answer, its head included. Bytes.
+    /// How much of the answer has gone, its head included: of a body that is streamed what the kernel has taken, of an answer from memory
+    /// what was put in line for it. Bytes.
     pub sent_len_bytes: u64,
     /// Whether that was all of it.
     pub is_whole: bool,

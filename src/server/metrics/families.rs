@@ -248,8 +248,8 @@ const PLANE: Label = label("plane", || vec!["lookup", "walk", "text", "encode", 
 pub const GROUPS: &[Group] = &[
     Group {
         title: "Requests",
-        watch: "The share of `status=~\"5..\"` and truncated answers with `cause=\"body\"` should be nothing. 503 says that something is full: \
-            `narwire_limits_hit_total` says what. The time to the first byte of a NAR \
+        watch: "The share of `status=~\"5..\"` and truncated answers with `cause=\"body\"` should be nothing. 503 says that something is \
+            full, and then `narwire_limits_hit_total` says what, or that a source does not answer: `/health` and the log say which. The time to the first byte of a NAR \
             is also that of walking its tree, if that had to be.",
         is_standard: false,
         families: &[
@@ -273,7 +273,8 @@ pub const GROUPS: &[Group] = &[
                 name: "http_response_bytes",
                 kind: Kind::Counter,
                 labels: &[ROUTE],
-                help: "Bytes of heads and bodies that sockets have taken, by what was asked for.",
+                help: "Bytes of heads and bodies, by what was asked for: of bodies that are streamed as sockets took them, of answers from memory as they \
+                    were handed over to be sent.",
                 read: |now, samples| {
                     for subject in Subject::ALL {
                         let sent = now.sum(|ring| ring.topics[subject as usize].sent_bytes.get());
@@ -650,7 +651,7 @@ pub const GROUPS: &[Group] = &[
                 name: "nar_cache_requests",
                 kind: Kind::Counter,
                 labels: &[label("result", || vec!["hit", "miss"])],
-                help: "NARs of the live store that were sent from the NAR cache, and those that were made of their trees although there is one.",
+                help: "NARs of the live store that were asked for where there is a NAR cache: those that it had, and those that are made of their trees.",
                 read: |now, samples| {
                     if now.nar_cache.is_some() {
                         samples.count(&["hit"], now.sum_node(|node| node.nar_hits.get()));
@@ -775,7 +776,7 @@ pub const GROUPS: &[Group] = &[
                 name: "scrub_progress_ratio",
                 kind: Kind::Gauge,
                 labels: &[],
-                help: "How much of everything was read by the pass that is under way; 1 between two passes.",
+                help: "How much of everything was read by the pass that is under way; 1 between two passes, and where none are made.",
                 read: |now, samples| {
                     if let Some(report) = now.report() {
                         let ratio = whole(report.scrub_progress_ppm) / 1e6;
@@ -845,13 +846,14 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Limits",
         watch: "Each limit keeps memory, descriptors or threads for those who are served. One that is hit now and then is what it is for; one that \
-            is hit all the time says what the machine has too little of.",
+            is hit all the time says what the machine has too little of. `exemptions` says nothing of the kind: so many long bodies were sent \
+            with the usual bound of what the kernel takes beforehand, and as fast as the peer reads.",
         is_standard: false,
         families: &[Family {
             name: "limits_hit",
             kind: Kind::Counter,
             labels: &[label("limit", limit_names)],
-            help: "How often somebody had to wait or was refused because of a limit.",
+            help: "How often there was no more of what there is only so much of: somebody had to wait or was refused, except for exemptions.",
             read: |now, samples| {
                 for limit in RingLimit::ALL {
                     samples.count(&[limit.label()], now.sum(|ring| ring.limits[limit as usize].get()));
