@@ -47,8 +47,8 @@ impl Subject {
     pub fn of(method: Method, route: &Route) -> Self {
         match (method, route) {
             (Method::Get | Method::Head, route) => Self::of_route(route),
-            (Method::Other, _) => Self::Other,
-            (Method::Put | Method::Post | Method::Delete | Method::Options, _) => Self::Upload,
+            (Method::Options | Method::Other, _) => Self::Other,
+            (Method::Put | Method::Post | Method::Delete, _) => Self::Upload,
         }
     }
 

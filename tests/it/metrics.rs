@@ -131,6 +131,7 @@ fn requests_are_counted_by_what_they_are_about_and_what_came_of_them() {
     connection.get("/nothing").expect(404);
     connection.get(&format!("/{}.ls", hash_part(path))).expect(200);
     server.request("PUT", "/nix-cache-info", &[]).expect(411);
+    server.request("OPTIONS", "/nix-cache-info", &[]).expect(405);
     server.connect().try_request("GET", "no target", &[]).unwrap().expect(400);
     eventually("all to be counted", || {
         Scrape::of(&server).since(&before, "http_requests_total{route=\"malformed\",status=\"400\"}") > 0.5
@@ -147,6 +148,7 @@ fn requests_are_counted_by_what_they_are_about_and_what_came_of_them() {
             ("http_requests_total{route=\"cache_info\",status=\"200\"}", 1),
             ("http_requests_total{route=\"health\",status=\"200\"}", 1),
             ("http_requests_total{route=\"other\",status=\"404\"}", 1),
+            ("http_requests_total{route=\"other\",status=\"405\"}", 1),
             ("http_requests_total{route=\"listing\",status=\"200\"}", 1),
             ("http_requests_total{route=\"upload\",status=\"411\"}", 1),
             ("http_requests_total{route=\"malformed\",status=\"400\"}", 1),
