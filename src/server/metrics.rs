@@ -17,7 +17,7 @@ use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::registry::Registry;
 
-use self::families::{Family, GROUPS, Group, Kind, Now, Samples, Value};
+use self::families::{Family, GROUPS, Kind, Now, Samples, Value};
 use self::process::ProcessFiles;
 use super::figures::{LogFigures, PlaneFigures, ReloadFigures, SharedFigures, WorkerFigures};
 use super::lookup::SharedStore;
@@ -99,9 +99,10 @@ impl Metrics {
     /// What `sources` count.
     pub fn new(sources: Sources) -> Self {
         let sources = Arc::new(sources);
-        let registries = [true, false].map(|is_own| {
-            let mut registry = if is_own { Registry::with_prefix("narwire") } else { Registry::default() };
-            registry.register_collector(Box::new(Table { is_own, sources: Arc::clone(&sources) }));
+        let registries = [false, true].map(|is_standard| {
+            let mut registry =
+                if is_standard { Registry::default() } else { Registry::with_prefix("narwire") };
+            registry.register_collector(Box::new(Table { is_standard, sources: Arc::clone(&sources) }));
             registry
         });
         Self { registries, sources, last: Default::default() }
@@ -147,16 +148,16 @@ impl fmt::Debug for Sources {
 /// Half of the table.
 #[derive(Debug)]
 struct Table {
-    is_own: bool,
+    is_standard: bool,
     sources: Arc<Sources>,
 }
 
 /// Asks everybody at each scrape, so that all in one answer are of one moment.
 impl Collector for Table {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let now = Now::of(&self.sources, self.is_own);
-        let groups = GROUPS.iter().filter(|group| group.is_own() == self.is_own);
-        groups.flat_map(Group::families).try_for_each(|family| expose(family, &now, &mut encoder))
+        let now = Now::of(&self.sources, self.is_standard);
+        let groups = GROUPS.iter().filter(|group| group.is_standard == self.is_standard);
+        groups.flat_map(|group| group.families).try_for_each(|family| expose(family, &now, &mut encoder))
     }
 }
 
@@ -201,7 +202,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use super::families::Values;
+    use super::families::{Group, Values};
     use super::*;
     use crate::background::{Report, State};
     use crate::codec::http::Status as HttpStatus;
@@ -553,8 +554,8 @@ mod tests {
     #[test]
     fn every_label_has_a_value_that_is_documented() {
         let sources = whole(2, working());
-        let now = Now::of(&sources, true);
-        for family in GROUPS.iter().flat_map(Group::families) {
+        let now = Now::of(&sources, false);
+        for (_, family) in families() {
             let mut samples = Samples::default();
             (family.read)(&now, &mut samples);
             for (index, label) in family.labels.iter().enumerate() {

@@ -96,18 +96,6 @@ pub struct Now<'a> {
     process: Option<ProcessFigures>,
 }
 
-impl Group {
-    /// Whether its names begin as all of this program do.
-    pub fn is_own(&self) -> bool {
-        !self.is_standard
-    }
-
-    /// Its metrics.
-    pub fn families(&self) -> &'static [Family] {
-        self.families
-    }
-}
-
 impl Family {
     /// As somebody sees it who reads Prometheus' text format.
     pub fn full_name(&self, group: &Group) -> String {
@@ -162,10 +150,10 @@ fn seconds(time_ns: u64) -> f64 {
 }
 
 impl<'a> Now<'a> {
-    /// The beginning of a scrape of this program's own metrics, or of those that every program has.
-    pub fn of(sources: &'a Sources, is_own: bool) -> Self {
-        let nar_cache = sources.nar_cache.as_ref().filter(|_| is_own).map(|status| status());
-        let process = sources.process.as_ref().filter(|_| !is_own).and_then(ProcessFiles::figures);
+    /// The beginning of a scrape of those metrics that every program has, or of this program's own.
+    pub fn of(sources: &'a Sources, is_standard: bool) -> Self {
+        let nar_cache = sources.nar_cache.as_ref().filter(|_| !is_standard).map(|status| status());
+        let process = sources.process.as_ref().filter(|_| is_standard).and_then(ProcessFiles::figures);
         Self { sources, nar_cache, process }
     }
 
