@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::process::Signal;
 
+use crate::support::client::request_head;
 use crate::support::nar_cache::Nar;
 use crate::support::nix::hash_part;
 use crate::support::upload::{Package, Packing, UploadDir};
@@ -210,6 +212,41 @@ fn connections_and_answers_that_break_off_are_counted_by_the_reason() {
 }
 
 #[test]
+fn a_body_that_cannot_be_finished_is_no_fault_of_the_peer() {
+    let store = Store::new(Nix::installed());
+    // More than sockets take of it before anybody reads.
+    let path = store.add_bytes("cut", &vec![b'x'; 48 << 20]);
+    let server = store.serve();
+    let target = server.nar_target(hash_part(&path));
+    let before = Scrape::of(&server);
+    let mut clients = [server.connect(), server.connect()];
+    for client in &mut clients {
+        client.send(request_head("GET", &target, &[]));
+        assert_eq!(client.head().unwrap().status, 200);
+    }
+    clients[1].finish_sending();
+    let file = store.real(&path);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_len(1).unwrap();
+    for mut client in clients {
+        assert!(client.rest().len() < 48 << 20);
+        assert!(client.was_reset());
+    }
+    eventually("both to be counted", || {
+        Scrape::of(&server).since(&before, "http_truncated_responses_total{cause=\"body\"}") > 1.5
+    });
+    Scrape::of(&server).assert_since(
+        &before,
+        &[
+            ("http_truncated_responses_total{cause=\"body\"}", 2),
+            ("http_truncated_responses_total{cause=\"peer\"}", 0),
+            ("http_truncated_responses_total{cause=\"slow\"}", 0),
+            ("connections_closed_total{reason=\"broken_body\"}", 2),
+        ],
+    );
+}
+
+#[test]
 fn uploads_are_counted_by_what_came_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let (server, _uploads) = of_everything(folder.path(), &[]);
@@ -293,6 +330,8 @@ fn a_nar_that_is_signed_and_sent_from_the_cache_is_counted() {
     let server = Narwire::start(flags);
     let nar = Nar::of(&store, &path);
     server.wait_until_compressed([&nar]);
+    // It is sent as soon as it has its name, and counted after that.
+    eventually("the fill to be counted", || Scrape::of(&server).get("nar_cache_stored_bytes_total") > 0.5);
     let before = Scrape::of(&server);
     server.nar(hash_part(&path)).expect(200);
     let after = Scrape::of(&server);
