@@ -1,6 +1,6 @@
 //! `deploy/prometheus` and `deploy/grafana`: Prometheus' own tool understands them, and they speak of nothing that the server does not say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,34 @@ fn metrics(text: &str) -> BTreeSet<&str> {
     let is_in_name = |character: char| character.is_ascii_alphanumeric() || "_:".contains(character);
     let words = text.split(|character| !is_in_name(character));
     words.filter(|word| word.starts_with("narwire_") || word.starts_with("process_")).collect()
+}
+
+/// The labels of each metric as `docs/metrics.md` has them, and their values where those are listed.
+fn documented() -> BTreeMap<String, BTreeMap<String, Option<BTreeSet<String>>>> {
+    let words = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let described = fs::read_to_string(deployed("../docs/metrics.md")).unwrap();
+    let rows = described.lines().filter(|line| line.starts_with("| `"));
+    let metrics = rows.map(|row| {
+        let columns: Vec<_> = row.split(" | ").collect();
+        let labels = columns[2].split("; ").filter_map(|label| {
+            let (name, values) = label.split_once(':')?;
+            let values = words(values);
+            Some((words(name).remove(0), (!values.is_empty()).then(|| values.into_iter().collect())))
+        });
+        (words(columns[0]).remove(0), labels.collect())
+    });
+    metrics.collect()
+}
+
+/// The metrics in a text that are asked for by their labels, and what is wanted of each.
+fn selectors(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.match_indices('{').filter_map(|(at, _)| {
+        let name = text[..at]
+            .rsplit(|character: char| !character.is_ascii_alphanumeric() && character != '_')
+            .next()?;
+        let (matchers, _) = text[at + 1..].split_once('}')?;
+        name.starts_with("narwire_").then_some((name, matchers))
+    })
 }
 
 /// All that Prometheus is asked for in a dashboard.
@@ -124,6 +152,52 @@ fn dashboard_and_rules_and_top_speak_of_what_the_server_says() {
     {
         let is_recorded = name.starts_with("job_instance");
         assert!(!is_recorded || recorded.contains(name), "narwire.json names {name}, which no rule makes");
+    }
+}
+
+#[test]
+fn labels_and_their_values_are_those_that_the_server_gives() {
+    let documented = documented();
+    let dashboard = expressions(&serde_json::from_str(&read("grafana/narwire.json")).unwrap()).join("\n");
+    let (rules, tests) = (read("prometheus/rules.yml"), read("prometheus/rules_test.yml"));
+    for (place, text) in [("rules.yml", &rules), ("rules_test.yml", &tests), ("narwire.json", &dashboard)] {
+        let mut count = 0;
+        for (name, matchers) in selectors(text) {
+            let family = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| documented.get(name.strip_suffix(suffix)?));
+            let labels = documented
+                .get(name)
+                .or(family)
+                .unwrap_or_else(|| panic!("{place}: {name} is not documented"));
+            for matcher in matchers.split(',') {
+                let end = matcher.find(['=', '!']).unwrap_or_else(|| panic!("{place}: {matcher}"));
+                let (label, wanted) =
+                    (matcher[..end].trim(), matcher[end..].trim_start_matches(['=', '!', '~']));
+                if ["job", "instance", "le"].contains(&label) {
+                    continue;
+                }
+                let values = labels.get(label).unwrap_or_else(|| panic!("{place}: {name} has no {label}"));
+                for value in
+                    wanted.trim_matches('"').split('|').filter(|value| !value.contains(['$', '.', '*', '+']))
+                {
+                    let is_known = values.as_ref().is_none_or(|values| values.contains(value));
+                    assert!(is_known, "{place}: {label} of {name} is never {value:?}");
+                    count += 1;
+                }
+            }
+        }
+        assert!(count >= 3, "{place}: {count}");
+    }
+    let known: BTreeSet<_> = documented.values().flat_map(BTreeMap::keys).map(String::as_str).collect();
+    let grouped = [rules, dashboard].join("\n");
+    for labels in grouped.split("by (").skip(1).filter_map(|rest| rest.split_once(')')) {
+        for label in labels.0.split(", ") {
+            assert!(
+                ["job", "instance", "le"].contains(&label) || known.contains(label),
+                "no metric has {label}"
+            );
+        }
     }
 }
 
