@@ -23,7 +23,7 @@ use super::figures::{LogFigures, PlaneFigures, ReloadFigures, SharedFigures, Wor
 use super::lookup::SharedStore;
 use super::nar_cache::Status;
 use super::uploads::UploadCounts;
-use crate::codec::http::field::names_media_type;
+use crate::codec::http::field::media_type_weight;
 
 /// Who is asked for figures.
 #[derive(Default)]
@@ -70,9 +70,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// What somebody gets who accepts this (the value of `Accept`).
+    /// What somebody gets who accepts this (the value of `Accept`): OpenMetrics if it is named, and the other is not preferred by its name.
     pub fn accepted(accept: Option<&[u8]>) -> Self {
-        if names_media_type(accept, "application/openmetrics-text") {
+        let weight = media_type_weight(accept, "application/openmetrics-text");
+        if weight > 0 && weight >= media_type_weight(accept, "text/plain") {
             Self::OpenMetrics
         } else {
             Self::Prometheus
@@ -455,6 +456,8 @@ mod tests {
             (Some("text/plain;version=0.0.4;q=0.5,*/*;q=0.1"), Format::Prometheus),
             (Some("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2"), Format::OpenMetrics),
             (Some("application/openmetrics-text;q=0"), Format::Prometheus),
+            (Some("application/openmetrics-text;q=0.25,text/plain;q=0.3"), Format::Prometheus),
+            (Some("text/plain, application/openmetrics-text"), Format::OpenMetrics),
         ] {
             assert_eq!(Format::accepted(accept.map(str::as_bytes)), format, "{accept:?}");
         }

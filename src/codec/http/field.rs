@@ -185,17 +185,22 @@ impl std::fmt::Debug for ETag {
 /// coding would be allowed, but Nix before 2.14 sends none and decodes little, so that is a no.
 pub fn accepts_coding(accept_encoding: Option<&[u8]>, coding: &str) -> bool {
     let Some(list) = accept_encoding else { return false };
-    let preference = |name| parameters_of(list, name).map(is_weight_positive);
+    let preference = |name| parameters_of(list, name).map(|parameters| weight(parameters) > 0);
     preference(coding).or_else(|| preference("*")).unwrap_or(false)
 }
 
 /// Whether an `Accept` field names a media type, with a weight above 0 (RFC 9110 section 12.5.1). Who takes anything at all (`*/*`), and
 /// who has no such field, did not ask for it.
 pub fn names_media_type(accept: Option<&[u8]>, media_type: &str) -> bool {
-    let Some(parameters) = accept.and_then(|list| parameters_of(list, media_type)) else { return false };
+    media_type_weight(accept, media_type) > 0
+}
+
+/// The weight that an `Accept` field gives to a media type by its name, in thousandths; 0 where it does not name it.
+pub fn media_type_weight(accept: Option<&[u8]>, media_type: &str) -> u16 {
+    let Some(parameters) = accept.and_then(|list| parameters_of(list, media_type)) else { return 0 };
     let is_weight = |parameter: &&[u8]| matches!(parameter.trim_ascii(), [b'q' | b'Q', b'=', ..]);
-    let weight = parameters.split(|&byte| byte == b';').find(is_weight);
-    weight.is_none_or(|weight| is_weight_positive(&[b";", weight].concat()))
+    let found = parameters.split(|&byte| byte == b';').find(is_weight);
+    found.map_or(WEIGHT_WHOLE, |found| weight(&[b";", found].concat()))
 }
 
 /// What stands behind the first item of this name in a list: nothing, or what begins with `;`. `None` if there is no such item.
@@ -206,20 +211,24 @@ fn parameters_of<'a>(list: &'a [u8], name: &str) -> Option<&'a [u8]> {
     })
 }
 
-/// `parameters` is empty or begins with `;`.
-fn is_weight_positive(parameters: &[u8]) -> bool {
-    let [b';', weight @ ..] = parameters else { return true };
-    match weight.trim_ascii() {
-        [b'q' | b'Q', b'=', b'1'] => true,
-        [b'q' | b'Q', b'=', b'1', b'.', zeros @ ..] => {
-            zeros.len() <= 3 && zeros.iter().all(|&digit| digit == b'0')
-        }
-        [b'q' | b'Q', b'=', b'0', b'.', digits @ ..] => {
-            digits.len() <= 3
-                && digits.iter().all(u8::is_ascii_digit)
-                && digits.iter().any(|&digit| digit != b'0')
-        }
-        _ => false,
+/// The weight of who says nothing of it, in thousandths.
+const WEIGHT_WHOLE: u16 = 1000;
+
+/// A weight in thousandths; 0 if it is malformed. `parameters` is empty or begins with `;`.
+fn weight(parameters: &[u8]) -> u16 {
+    let [b';', weight @ ..] = parameters else { return WEIGHT_WHOLE };
+    let [b'q' | b'Q', b'=', whole @ (b'0' | b'1'), fraction @ ..] = weight.trim_ascii() else { return 0 };
+    let digits = match fraction {
+        [] => fraction,
+        [b'.', digits @ ..] if digits.len() <= 3 && digits.iter().all(u8::is_ascii_digit) => digits,
+        _ => return 0,
+    };
+    let thousandths =
+        (0..3).fold(0, |sum, place| 10 * sum + digits.get(place).map_or(0, |digit| u16::from(digit - b'0')));
+    match (whole, thousandths) {
+        (b'0', thousandths) => thousandths,
+        (_, 0) => WEIGHT_WHOLE,
+        _ => 0,
     }
 }
 
