@@ -401,20 +401,26 @@ pub const JOURNAL_FIELD_LEN_MAX: usize = 8 * 1024;
 /// A line that has more fields than this goes to the journal without the rest of them: all of it has to fit into a datagram, of which a
 /// socket takes 200 KiB. Bytes.
 pub const JOURNAL_FIELDS_LEN_MAX: usize = 64 * 1024;
-/// Lines of the access log that wait to be written; what does not fit is counted and left out. Half a second of 8000 requests a second,
-/// or 40 ms of 100 000. Some 600 KiB, and 9 MiB of the longest lines.
-pub const ACCESS_QUEUE_MAX: usize = 4096;
-/// Lines of the access log are written together that come within this time, so that no worker has to wake their thread more often.
-pub const ACCESS_GATHER: Duration = Duration::from_millis(10);
+/// Lines of the log that wait to be written; what does not fit is counted and left out. Half a second of 8000 requests a second in the
+/// access log, or 40 ms of 100 000.
+pub const LOG_QUEUE_LINES_MAX: usize = 4096;
+/// What these lines take. So many of the longest of the access log, or 2 KiB each. Bytes.
+pub const LOG_QUEUE_LEN_BYTES_MAX: usize = 10 * 1024 * 1024;
+/// Lines of the log are written together that come within this time, so that no worker has to wake their thread more often.
+pub const LOG_GATHER: Duration = Duration::from_millis(10);
+/// How often it is said how many lines are missing, for as long as there are always others to write.
+pub const LOG_MISSING_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest target, and longest user agent, in the access log; the rest is cut off. Bytes.
 pub const ACCESS_TEXT_LEN_MAX: usize = 1024;
-/// How long the process waits at its end for the access log to be written.
-pub const ACCESS_FLUSH_WAIT: Duration = Duration::from_secs(2);
-/// Most that is said of a panic before the process ends: what a pipe takes at once (PIPE_BUF), so that nobody who does not read it keeps
-/// the process from ending. Bytes.
-pub const LAST_WORDS_LEN_MAX: usize = 4096;
-/// How long is waited for room to say that. Seconds.
-pub const LAST_WORDS_WAIT_S: i64 = 1;
+/// How long the process waits at its end for the log to be written.
+pub const LOG_FLUSH_WAIT: Duration = Duration::from_secs(2);
+/// How long the process waits at its end for the workers to end answers that take too long.
+pub const BREAK_OFF_WAIT: Duration = Duration::from_secs(1);
+/// What is said last, before the process ends, is written in pieces of what a pipe takes at once (PIPE_BUF), so that nobody who does not
+/// read it keeps the process from ending. Bytes.
+pub const LAST_WORDS_PIECE_LEN: usize = 4096;
+/// How long is waited for room to say that.
+pub const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted, per listener; the kernel caps it at `net.core.somaxconn` (4096 as well since
 /// Linux 5.4). A closure download opens 25 connections at once per client.
 pub const LISTEN_BACKLOG: i32 = 4096;

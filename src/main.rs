@@ -1,6 +1,5 @@
 //! The binary: exit codes only. 0 is success, 2 a configuration that has to change first, 1 everything else.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -8,8 +7,7 @@ fn main() -> ExitCode {
     match narwire::cli::run(arguments, |name| std::env::var_os(name)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // With standard error closed, the exit code is all that is left to say.
-            let _ = writeln!(std::io::stderr(), "narwire: {failure}");
+            narwire::cli::complain(&failure);
             ExitCode::from(failure.exit_code())
         }
     }

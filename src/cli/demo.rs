@@ -16,8 +16,8 @@ use crate::server;
 use crate::server::config::{
     AccessConfig, AccessLog, Config, ConnectionBounds, ListenAddress, Rules, SandboxMode, SourceConfig,
 };
-use crate::server::figures::LogFigures;
 use crate::server::listen::Listener;
+use crate::server::scribe::Scribe;
 use crate::store::demo::{DemoStore, Progress};
 
 const KEY_NAME: &str = "narwire-demo-1";
@@ -26,7 +26,7 @@ const KEY_NAME: &str = "narwire-demo-1";
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Makes the store, serves it until a signal, and removes it.
-pub fn run(arguments: &DemoArguments, log: Arc<LogFigures>, cores: usize) -> Result<(), Failure> {
+pub fn run(arguments: &DemoArguments, scribe: &Arc<Scribe>, cores: usize) -> Result<(), Failure> {
     let secret_key = random_key(KEY_NAME)?;
     let public_key = secret_key.public();
     let demo = create_store(arguments)?;
@@ -58,8 +58,8 @@ pub fn run(arguments: &DemoArguments, log: Arc<LogFigures>, cores: usize) -> Res
     };
     let store_dir = config.store_dir.clone();
     let nothing = || Err("a demo has no settings that could be read again".to_owned());
-    let result = server::run(config, log, nothing, |listeners| {
-        super::announce(listeners);
+    let result = server::run(config, scribe, nothing, |listeners| {
+        super::announce(listeners, scribe);
         if let Some(url) = listeners.iter().find_map(url) {
             // The commands are a courtesy: a closed output must not end the server.
             let _ = super::print(&instructions(&url, &store_dir, &demo.paths, &public_key));

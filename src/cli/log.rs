@@ -1,7 +1,8 @@
 //! The log: on standard error or in the journal, and only so much of it that whoever can connect cannot fill a disk with it.
 //!
-//! What is logged goes through a filter, which SIGHUP can change, then past the bound on repeats, and then to one of the formats. Lines of
-//! the access log ([`ACCESS_TARGET`]) are neither filtered nor bounded: of which requests there is one is a setting of its own.
+//! What is logged goes through a filter, which SIGHUP can change, then past the bound on repeats, and then to one of the formats, whose
+//! lines `server::scribe` writes. Lines of the access log ([`ACCESS_TARGET`]) are neither filtered nor bounded: of which requests there is
+//! one is a setting of its own.
 
 mod journal;
 
@@ -26,6 +27,7 @@ use self::journal::Journal;
 use crate::limits::{LOG_WINDOW, LOGGED_ALIKE_MAX};
 use crate::server::access_log::TARGET as ACCESS_TARGET;
 use crate::server::figures::{LogFigures, Severity};
+use crate::server::scribe::Scribe;
 use crate::tally::Tally as _;
 
 /// Where the journal takes messages (systemd.journal-fields(7)).
@@ -117,7 +119,7 @@ pub struct Log {
     level: LogLevel,
     /// Whether the environment says what is logged.
     is_fixed: bool,
-    figures: Arc<LogFigures>,
+    scribe: Arc<Scribe>,
 }
 
 impl Log {
@@ -130,19 +132,21 @@ impl Log {
         let is_fixed = fixed.is_some();
         let filter = fixed.or_else(|| level.filter().ok()).unwrap_or_else(|| EnvFilter::new("info"));
         let (filter, handle) = reload::Layer::new(filter);
-        let figures = Arc::<LogFigures>::default();
+        let scribe = Arc::<Scribe>::default();
+        let lines = Lines(Arc::clone(&scribe));
         let is_to_journal = match format {
             LogFormat::Auto => is_journal(&io::stderr(), variable("JOURNAL_STREAM")),
             LogFormat::Journald => true,
             LogFormat::Human | LogFormat::Json => false,
         };
-        let journal = is_to_journal.then(|| Journal::connect(Path::new(JOURNAL_SOCKET)));
+        let journal = is_to_journal.then(|| Journal::connect(Path::new(JOURNAL_SOCKET), &scribe));
         let (layer, failure): (Format, _) = match (format, journal) {
             (_, Some(Ok(journal))) => (Box::new(journal), None),
-            (LogFormat::Json, _) => (Box::new(json(io::stderr)), None),
-            (_, journal) => (Box::new(human(io::stderr)), journal.and_then(Result::err)),
+            (LogFormat::Json, _) => (Box::new(json(lines)), None),
+            (_, journal) => (Box::new(human(lines)), journal.and_then(Result::err)),
         };
-        let bounded = Bounded { format: layer, windows: Mutex::default(), figures: Arc::clone(&figures) };
+        let bounded =
+            Bounded { format: layer, windows: Mutex::default(), figures: Arc::clone(scribe.figures()) };
         // There is one log in a process; a second one would be a test's.
         let _ = tracing::subscriber::set_global_default(Registry::default().with(filter).with(bounded));
         if let Some(error) = failure {
@@ -150,12 +154,12 @@ impl Log {
                 "the journal cannot be reached at {JOURNAL_SOCKET} ({error}); what is logged goes to standard error"
             );
         }
-        Self { filter: handle, level: level.clone(), is_fixed, figures }
+        Self { filter: handle, level: level.clone(), is_fixed, scribe }
     }
 
-    /// What is counted of it.
-    pub fn figures(&self) -> &Arc<LogFigures> {
-        &self.figures
+    /// Who writes it.
+    pub fn scribe(&self) -> &Arc<Scribe> {
+        &self.scribe
     }
 
     /// From now on this is logged, unless the environment says what is.
@@ -177,6 +181,31 @@ impl Log {
 fn is_journal(stream: &impl std::os::fd::AsFd, variable: Option<OsString>) -> bool {
     let Some(variable) = variable.and_then(|value| value.into_string().ok()) else { return false };
     fstat(stream).is_ok_and(|status| variable == format!("{}:{}", status.st_dev, status.st_ino))
+}
+
+/// Gives lines to who writes them to standard error.
+struct Lines(Arc<Scribe>);
+
+impl fmt::MakeWriter<'_> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&self) -> Line {
+        Line(Arc::clone(&self.0))
+    }
+}
+
+/// Takes one line, all of it at once.
+struct Line(Arc<Scribe>);
+
+impl io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.say(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What formats stand upon.
@@ -278,6 +307,7 @@ impl<S: Subscriber, F: Layer<S>> Layer<S> for Bounded<F> {
         }
         let turn = self.turn(metadata.callsite());
         if turn == Turn::Unsaid {
+            self.figures.suppressed[severity as usize].add(1);
             return;
         }
         self.figures.lines[severity as usize].add(1);
@@ -384,6 +414,7 @@ mod tests {
             assert_eq!((lines_with("asked for"), lines_with("another")), (LINES as usize, 1));
             assert_eq!(figures.access_lines.get(), u64::from(LINES));
             assert_eq!(figures.lines.each_ref().map(Count::get), [1, u64::from(LOGGED_ALIKE_MAX), 0]);
+            assert_eq!(figures.suppressed.each_ref().map(Count::get), [0, 5, 0]);
         }
     }
 

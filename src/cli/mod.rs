@@ -30,6 +30,8 @@ use tracing::{info, warn};
 
 use crate::server::config::{Config, Rules, SandboxMode, SourceConfig};
 use crate::server::listen::Listener;
+use crate::server::machine::say_at_last;
+use crate::server::scribe::Scribe;
 use crate::server::{self, RunError};
 use crate::store::{StoreError, fault};
 use arguments::{CheckArguments, Command, CommandLine, KeyCommand, ServeArguments};
@@ -153,7 +155,7 @@ pub fn run(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>
         }
         Command::Demo(arguments) => {
             let log = Log::start(variable, &LogLevel::default(), LogFormat::default());
-            demo::run(&arguments, Arc::clone(log.figures()), load::cores())
+            demo::run(&arguments, log.scribe(), load::cores())
         }
         Command::Completions(arguments) => print(&completions::script(arguments.shell)),
         Command::Man(arguments) => Ok(man::write(&arguments, variable("SOURCE_DATE_EPOCH"))?),
@@ -168,7 +170,7 @@ fn serve(arguments: &ServeArguments, variable: impl Fn(&str) -> Option<OsString>
     let has_store = config.sources.iter().any(|source| matches!(source, SourceConfig::Store(_)));
     let could_cache = has_store && config.nar_cache.is_none();
     let mut in_force = started.clone();
-    let figures = Arc::clone(log.figures());
+    let scribe = Arc::clone(log.scribe());
     let read_again = || {
         let rules = rules_again(&mut in_force, &started, || settings(arguments.clone(), &variable));
         log.change(&in_force.log_level);
@@ -178,8 +180,8 @@ fn serve(arguments: &ServeArguments, variable: impl Fn(&str) -> Option<OsString>
         };
         rules.map_err(hint)
     };
-    let result = server::run(config, figures, read_again, |listeners| {
-        announce(listeners);
+    let result = server::run(config, &scribe, read_again, |listeners| {
+        announce(listeners, &scribe);
         if could_cache {
             info!("{HINT}");
         }
@@ -252,11 +254,16 @@ fn plan_fault(settings: &Settings) -> Result<(), Failure> {
 }
 
 /// One line for each address, on standard error, once it answers.
-fn announce(listeners: &[Listener]) {
+fn announce(listeners: &[Listener], scribe: &Scribe) {
     for listener in listeners {
         // Nobody may be reading any more; that is no reason not to serve.
-        let _ = writeln!(io::stderr(), "{}", listener.announcement());
+        scribe.say(format!("{}\n", listener.announcement()).as_bytes());
     }
+}
+
+/// Says why a command has failed. Where nobody reads that, the exit code is all that is left to say.
+pub fn complain(failure: &Failure) {
+    say_at_last(&format!("narwire: {failure}\n"));
 }
 
 fn print(text: &str) -> Result<(), Failure> {

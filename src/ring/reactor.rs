@@ -41,6 +41,8 @@ pub enum Message<M> {
     MakeRoom(usize),
     /// Accept no more, finish what is under way, end.
     Drain,
+    /// End all connections as they are. For a worker that drains.
+    BreakOff,
     /// For the service.
     Node(M),
 }
@@ -513,6 +515,10 @@ impl<N: Node> Worker<N> {
             Message::Adopt(socket, place) => self.adopt(Descriptor::from(socket), place),
             Message::MakeRoom(wanted) => drop(self.evict(wanted)),
             Message::Drain => self.is_drain_wanted = true,
+            // What is left are bodies that cannot be finished, and requests without an answer.
+            Message::BreakOff => {
+                self.each(|connection, context| connection.terminate(Farewell::BrokenBody, context));
+            }
             Message::Node(message) => {
                 let mut effects = std::mem::take(&mut self.effects);
                 self.node.message(message, &mut effects);

@@ -1,16 +1,12 @@
 //! The access log: a line for each request, or for one in many, once it has ended.
 //!
-//! A worker never waits for it. It puts what it knows into a queue, and counts what does not fit; a thread makes lines of it. Requests of
-//! which none is wanted cost one comparison. What a peer has sent is cut and cannot end a line or colour a terminal; no field of a
-//! request is logged but `User-Agent`, and of `X-Forwarded-For` the address.
+//! A worker never waits for it. It gives what it knows to who writes the log (`scribe`), who makes a line of it, and counts that for
+//! which there is no room. Requests of which none is wanted cost one comparison. What a peer has sent is cut and cannot end a line or
+//! colour a terminal; no field of a request is logged but `User-Agent`, and of `X-Forwarded-For` the address.
 
-use std::io;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::{field, info};
@@ -18,9 +14,10 @@ use tracing::{field, info};
 use super::config::AccessLog;
 use super::figures::NodeFigures;
 use super::proxy::TrustedProxies;
+use super::scribe::Scribe;
 use crate::codec::http::request::Request;
 use crate::codec::http::{Method, Status, Version};
-use crate::limits::{ACCESS_GATHER, ACCESS_QUEUE_MAX, ACCESS_TEXT_LEN_MAX};
+use crate::limits::ACCESS_TEXT_LEN_MAX;
 use crate::ring::service::{Caller, Ending, Witness};
 use crate::tally::Tally as _;
 
@@ -30,23 +27,21 @@ pub const TARGET: &str = "access";
 /// What is logged as the status of a request whose client went before it was answered, as nginx does.
 const STATUS_GONE: u16 = 499;
 
-/// Where all workers put what is to be logged.
-#[derive(Clone, Debug)]
-pub struct Records(SyncSender<Record>);
-
 /// Decides of which requests of one worker there is a line.
 #[derive(Debug)]
 pub struct Recorder {
     rule: AccessLog,
-    /// Requests since the last of which there is one.
-    passed: u32,
+    /// Requests that pass before the next of which there is one.
+    passing: u64,
+    /// Of a generator of numbers (xorshift64) that nobody has to be unable to foresee. Not 0.
+    random: u64,
     desk: Rc<Desk>,
 }
 
 /// What each witness of a worker needs.
 #[derive(Debug)]
 struct Desk {
-    records: Records,
+    scribe: Arc<Scribe>,
     figures: Arc<NodeFigures>,
 }
 
@@ -87,39 +82,22 @@ struct Outcome {
     is_whole: bool,
 }
 
-/// A queue of so many records.
-pub fn queue(len_max: usize) -> (Records, Receiver<Record>) {
-    let (sender, receiver) = mpsc::sync_channel(len_max);
-    (Records(sender), receiver)
-}
-
-/// Starts the thread that makes lines of records. The receiver is hung up on once it has made the last one, when nobody can put more.
-pub fn start() -> io::Result<(Records, Receiver<()>)> {
-    let (records, queue) = queue(ACCESS_QUEUE_MAX);
-    let (alive, ended) = mpsc::sync_channel(0);
-    let write = move || {
-        while let Ok(first) = queue.recv() {
-            first.log();
-            thread::sleep(ACCESS_GATHER);
-            for record in queue.try_iter() {
-                record.log();
-            }
-        }
-        drop::<SyncSender<()>>(alive);
-    };
-    thread::Builder::new().name("access-log".to_owned()).spawn(write)?;
-    Ok((records, ended))
-}
-
 impl Recorder {
-    /// Has lines written by `rule`, and counts in `figures` those for which there is no room in `records`.
-    pub fn new(rule: AccessLog, records: Records, figures: Arc<NodeFigures>) -> Self {
-        Self { rule, passed: 0, desk: Rc::new(Desk { records, figures }) }
+    /// Has lines written by `rule`, and counts in `figures` those for which `scribe` has no room. Which of many there are follows from
+    /// `seed`.
+    pub fn new(rule: AccessLog, scribe: Arc<Scribe>, figures: Arc<NodeFigures>, seed: u64) -> Self {
+        let desk = Rc::new(Desk { scribe, figures });
+        let mut recorder = Self { rule: AccessLog::Off, passing: 0, random: seed.max(1), desk };
+        recorder.change(rule);
+        recorder
     }
 
     /// From now on this is in force.
     pub fn change(&mut self, rule: AccessLog) {
-        self.rule = rule;
+        if rule != self.rule {
+            self.rule = rule;
+            self.passing = self.step();
+        }
     }
 
     /// Who wants to know how this request ends, if there is to be a line of it.
@@ -129,8 +107,7 @@ impl Recorder {
         request: &Request<'_>,
         proxies: &TrustedProxies,
     ) -> Option<Witness> {
-        let AccessLog::OneIn(rarity) = self.rule else { return None };
-        self.is_next(rarity).then(|| {
+        self.is_next().then(|| {
             // Of who has gone already nobody knows where it was.
             let record = match caller.address() {
                 Ok(peer) => Record::of(request, peer, proxies),
@@ -140,13 +117,23 @@ impl Recorder {
         })
     }
 
-    fn is_next(&mut self, rarity: NonZeroU32) -> bool {
-        self.passed = self.passed.saturating_add(1);
-        let is_next = self.passed >= rarity.get();
-        if is_next {
-            self.passed = 0;
+    fn is_next(&mut self) -> bool {
+        if self.rule == AccessLog::Off {
+            return false;
         }
+        let is_next = self.passing == 0;
+        self.passing = if is_next { self.step() } else { self.passing - 1 };
         is_next
+    }
+
+    /// How many pass until the next: as many as are wanted on average, but not always so many, for what clients ask repeats itself.
+    fn step(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let AccessLog::OneIn(rarity) = self.rule else { return 0 };
+        // From none to twice as many, of which one is the next itself.
+        self.random % (u64::from(rarity.get()) * 2 - 1)
     }
 }
 
@@ -155,7 +142,7 @@ impl Desk {
         let desk = Rc::clone(self);
         Box::new(move |ending| {
             record.end(ending);
-            if desk.records.0.try_send(record).is_err() {
+            if !desk.scribe.try_put(record.len_bytes(), move || record.log()) {
                 desk.figures.access_dropped.add(1);
             }
         })
@@ -189,6 +176,12 @@ impl Record {
             took: self.began.elapsed(),
             is_whole: ending.is_whole,
         };
+    }
+
+    /// What it takes in memory.
+    fn len_bytes(&self) -> usize {
+        let texts = [Some(&self.target), self.user_agent.as_ref()];
+        size_of::<Self>() + texts.iter().flatten().map(|text| text.bytes.len()).sum::<usize>()
     }
 
     fn log(&self) {
@@ -248,7 +241,8 @@ fn means_something_to_terminals(character: char) -> bool {
 mod tests {
     use std::collections::BTreeMap;
     use std::fmt;
-    use std::sync::Mutex;
+    use std::num::NonZeroU32;
+    use std::sync::{Mutex, mpsc};
 
     use tracing::field::{Field, Visit};
     use tracing::span::{Attributes, Id};
@@ -257,6 +251,7 @@ mod tests {
     use super::*;
     use crate::codec::http::Status;
     use crate::codec::http::request::{Parsed, parse};
+    use crate::limits::LOG_QUEUE_LEN_BYTES_MAX;
 
     /// Keeps the fields of the last event.
     #[derive(Clone, Default)]
@@ -370,42 +365,57 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_counted_and_not_waited_for() {
-        let (records, queue) = queue(2);
-        let figures = Arc::<NodeFigures>::default();
-        let recorder = Recorder::new(AccessLog::Off, records, Arc::clone(&figures));
-        for _ in 0..5 {
-            recorder.desk.witness(record(b"GET / HTTP/1.1", None))(&WHOLE);
+        let (scribe, figures) = (Arc::<Scribe>::default(), Arc::<NodeFigures>::default());
+        scribe.start().unwrap();
+        let recorder = Recorder::new(AccessLog::Off, Arc::clone(&scribe), Arc::clone(&figures), 1);
+        let (stuck, freed) = mpsc::sync_channel::<()>(0);
+        assert!(scribe.try_put(LOG_QUEUE_LEN_BYTES_MAX, move || assert!(freed.recv().is_err())));
+        let witness = || recorder.desk.witness(record(b"GET / HTTP/1.1", None));
+        for _ in 0..3 {
+            witness()(&WHOLE);
         }
-        assert_eq!((queue.try_iter().count(), figures.access_dropped.get()), (2, 3));
-        recorder.desk.witness(record(b"GET / HTTP/1.1", None))(&WHOLE);
-        let taken = queue.try_iter().next().unwrap();
-        assert_eq!((taken.outcome.status, figures.access_dropped.get()), (200, 3), "there is room again");
-        // A thread that has gone is none to wait for either.
-        drop(queue);
-        recorder.desk.witness(record(b"GET / HTTP/1.1", None))(&WHOLE);
-        assert_eq!(figures.access_dropped.get(), 4);
+        assert_eq!((figures.access_dropped.get(), scribe.figures().dropped.get()), (3, 0));
+        drop(stuck);
+        scribe.flush();
+        witness()(&WHOLE);
+        assert_eq!(figures.access_dropped.get(), 3, "there is room again");
+    }
+
+    /// Which of so many requests are logged.
+    fn logged(rarity: u32, seed: u64, count: usize) -> Vec<usize> {
+        let rule = AccessLog::OneIn(NonZeroU32::new(rarity).unwrap());
+        let mut recorder = Recorder::new(rule, Arc::default(), Arc::default(), seed);
+        (0..count).filter(|_| recorder.is_next()).collect()
     }
 
     #[test]
-    fn one_in_so_many_is_logged() {
-        let (records, _queue) = queue(1);
-        let mut recorder = Recorder::new(AccessLog::Off, records, Arc::default());
-        for (rarity, expected) in [(1, 12), (2, 6), (5, 2), (100, 0)] {
-            recorder.passed = 0;
-            let rarity = NonZeroU32::new(rarity).unwrap();
-            let count = (0..12).filter(|_| recorder.is_next(rarity)).count();
-            assert_eq!(count, expected, "1/{rarity}");
+    fn one_in_so_many_is_logged_whatever_the_order_they_come_in() {
+        assert_eq!(logged(1, 7, 100), (0..100).collect::<Vec<_>>());
+        for seed in [0, 1, u64::MAX] {
+            for rarity in [2, 5, 10] {
+                let chosen = logged(rarity, seed, 100_000);
+                let expected = 100_000 / rarity as usize;
+                assert!(chosen.len().abs_diff(expected) < expected / 10, "1/{rarity}: {}", chosen.len());
+                // Each of two that take turns, and each of as many as there are in a step.
+                for period in [2, rarity as usize] {
+                    let first = chosen.iter().filter(|&&number| number % period == 0).count();
+                    let share = chosen.len() / period;
+                    assert!(first.abs_diff(share) < share / 5, "1/{rarity}: {first} of {}", chosen.len());
+                }
+            }
         }
+        assert_eq!(logged(10, 3, 1000), logged(10, 3, 1000));
+        assert_ne!(logged(10, 3, 1000), logged(10, 4, 1000));
     }
 
     #[test]
-    fn the_thread_ends_with_the_last_who_could_add_to_it() {
-        let (records, ended) = start().unwrap();
-        let recorder = Recorder::new(AccessLog::Off, records, Arc::default());
-        let witness = recorder.desk.witness(record(b"GET / HTTP/1.1", None));
-        drop(recorder);
-        assert_eq!(ended.try_recv(), Err(mpsc::TryRecvError::Empty));
-        witness(&WHOLE);
-        assert_eq!(ended.recv(), Err(mpsc::RecvError));
+    fn a_rule_is_in_force_at_once() {
+        let rule = |rarity| AccessLog::OneIn(NonZeroU32::new(rarity).unwrap());
+        let mut recorder = Recorder::new(rule(u32::MAX), Arc::default(), Arc::default(), 1);
+        assert!(!recorder.is_next());
+        recorder.change(rule(1));
+        assert!(recorder.is_next() && recorder.is_next());
+        recorder.change(AccessLog::Off);
+        assert!(!recorder.is_next());
     }
 }

@@ -156,8 +156,12 @@ classes! {
 /// What is counted of the log, by who writes it.
 #[derive(Debug, Default)]
 pub struct LogFigures {
-    /// Lines that were written, by [`Severity`], but for those of the access log.
+    /// Lines, by [`Severity`], but for those of the access log.
     pub lines: [Count; Severity::ALL.len()],
+    /// Those that were left out, because one place in the program had too many of them.
+    pub suppressed: [Count; Severity::ALL.len()],
+    /// Those of `lines` for which there was no room.
+    pub dropped: Count,
     /// Lines of the access log that were written.
     pub access_lines: Count,
 }

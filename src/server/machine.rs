@@ -5,7 +5,9 @@ use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::panic::{self, PanicHookInfo};
 use std::process;
+use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Resource;
@@ -14,7 +16,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::warn;
 
-use crate::limits::{CONNECTIONS_MAX, LAST_WORDS_LEN_MAX, LAST_WORDS_WAIT_S};
+use super::scribe::Scribe;
+use crate::limits::{CONNECTIONS_MAX, LAST_WORDS_PIECE_LEN, LAST_WORDS_WAIT};
 use crate::ring::sys::raise_limit;
 
 /// Keeps the calling thread on one of the cores that the process may use.
@@ -81,9 +84,10 @@ pub fn notice_signals(notice: impl Fn(Signal) -> bool + Send + 'static) -> io::R
 ///
 /// A panic is a broken invariant. If only its thread ended, clients would wait for ever for what that thread owed them, while the service
 /// manager takes the process for well. A release build has nothing else to do (`panic = "abort"`); with this every build does the same,
-/// and says who it was.
-pub fn abort_on_panic() {
-    panic::set_hook(Box::new(|panic| {
+/// and says who it was. What was logged before comes first.
+pub fn abort_on_panic(scribe: Arc<Scribe>) {
+    panic::set_hook(Box::new(move |panic| {
+        scribe.flush();
         say_at_last(&last_words(panic, &Backtrace::capture()));
         process::abort();
     }));
@@ -108,13 +112,22 @@ fn last_words(panic: &PanicHookInfo<'_>, backtrace: &Backtrace) -> String {
 }
 
 /// Writes to standard error without its lock, which another thread may hold, and without waiting long for whoever should read it.
-fn say_at_last(words: &str) {
+pub fn say_at_last(words: &str) {
     let stderr = io::stderr();
-    let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
-    let wait = Timespec { tv_sec: LAST_WORDS_WAIT_S, tv_nsec: 0 };
-    if rustix::event::poll(&mut polled, Some(&wait)).is_ok_and(|ready| ready > 0) {
+    let deadline = Instant::now() + LAST_WORDS_WAIT;
+    let mut rest = words.as_bytes();
+    while !rest.is_empty() {
+        let wait = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
+        let is_ready = wait
+            .is_some_and(|wait| rustix::event::poll(&mut polled, Some(&wait)).is_ok_and(|ready| ready > 0));
+        if !is_ready {
+            return;
+        }
         // A pipe that is ready has room for so much. There is nobody left to tell of an error.
-        let _ = rustix::io::write(stderr.as_fd(), &words.as_bytes()[..words.len().min(LAST_WORDS_LEN_MAX)]);
+        let piece = &rest[..rest.len().min(LAST_WORDS_PIECE_LEN)];
+        let Ok(len @ 1..) = rustix::io::write(stderr.as_fd(), piece) else { return };
+        rest = &rest[len..];
     }
 }
 

@@ -16,7 +16,7 @@ pub mod layouts;
 pub mod listen;
 pub mod live_store;
 pub mod lookup;
-mod machine;
+pub mod machine;
 pub mod metrics;
 pub mod nar_body;
 pub mod nar_cache;
@@ -28,6 +28,7 @@ pub mod refusal;
 pub mod representation;
 pub mod request;
 pub mod sandbox;
+pub mod scribe;
 #[cfg(test)]
 mod sim;
 pub mod systemd;
@@ -35,6 +36,7 @@ pub mod topic;
 pub mod uploads;
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -48,11 +50,10 @@ use anyhow::Context as _;
 use rustix::fs::{Mode, OFlags};
 use tracing::{error, info, warn};
 
-use self::access_log::Records;
 use self::browse::{Browser, Place};
 use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
 use self::directory::Directory;
-use self::figures::{LogFigures, NodeFigures, ReloadFigures, SharedFigures, WorkerFigures};
+use self::figures::{NodeFigures, ReloadFigures, SharedFigures, WorkerFigures};
 use self::listen::Listener;
 use self::live_store::LiveStore;
 use self::lookup::SharedStore;
@@ -65,11 +66,12 @@ use self::page::index::{Index, Profile, UploadPolicy};
 use self::plane::{Plane, Planes};
 use self::proxy::TrustedProxies;
 use self::request::{Message, Terms};
+use self::scribe::Scribe;
 use self::uploads::{OtherSource, SharedUploads, Uploads};
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::store_path::StoreDir;
 use crate::limits::{
-    ACCESS_FLUSH_WAIT, ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, METRICS_THREADS, TEXT_THREADS, WALK_NICE,
+    BREAK_OFF_WAIT, ENCODE_NICE, ENCODE_THREADS, LOOKUP_THREADS, METRICS_THREADS, TEXT_THREADS, WALK_NICE,
     WALK_THREADS,
 };
 use crate::ring::admission::Admission;
@@ -105,23 +107,28 @@ enum Event {
     Ended(io::Result<()>),
 }
 
-/// Serves until a signal ends it. `log` is what is counted of the log. `on_ready` is called once, when every listener accepts.
+/// Serves until a signal ends it. `scribe` writes the log. `on_ready` is called once, when every listener accepts.
 ///
 /// SIGTERM and SIGINT drain: no more connections, answers under way are finished, for as long as the configuration allows.
 /// A second one ends at once. SIGHUP has `read_again` called, which gives the rules that are in force from then on, or says why those
 /// of before stay. A panic of any thread ends the process by SIGABRT.
 pub fn run(
     config: Config,
-    log: Arc<LogFigures>,
+    scribe: &Arc<Scribe>,
     read_again: impl FnMut() -> Result<Rules, String>,
     on_ready: impl FnOnce(&[Listener]),
 ) -> Result<(), RunError> {
-    abort_on_panic();
-    let server = Server::start(&config, log).map_err(RunError::Start)?;
-    drop(config);
-    on_ready(&server.listeners);
-    systemd::ready();
-    server.watch(read_again).map_err(RunError::Serve)
+    abort_on_panic(Arc::clone(scribe));
+    let serve = || {
+        let server = Server::start(&config, scribe).map_err(RunError::Start)?;
+        drop(config);
+        on_ready(&server.listeners);
+        systemd::ready();
+        server.watch(read_again).map_err(RunError::Serve)
+    };
+    let result = serve();
+    scribe.flush();
+    result
 }
 
 /// A server whose workers run.
@@ -130,7 +137,6 @@ struct Server {
     mailboxes: Vec<Mailbox<reactor::Message<Message>>>,
     pulses: Arc<[AtomicU64]>,
     events: Receiver<Event>,
-    access_log_ended: Receiver<()>,
     origins: Arc<Vec<Origin>>,
     uploads: Option<Arc<SharedUploads>>,
     reloads: Arc<ReloadFigures>,
@@ -139,7 +145,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(config: &Config, log: Arc<LogFigures>) -> anyhow::Result<Self> {
+    fn start(config: &Config, scribe: &Arc<Scribe>) -> anyhow::Result<Self> {
         let off = Capabilities::parse(config.capabilities_off.iter().map(String::as_str))
             .map_err(anyhow::Error::msg)?;
         let capabilities = Capabilities::probe(sandbox::capabilities_off(off, config.sandbox))?;
@@ -156,6 +162,8 @@ impl Server {
         let process = ProcessFiles::open();
         // Before it nothing is started, and nothing read that a peer has sent; after it nothing is opened but what is served.
         let sandbox = sandbox::enter(config, capabilities)?;
+        // From here on nobody waits for who reads the log.
+        scribe.start().context("cannot start threads")?;
         let shared_figures: Arc<SharedFigures> = Arc::default();
         let origins = open_origins(config, counters, &shared_figures)?;
         let uploads = start_uploads(config, &origins)?;
@@ -173,7 +181,6 @@ impl Server {
             encodes: Plane::start("encode", ENCODE_THREADS, ENCODE_NICE).context("cannot start threads")?,
             metrics: Plane::start("metrics", METRICS_THREADS, WALK_NICE).context("cannot start threads")?,
         };
-        let (records, access_log_ended) = access_log::start().context("cannot start threads")?;
         let (sender, events) = mpsc::channel();
         // Before anybody is answered: whoever was may send one, and it would end the process.
         let of_signals = sender.clone();
@@ -204,7 +211,7 @@ impl Server {
             stores: stores.clone(),
             uploads: uploads.as_deref().map(SharedUploads::counts),
             nar_cache: origins.iter().find_map(Origin::nar_cache).map(ask_status),
-            log,
+            log: Arc::clone(scribe.figures()),
             connections_max: all_max,
             reloads: Arc::clone(&reloads),
             process,
@@ -225,7 +232,7 @@ impl Server {
                     figures: Arc::clone(&figures[index].ring),
                 },
                 figures: Arc::clone(&figures[index].node),
-                records: records.clone(),
+                scribe: Arc::clone(scribe),
                 origins: Arc::clone(&origins),
                 terms: Arc::clone(&terms),
                 overview: Arc::clone(&overview),
@@ -265,18 +272,7 @@ impl Server {
             "serving"
         );
         let drain_timeout = config.rules.drain_timeout;
-        Ok(Self {
-            listeners,
-            mailboxes,
-            pulses,
-            events,
-            access_log_ended,
-            origins,
-            uploads,
-            reloads,
-            ground,
-            drain_timeout,
-        })
+        Ok(Self { listeners, mailboxes, pulses, events, origins, uploads, reloads, ground, drain_timeout })
     }
 
     /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
@@ -321,7 +317,7 @@ impl Server {
                 Ok(Event::Started(_) | Event::Signal(Signal::Reload)) => {}
                 Ok(Event::Signal(Signal::End)) => {
                     warn!("ending at once");
-                    return Ok(());
+                    break;
                 }
                 Ok(Event::Ended(result)) => {
                     result.context("a worker has failed")?;
@@ -329,13 +325,25 @@ impl Server {
                 }
                 Err(_) => {
                     warn!("answers are still under way after {:?}; they are broken off", self.drain_timeout);
-                    return Ok(());
+                    break;
                 }
             }
         }
-        // With the workers went all who could add to it.
-        let _ = self.access_log_ended.recv_timeout(ACCESS_FLUSH_WAIT);
+        self.break_off(running);
         Ok(())
+    }
+
+    /// Has workers that still run end their answers as they are, so that who wants to know how is told: the access log.
+    fn break_off(&self, mut running: usize) {
+        self.tell_all(|| reactor::Message::BreakOff);
+        let deadline = Instant::now() + BREAK_OFF_WAIT;
+        while running > 0 {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Ended(_)) => running -= 1,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
     }
 
     /// Puts new rules in force. Those of before stay if they cannot be read, for half of them would be none that anybody has wanted.
@@ -389,7 +397,7 @@ struct Seed {
     listeners: Vec<OwnedFd>,
     peers: Peers<Message>,
     figures: Arc<NodeFigures>,
-    records: Records,
+    scribe: Arc<Scribe>,
     origins: Arc<Vec<Origin>>,
     terms: Arc<Terms>,
     overview: Arc<Overview>,
@@ -419,8 +427,9 @@ impl Seed {
             .map(|origin| origin.source(&self.planes, &mailbox, &self.figures))
             .collect::<Result<_, _>>()?;
         let uploads = self.uploads.map(|shared| Uploads::new(shared, mailbox.clone()));
-        let Self { planes, figures, records, .. } = self;
-        let means = Means { planes, mailbox, figures, records, is_first: self.index == 0 };
+        let Self { planes, figures, scribe, .. } = self;
+        let seed = RandomState::new().hash_one(self.index);
+        let means = Means { planes, mailbox, figures, scribe, seed, is_first: self.index == 0 };
         let node = CacheNode::new(sources, self.terms, self.overview, uploads, means);
         let driver = Uring::new(self.capabilities).map_err(|error| ProbeError::setup(&error))?;
         Reactor::new(driver, node, self.inbox, self.listeners, self.peers).context("cannot set up a worker")

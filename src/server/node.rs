@@ -12,7 +12,7 @@ use memchr::memmem;
 use rustix::io::Errno;
 
 use super::access::{Access, Scope};
-use super::access_log::{Recorder, Records};
+use super::access_log::Recorder;
 use super::browse::{Browser, Visit};
 use super::directory::{CacheInfoReader, Directory};
 use super::figures::NodeFigures;
@@ -25,6 +25,7 @@ use super::plane::{Demand, Interest, Plane, Planes, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
 use super::request::{Damaged, Message, Stage, Step, Terms, Wish};
+use super::scribe::Scribe;
 use super::topic::Subject;
 use super::uploads::Uploads;
 
@@ -62,8 +63,10 @@ pub struct Means {
     pub mailbox: Mailbox<reactor::Message<Message>>,
     /// What it counts.
     pub figures: Arc<NodeFigures>,
-    /// Where it puts what goes into the access log.
-    pub records: Records,
+    /// Who writes its log.
+    pub scribe: Arc<Scribe>,
+    /// What its choice of requests for the access log follows from.
+    pub seed: u64,
     /// Says whether this worker looks after what all share.
     pub is_first: bool,
 }
@@ -112,8 +115,8 @@ impl CacheNode {
         means: Means,
     ) -> Self {
         let access = Access::new(terms.access.clone(), terms.proxies.clone());
-        let (records, figures) = (means.records.clone(), Arc::clone(&means.figures));
-        let recorder = Recorder::new(terms.access_log, records, figures);
+        let (scribe, figures) = (Arc::clone(&means.scribe), Arc::clone(&means.figures));
+        let recorder = Recorder::new(terms.access_log, scribe, figures, means.seed);
         Self { sources, pending: HashMap::new(), terms, overview, access, recorder, uploads, means }
     }
 
@@ -522,7 +525,6 @@ mod tests {
     use crate::ring::inbox::inbox;
     use crate::ring::reactor::{Peers, Reactor};
     use crate::ring::uring::Uring;
-    use crate::server::access_log;
     use crate::server::config::{AccessConfig, AccessLog};
     use crate::server::nar_cache::NarCache;
     use crate::server::page::index::Index;
@@ -557,9 +559,8 @@ mod tests {
         };
         let overview = Arc::new(Overview { stores: Vec::new(), metrics, browser: None });
         let sources = vec![Source::Store(Box::new(store))];
-        let (records, _) = access_log::queue(1);
-        let figures = Arc::default();
-        let means = Means { planes, mailbox: mailbox.clone(), figures, records, is_first: false };
+        let (scribe, figures) = Default::default();
+        let means = Means { planes, mailbox: mailbox.clone(), figures, scribe, seed: 1, is_first: false };
         let node = CacheNode::new(sources, Arc::new(terms), overview, None, means);
         let peers = Peers {
             index: 0,

@@ -20,7 +20,6 @@ use std::sync::mpsc::Receiver;
 use self::ground::Ground;
 use self::oracle::{Ask, Ear, Item, Judge, Moment, Said, Talk, Troubles};
 
-use super::access_log;
 use super::config::{AccessConfig, AccessLog};
 use super::directory::Directory;
 use super::layouts::Layouts;
@@ -385,7 +384,6 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
         access_log: AccessLog::Off,
     };
     let overview = Overview { stores: vec![Arc::clone(&shared)], metrics: Metrics::default(), browser: None };
-    let (records, _) = access_log::queue(1);
     let node = CacheNode::new(
         sources,
         Arc::new(terms),
@@ -395,7 +393,8 @@ fn run(seed: u64, ground: &Rc<RefCell<Ground>>, items: &[Item]) -> u32 {
             planes,
             mailbox: said_mailbox,
             figures: Arc::default(),
-            records,
+            scribe: Arc::default(),
+            seed: 1,
             is_first: random.chance(50),
         },
     );

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use narwire::limits::ACCESS_QUEUE_MAX;
+use narwire::limits::LOG_QUEUE_LINES_MAX;
 
 use crate::support::client::request_head;
 use crate::support::machine::Machine;
@@ -118,7 +119,7 @@ fn the_level_is_what_the_settings_say_until_sighup_brings_another_and_the_enviro
 
     site.configure("log-level = 'error'");
     let server = Narwire::spawn(site.command().env("RUST_LOG", "narwire=info"));
-    server.wait_for("serving");
+    server.wait_for("listening on ");
     site.reload(&server, "log-level = 'warn'", 7);
     server.wait_for("RUST_LOG stays in force");
     site.reload(&server, "log-level = 'warn'", 8);
@@ -296,20 +297,24 @@ fn the_access_log_is_turned_on_off_and_down_while_it_serves() {
     let site = Site::new("log-format = 'json'");
     let server = site.serve();
     let mut connection = server.connect();
-    let mut ask = |count: usize| (0..count).for_each(|_| drop(connection.get("/x").expect(404)));
-    ask(10);
+    let mut ask = |target: &str, count: usize| {
+        (0..count).for_each(|_| drop(connection.get(target).expect(404)));
+    };
+    ask("/off", 10);
     site.reload(&server, "log-format = 'json'\naccess-log = '1/10'", 1);
-    ask(30);
-    accesses(&server, 3);
+    ask("/sampled", 300);
     site.reload(&server, JSON, 2);
-    ask(3);
-    accesses(&server, 6);
+    ask("/full", 3);
     site.reload(&server, "log-format = 'json'", 3);
-    ask(10);
+    ask("/off", 10);
     // It is a matter of its own.
     site.reload(&server, &format!("{JSON}\nlog-level = 'error'"), 4);
-    ask(1);
-    accesses(&server, 7);
+    ask("/last", 1);
+    let count = |uri: &str| objects(&server).iter().filter(|line| line["uri"] == uri).count();
+    eventually("the last line", || count("/last") > 0);
+    // They are in their order. Of ten requests one on average, and of nineteen one for certain.
+    assert_eq!(["/off", "/full", "/last"].map(count), [0, 3, 1]);
+    assert!((10..100).contains(&count("/sampled")), "{}", count("/sampled"));
 }
 
 #[test]
@@ -431,33 +436,126 @@ fn no_secret_is_ever_logged() {
     assert!(!output.contains("Bearer") && !output.contains("Basic "), "{output}");
 }
 
-/// Who reads the log may stop doing so; clients do not wait for that.
-#[test]
-fn a_log_that_nobody_reads_keeps_no_client_waiting() {
-    // More than the pipe and the queue of lines take.
-    const REQUESTS: usize = 8_000;
-    let site = Site::new(JSON);
+/// More requests than the pipe, the journal and the queue of lines take.
+const MANY: usize = 8_000;
+
+/// A site with a token, and what is said with it.
+fn private_site(settings: &str) -> (Site, String) {
+    let site = Site::new("");
+    let tokens = site.folder.path().join("tokens");
+    let mut create = Command::new(BINARY);
+    create.args(["token", "create", "--file", text(&tokens), "--name", "laptop", "--scope", "read"]);
+    let token = run(&mut create).lines().last().unwrap().to_owned();
+    site.configure(&format!("private = true\nupload-token-file = '{}'\n{settings}", text(&tokens)));
+    (site, format!("Bearer {token}"))
+}
+
+/// Has much more logged than anybody takes: by the access log, by workers, and by the main thread. All go on as if it were read.
+fn overwhelm(address: SocketAddr, site: &Site, bearer: &str, signal: impl Fn(Signal)) {
+    let mut connection = Connection::open(address);
+    for _ in 0..MANY {
+        connection.get("/health").expect(200);
+    }
+    for _ in 0..20 {
+        connection.request("GET", "/x", &[("Authorization", "Bearer laptop.wrong")]).expect(401);
+    }
+    let before = fs::read_to_string(site.file()).unwrap();
+    fs::write(site.file(), before + "priority = 7\n").unwrap();
+    signal(Signal::HUP);
+    eventually("the settings are in force", || {
+        let reply = connection.request("GET", "/nix-cache-info", &[("Authorization", bearer)]).expect(200);
+        reply.text().contains("Priority: 7\n")
+    });
+    connection.get("/health").expect(200);
+}
+
+/// A server whose standard error is a pipe; where it listens; and the lines that come out of it.
+fn serve_into_pipe(site: &Site) -> (Narwire, SocketAddr, impl Iterator<Item = String> + Send + use<>) {
     let pipe = site.folder.path().join("stderr");
     run(Command::new("mkfifo").arg(&pipe));
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("exec 2<>'{}'; exec \"$@\"", text(&pipe)), "sh", BINARY]);
-    let _server = Narwire::spawn(shell.args(site.command().get_args()));
+    let server = Narwire::spawn(shell.args(site.command().get_args()));
     let mut lines = BufReader::new(File::open(&pipe).unwrap()).lines().map(Result::unwrap);
     let listening = lines.find(|line| line.contains("listening on http://")).unwrap();
     let address = listening.rsplit_once("http://").unwrap().1.parse().unwrap();
-    let mut connection = Connection::open(address);
-    for _ in 0..REQUESTS {
-        connection.get("/x").expect(404);
-    }
-    // What was left out is not made up for, and there is room again for what comes.
+    (server, address, lines)
+}
+
+/// Who reads the log may stop doing so; nobody waits for that, neither clients nor who ends the process.
+#[test]
+fn a_log_that_nobody_reads_keeps_no_client_and_no_signal_waiting() {
+    let (site, bearer) = private_site(JSON);
+    let (server, address, lines) = serve_into_pipe(&site);
+    overwhelm(address, &site, &bearer, |signal| server.signal(signal));
+    // What was left out is not made up for, but said, and there is room again for what comes.
     let (sender, seen) = mpsc::channel();
-    thread::spawn(move || lines.try_for_each(|line| sender.send(line)));
-    let mut count = 0;
-    eventually("the last line", || {
-        connection.get("/last").expect(404);
-        let uris: Vec<_> = seen.try_iter().filter(|line| line.contains("\"uri\"")).collect();
-        count += uris.iter().filter(|line| line.contains("\"/x\"")).count();
-        uris.iter().any(|line| line.contains("\"/last\""))
+    thread::spawn(move || {
+        let mut lines = lines;
+        lines.try_for_each(|line| sender.send(line))
     });
-    assert!((ACCESS_QUEUE_MAX..REQUESTS).contains(&count), "{count} lines");
+    let mut connection = Connection::open(address);
+    let (mut count, mut missing) = (0, 0);
+    eventually("the last line", || {
+        connection.get("/last").expect(401);
+        let said: Vec<Value> = seen.try_iter().filter_map(|line| serde_json::from_str(&line).ok()).collect();
+        count += said.iter().filter(|line| line["uri"] == "/health").count();
+        missing += said.iter().filter_map(|line| line["missing"].as_u64()).sum::<u64>();
+        missing > 0 && said.iter().any(|line| line["uri"] == "/last")
+    });
+    assert!((LOG_QUEUE_LINES_MAX..MANY).contains(&count), "{count} lines");
+    let metrics = connection.request("GET", "/metrics", &[("Authorization", &bearer)]).expect(200);
+    let dropped = |name: &str| {
+        let line = metrics.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let of_access = dropped("narwire_access_log_dropped_total");
+    let of_others = dropped("narwire_log_dropped_total");
+    assert!(of_access >= (MANY - count) as u64 && of_others > 0, "{}", metrics.text());
+    assert_eq!(of_access + of_others, missing);
+}
+
+#[test]
+fn a_log_that_nobody_reads_keeps_no_process_from_ending() {
+    let (site, bearer) = private_site(JSON);
+    let (mut server, address, _unread) = serve_into_pipe(&site);
+    overwhelm(address, &site, &bearer, |signal| server.signal(signal));
+    server.signal(Signal::TERM);
+    assert!(server.exit().success());
+}
+
+#[test]
+fn a_journal_that_nobody_reads_keeps_nobody_waiting() {
+    let (site, bearer) = private_site("log-format = 'journald'\naccess-log = 'full'");
+    let journal = Journal::listen();
+    let flags = ["--config", text(&site.file())].map(str::to_owned);
+    let mut server = Narwire::start_mounted(journal.folder.path(), Journal::MOUNT, &flags);
+    overwhelm(server.address(), &site, &bearer, |signal| server.signal(signal));
+    server.signal(Signal::TERM);
+    assert!(server.exit().success());
+}
+
+/// What the end of the process cuts off is told as well: who has been sent half of something asks why.
+#[test]
+fn a_download_that_the_end_breaks_off_has_a_line() {
+    let fixture = fixture();
+    for signals in [1, 2] {
+        let mut flags = fixture.store.flags();
+        flags.extend(["--log-format", "json", "--access-log", "full", "--workers", "2"].map(str::to_owned));
+        let timeout = if signals == 1 { "1" } else { "3600" };
+        flags.extend(["--drain-timeout", timeout].map(str::to_owned));
+        let mut server = Narwire::start(flags);
+        let target = server.nar_target(hash_part(fixture.path("large")));
+        let mut connection = server.connect();
+        connection.send(request_head("GET", &target, &[]));
+        connection.head().unwrap();
+        server.signal(Signal::TERM);
+        server.wait_for("draining: ");
+        if signals == 2 {
+            server.signal(Signal::TERM);
+        }
+        assert!(server.exit().success());
+        let lines = accesses(&server, 2);
+        assert_eq!((&lines[1]["uri"], &lines[1]["is_whole"]), (&target.into(), &false.into()), "{lines:?}");
+    }
 }

@@ -5,46 +5,60 @@
 //! has to be handed over either.
 
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 use crate::limits::{JOURNAL_FIELD_LEN_MAX, JOURNAL_FIELDS_LEN_MAX};
+use crate::server::scribe::{Scribe, write_out};
 
 /// The journal of this machine.
 #[derive(Debug)]
 pub struct Journal {
+    wire: Arc<Wire>,
+    scribe: Arc<Scribe>,
+}
+
+/// How it is reached.
+#[derive(Debug)]
+struct Wire {
     socket: UnixDatagram,
     path: PathBuf,
 }
 
 impl Journal {
-    /// The journal that listens at `path`.
-    pub fn connect(path: &Path) -> io::Result<Self> {
+    /// The journal that listens at `path`, to which `scribe` sends.
+    pub fn connect(path: &Path, scribe: &Arc<Scribe>) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
-        Ok(Self { socket, path: path.to_path_buf() })
+        let wire = Arc::new(Wire { socket, path: path.to_path_buf() });
+        Ok(Self { wire, scribe: Arc::clone(scribe) })
     }
+}
 
-    /// Where nobody listens any more somebody else may; else there is still standard error.
+impl Wire {
+    /// Waits for who listens as long as that takes: who writes the log has nothing else to do, and others do not wait for it. Where nobody
+    /// listens any more somebody else may; else there is still standard error.
     fn send(&self, line: &Line) {
         let sent = self.socket.send(&line.datagram).or_else(|_| {
             self.socket.connect(&self.path)?;
             self.socket.send(&line.datagram)
         });
         if sent.is_err() {
-            let _ = writeln!(io::stderr(), "{}", line.message);
+            write_out(format!("{}\n", line.message).as_bytes());
         }
     }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        self.send(&Line::of(event));
+        let (line, wire) = (Line::of(event), Arc::clone(&self.wire));
+        self.scribe.put(line.message.len() + line.datagram.len(), move || wire.send(&line));
     }
 }
 
@@ -190,7 +204,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = UnixDatagram::bind(&path).unwrap();
-        let subscriber = Registry::default().with(Journal::connect(&path).unwrap());
+        let subscriber = Registry::default().with(Journal::connect(&path, &Arc::default()).unwrap());
         let fields = tracing::subscriber::with_default(subscriber, || {
             error!(path = "a\nMESSAGE=forged\n", count = 7, cause = %"as it is", "cannot be read");
             receive(&listener)
@@ -215,7 +229,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let first = UnixDatagram::bind(&path).unwrap();
-        let subscriber = Registry::default().with(Journal::connect(&path).unwrap());
+        let subscriber = Registry::default().with(Journal::connect(&path, &Arc::default()).unwrap());
         drop(first);
         fs::remove_file(&path).unwrap();
         let second = UnixDatagram::bind(&path).unwrap();

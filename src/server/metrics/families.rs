@@ -883,6 +883,25 @@ pub const GROUPS: &[Group] = &[
                 },
             },
             Family {
+                name: "log_suppressed",
+                kind: Kind::Counter,
+                labels: &[label("level", || Severity::ALL.map(Severity::label).to_vec())],
+                help: "Lines that were left out, because one place in the program logs no more than 60 of them in a minute.",
+                read: |now, samples| {
+                    for level in Severity::ALL {
+                        let lines = now.sources.log.suppressed[level as usize].get();
+                        samples.count(&[level.label()], lines);
+                    }
+                },
+            },
+            Family {
+                name: "log_dropped",
+                kind: Kind::Counter,
+                labels: &[],
+                help: "Those of narwire_log_lines_total that are missing, because who reads the log was too slow.",
+                read: |now, samples| samples.count(&[], now.sources.log.dropped.get()),
+            },
+            Family {
                 name: "access_log_lines",
                 kind: Kind::Counter,
                 labels: &[],
