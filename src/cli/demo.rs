@@ -60,6 +60,8 @@ pub fn run(arguments: &DemoArguments, scribe: &Arc<Scribe>, cores: usize) -> Res
     let nothing = || Err("a demo has no settings that could be read again".to_owned());
     let result = server::run(config, scribe, nothing, |listeners| {
         super::announce(listeners, scribe);
+        // What is printed next is another stream.
+        scribe.flush();
         if let Some(url) = listeners.iter().find_map(url) {
             // The commands are a courtesy: a closed output must not end the server.
             let _ = super::print(&instructions(&url, &store_dir, &demo.paths, &public_key));
