@@ -192,7 +192,7 @@ impl Search<'_> {
         })?;
         self.found.extend(found);
         self.looked_at += coverage.read;
-        self.missed += coverage.all.saturating_sub(coverage.read) + u64::from(coverage.is_full);
+        self.missed += coverage.all.saturating_sub(coverage.read) + u64::from(!coverage.is_counted);
         Ok(())
     }
 }

@@ -24,8 +24,10 @@ pub struct CacheIndex {
     entries: BTreeMap<HashPart, Narinfo>,
     /// Those that are not read.
     unread: Vec<HashPart>,
-    /// Whether the directory has more than [`INDEX_ENTRIES_MAX`].
-    is_cut: bool,
+    /// Whether the directory was not listed to its end since it has changed.
+    is_interrupted: bool,
+    /// Narinfos for which there was no room when it was listed last: it has more than [`INDEX_ENTRIES_MAX`].
+    left_out: u64,
     /// What the contents take. Bytes.
     len: usize,
 }
@@ -56,6 +58,8 @@ pub struct Coverage {
     pub read: u64,
     /// Narinfos that there are, as far as they were counted.
     pub all: u64,
+    /// Whether all of them were counted.
+    pub is_counted: bool,
     /// Whether the rest will never be read, because it would take too much memory.
     pub is_full: bool,
 }
@@ -63,7 +67,7 @@ pub struct Coverage {
 impl Coverage {
     /// Whether nothing is missing.
     pub fn is_whole(self) -> bool {
-        self.read == self.all && !self.is_full
+        self.read == self.all && self.is_counted
     }
 }
 
@@ -87,9 +91,12 @@ impl CacheIndex {
             self.len += contents.len();
             entry.contents = Some(Box::new(contents));
         }
-        let all = self.entries.len() as u64;
-        let is_full = self.is_cut || (self.len >= INDEX_LEN_MAX && !self.unread.is_empty());
-        Ok(Coverage { read: all.saturating_sub(self.unread.len() as u64), all, is_full })
+        let entries_count = self.entries.len() as u64;
+        let (read, all) =
+            (entries_count.saturating_sub(self.unread.len() as u64), entries_count + self.left_out);
+        let is_counted = !self.is_interrupted;
+        let is_full = is_counted && read < all && (self.unread.is_empty() || self.len >= INDEX_LEN_MAX);
+        Ok(Coverage { read, all, is_counted, is_full })
     }
 
     /// The paths whose base names are `wanted`, by their hash parts.
@@ -110,25 +117,26 @@ impl CacheIndex {
         self.entries.values().filter_map(|entry| entry.contents.as_deref())
     }
 
-    /// Looks which narinfos there are, unless the directory is as it was.
+    /// Looks which narinfos there are, unless the directory is as it was. What an interrupted look has not met with is kept.
     fn list(&mut self, directory: &Directory, goes_on: &dyn Fn() -> bool) -> Result<(), StoreError> {
         const LOOKS_INTERVAL: usize = 1024;
         let failed = |error| StoreError::io("read", directory.path(), error);
         // Before its names are read: what is added meanwhile is found now or the next time.
         let status = rustix::fs::fstat(directory).map_err(failed)?;
         let changed = changed(&status);
-        if self.listed == Some(changed) {
+        self.is_interrupted = self.listed != Some(changed) && !goes_on();
+        if self.is_interrupted || self.listed == Some(changed) {
             return Ok(());
         }
+        self.listed = None;
         for entry in self.entries.values_mut() {
             entry.is_there = false;
         }
-        self.is_cut = false;
+        self.left_out = 0;
         for (number, name) in Dir::read_from(directory).map_err(failed)?.enumerate() {
             let name = name.map_err(failed)?;
-            if number % LOOKS_INTERVAL == 0 && !goes_on() {
-                // What was not met with is taken for gone, and is read again; the next search begins anew.
-                self.is_cut = true;
+            if number % LOOKS_INTERVAL == LOOKS_INTERVAL - 1 && !goes_on() {
+                self.is_interrupted = true;
                 break;
             }
             let digits = name.file_name().to_bytes().strip_suffix(NARINFO_SUFFIX.as_bytes());
@@ -146,15 +154,16 @@ impl CacheIndex {
                 Entry::Vacant(entry) if is_room => {
                     entry.insert(found);
                 }
-                Entry::Vacant(_) => self.is_cut = true,
+                Entry::Vacant(_) => self.left_out += 1,
             }
         }
-        let len = &mut self.len;
+        let (len, is_interrupted) = (&mut self.len, self.is_interrupted);
         self.entries.retain(|_, entry| {
-            if !entry.is_there {
+            let is_kept = entry.is_there || is_interrupted;
+            if !is_kept {
                 *len -= entry.contents.as_ref().map_or(0, |contents| contents.len());
             }
-            entry.is_there
+            is_kept
         });
         // Those that cannot be read are tried again, which is when the directory has changed.
         let unread = self.entries.iter().filter(|(_, entry)| entry.contents.is_none());
@@ -166,7 +175,9 @@ impl CacheIndex {
             .and_then(|changed| changed.elapsed().ok());
         // Two changes within a tick of the clock that file systems use look like one; a second more, since the rest was left out.
         let is_settled = age.is_some_and(|age| age > Duration::from_millis(1000 + TIMESTAMP_SETTLE_MS));
-        self.listed = (is_settled && !self.is_cut).then_some(changed);
+        // What went may have made room for what was left out before that was known.
+        let is_room_left = self.left_out > 0 && self.entries.len() < INDEX_ENTRIES_MAX;
+        self.listed = (is_settled && !self.is_interrupted && !is_room_left).then_some(changed);
         Ok(())
     }
 }
@@ -213,6 +224,8 @@ mod tests {
         folder: tempfile::TempDir,
         directory: Directory,
         index: CacheIndex,
+        /// Whether it was whole the last time.
+        is_whole: bool,
     }
 
     impl Fixture {
@@ -220,7 +233,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let opened = OwnedFd::from(fs::File::open(folder.path()).unwrap());
             let directory = Directory::new(opened, folder.path().to_path_buf());
-            Self { folder, directory, index: CacheIndex::default() }
+            Self { folder, directory, index: CacheIndex::default(), is_whole: false }
         }
 
         /// As far as `steps` go.
@@ -229,6 +242,7 @@ mod tests {
             let goes_on = || left.replace(left.get().saturating_sub(1)) > 0;
             let store_dir = StoreDir::parse("/nix/store").unwrap();
             let coverage = self.index.refresh(&self.directory, &store_dir, &goes_on).unwrap();
+            self.is_whole = coverage.is_whole();
             (coverage.read, coverage.all)
         }
 
@@ -277,7 +291,31 @@ mod tests {
             (read, rounds) = (now, rounds + 1);
         }
         assert!(rounds > 1 && fixture.found("x").len() == 10);
-        assert_eq!(fixture.refresh(0).0, 0, "there was no time to look what is there");
+    }
+
+    #[test]
+    fn a_listing_that_was_interrupted_loses_nothing() {
+        let mut fixture = Fixture::new();
+        write(fixture.folder.path(), &path('a', "x"), &[]);
+        assert_eq!(fixture.refresh(0), (0, 0));
+        assert!(!fixture.is_whole, "there was no time to look what is there");
+        for number in 0..3000 {
+            let path = StorePath::parse_base_name(&format!("{number:032}-z")).unwrap();
+            write(fixture.folder.path(), &path, &[]);
+        }
+        assert_eq!(fixture.refresh(usize::MAX), (3001, 3001));
+        assert!(fixture.is_whole);
+        // Before it begins, and on its way.
+        for steps in 0..3 {
+            write(fixture.folder.path(), &path('b', "y"), &[]);
+            assert_eq!(fixture.refresh(steps).0, 3001, "after {steps} steps");
+            assert!(!fixture.is_whole && fixture.index.listed.is_none());
+            assert_eq!(fixture.found("x"), [path('a', "x").to_string()], "after {steps} steps");
+            fs::remove_file(fixture.folder.path().join(format!("{}.narinfo", "b".repeat(32)))).unwrap();
+        }
+        fs::remove_file(fixture.folder.path().join(format!("{}.narinfo", "a".repeat(32)))).unwrap();
+        assert_eq!(fixture.refresh(usize::MAX), (3000, 3000));
+        assert!(fixture.is_whole && fixture.found("x").is_empty());
     }
 
     #[test]
