@@ -316,9 +316,12 @@ pub const DAMAGED_PATHS_MAX: usize = 4096;
 pub const MADE_LEN_MAX: usize = 256 * 1024 * 1024;
 /// Pages that were made and are being sent, all together; more are answered 503. Bytes.
 pub const PAGES_LEN_MAX: usize = 64 * 1024 * 1024;
-/// Searches, and answers that have NARs decoded, at once: each can keep a thread of the plane for texts busy for seconds, and two are left
+/// Searches, and looks into long NARs, at once: each can keep a thread of the plane for texts busy for seconds, and two are left
 /// to logs, listings and other pages. More are answered 503.
 pub const LONG_LOOKS_MAX: usize = TEXT_THREADS / 2;
+/// Requests of people who look around that wait for a thread of the plane for texts, or have one; more are answered 503, so that logs,
+/// listings and debug symbols never wait behind more than these.
+pub const BROWSING_JOBS_MAX: usize = 32;
 /// A name of which less than this was typed is not searched for. Bytes.
 pub const SEARCH_NAME_LEN_MIN: usize = 2;
 /// Digits of a hash part that are taken for its beginning; less are met with in names all the time.
@@ -334,7 +337,7 @@ pub const SEARCH_BATCH: u32 = 4096;
 pub const BROWSED_ENTRIES_MAX: usize = 4096;
 /// Longest file that is taken out of a compressed NAR for a browser; for a longer one the NAR has to be fetched. Bytes.
 pub const BROWSED_FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
-/// A compressed NAR that is not longer than this, unpacked, is looked into without leave: it takes a tenth of a second or two. Bytes.
+/// A NAR that is not longer than this, unpacked, is looked into without leave: it takes a tenth of a second or two. Bytes.
 pub const BROWSED_AT_ONCE_LEN_MAX: u64 = 32 * 1024 * 1024;
 /// How long a NAR of a cache directory may be looked into. A compressed one has to be decoded from its beginning.
 pub const BROWSED_NAR_TIME_MAX: Duration = Duration::from_secs(5);

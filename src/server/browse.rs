@@ -33,9 +33,9 @@ use crate::codec::narinfo::{Compression, NarInfo};
 use crate::codec::search::Pattern;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::limits::{
-    BROWSED_AT_ONCE_LEN_MAX, BROWSED_ENTRIES_MAX, BROWSED_NAR_TIME_MAX, BROWSED_START_LEN, LONG_LOOKS_MAX,
-    PAGES_LEN_MAX, REFERRERS_COUNTED_MAX, REFERRERS_SHOWN_MAX, REFERRERS_TIME_MAX, SEARCH_BATCH,
-    SEARCH_FOUND_MAX, SEARCH_TIME_MAX,
+    BROWSED_AT_ONCE_LEN_MAX, BROWSED_ENTRIES_MAX, BROWSED_NAR_TIME_MAX, BROWSED_START_LEN, BROWSING_JOBS_MAX,
+    LONG_LOOKS_MAX, PAGES_LEN_MAX, REFERRERS_COUNTED_MAX, REFERRERS_SHOWN_MAX, REFERRERS_TIME_MAX,
+    SEARCH_BATCH, SEARCH_FOUND_MAX, SEARCH_TIME_MAX,
 };
 use crate::store::cache_index::{CacheIndex, Coverage};
 use crate::store::db::{Database, Surroundings};
@@ -49,8 +49,10 @@ use crate::tally::Tally as _;
 pub struct Browser {
     places: Vec<Place>,
     store_dir: StoreDir,
+    /// Who waits for an answer.
+    visits: Arc<AtomicUsize>,
     /// Those who keep a thread busy for long.
-    long_looks: AtomicUsize,
+    long_looks: Arc<AtomicUsize>,
     /// Pages that are being sent.
     pages: TextRoom,
     figures: Arc<SharedFigures>,
@@ -80,10 +82,10 @@ pub struct Visit<'a> {
     pub demand: &'a Demand,
 }
 
-/// Somebody who keeps a thread busy for long.
-struct LongLook<'a>(&'a AtomicUsize);
+/// Leave to use the threads that others need as well; somebody else gets it when it is dropped.
+pub struct Leave(Arc<AtomicUsize>);
 
-impl Drop for LongLook<'_> {
+impl Drop for Leave {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -201,7 +203,12 @@ impl Browser {
     /// Shows what is in `places`.
     pub fn new(places: Vec<Place>, store_dir: StoreDir, figures: Arc<SharedFigures>) -> Self {
         let pages = TextRoom::new(PAGES_LEN_MAX, Arc::clone(&figures));
-        Self { places, store_dir, long_looks: AtomicUsize::new(0), pages, figures }
+        Self { places, store_dir, visits: Arc::default(), long_looks: Arc::default(), pages, figures }
+    }
+
+    /// Leave to ask for anything, unless too many wait: they do so among those who want a log or a listing.
+    pub fn admit(&self) -> Result<Leave, Failure> {
+        self.leave(&self.visits, BROWSING_JOBS_MAX)
     }
 
     /// What `route` shows; nothing when there is nothing, unless the visitor wants that said on a page.
@@ -352,8 +359,8 @@ impl Browser {
             let found = match place {
                 Place::Store(store) => look_into_store(store, &narinfo, request, visit, toolbox),
                 Place::Directory(directory) => {
-                    let is_long = narinfo.compression != Compression::None
-                        && narinfo.info.nar_size > BROWSED_AT_ONCE_LEN_MAX;
+                    // A flat one as well: it can be a million small files, of which each is met with on the way.
+                    let is_long = narinfo.info.nar_size > BROWSED_AT_ONCE_LEN_MAX;
                     let _long = if is_long { Some(self.look_long()?) } else { None };
                     self.look_into_nar(&directory.directory, &narinfo, request, visit)
                 }
@@ -475,10 +482,14 @@ impl Browser {
     }
 
     /// Leave to keep a thread busy for long, unless too many do.
-    fn look_long(&self) -> Result<LongLook<'_>, Failure> {
-        let look = LongLook(&self.long_looks);
-        if self.long_looks.fetch_add(1, Ordering::Relaxed) < LONG_LOOKS_MAX {
-            Ok(look)
+    fn look_long(&self) -> Result<Leave, Failure> {
+        self.leave(&self.long_looks, LONG_LOOKS_MAX)
+    }
+
+    fn leave(&self, given: &Arc<AtomicUsize>, count_max: usize) -> Result<Leave, Failure> {
+        let leave = Leave(Arc::clone(given));
+        if given.fetch_add(1, Ordering::Relaxed) < count_max {
+            Ok(leave)
         } else {
             self.figures.looks_refused.add(1);
             Err(Failure::Busy)
@@ -637,7 +648,13 @@ pub(super) fn path_url(path: &StorePath) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::codec::http::request::{Parsed, parse};
+    use crate::codec::nar::naive::{Tree, nar};
+    use crate::server::page::index::base_url;
+    use crate::server::plane::Interest;
 
     const HERE: &str = "0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-here";
     const OTHER: &str = "1c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-other";
@@ -672,6 +689,62 @@ mod tests {
         ] {
             assert_eq!(leads(inner, depth, target).as_deref(), Some(expected), "{inner} {target}");
         }
+    }
+
+    /// A cache directory with one path, whose NAR is said to have that length.
+    fn cache(nar_size: u64) -> (tempfile::TempDir, Browser, StorePath) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = StorePath::parse_base_name(HERE).unwrap();
+        let file = Tree::Regular { executable: false, contents: b"contents".to_vec() };
+        let url = format!("nar/{}.nar", "1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s");
+        fs::create_dir(folder.path().join("nar")).unwrap();
+        fs::write(folder.path().join(&url), nar(&file)).unwrap();
+        let narinfo = format!(
+            "StorePath: /nix/store/{HERE}\nURL: {url}\nCompression: none\n\
+             NarHash: sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s\nNarSize: {nar_size}\nReferences: \n"
+        );
+        fs::write(folder.path().join(format!("{}.narinfo", path.hash_part())), narinfo).unwrap();
+        let opened = OwnedFd::from(fs::File::open(folder.path()).unwrap());
+        let places = vec![Place::directory(opened, folder.path().to_path_buf())];
+        let browser = Browser::new(places, StoreDir::parse("/nix/store").unwrap(), Arc::default());
+        (folder, browser, path)
+    }
+
+    /// What comes of a visit: a status, or why there is none.
+    fn visit(browser: &Browser, target: &str) -> Result<Option<Status>, Failure> {
+        let Ok(Parsed::Complete { request, .. }) = parse(b"GET / HTTP/1.1\r\nHost: cache\r\n\r\n", 0) else {
+            panic!("no request")
+        };
+        let (interest, base_url) = (Interest::default(), base_url(&request, false));
+        let visit = Visit { is_page: false, base_url: &base_url, demand: &interest.demand() };
+        let made = browser.show(&Route::parse(target.as_bytes()), &visit, &mut Toolbox::default())?;
+        Ok(made.map(|made| made.status))
+    }
+
+    #[test]
+    fn who_takes_long_needs_leave_and_who_does_not_needs_none() {
+        let (_short, quick, path) = cache(BROWSED_AT_ONCE_LEN_MAX);
+        let (_long, slow, _) = cache(BROWSED_AT_ONCE_LEN_MAX + 1);
+        let contents = format!("/serve/{path}");
+        for (browser, of_contents) in [(&quick, Ok(Some(Status::Ok))), (&slow, Err(Failure::Busy))] {
+            let looks: Vec<_> = (0..LONG_LOOKS_MAX).map(|_| browser.look_long().ok().unwrap()).collect();
+            assert_eq!(visit(browser, "/search?q=here"), Err(Failure::Busy));
+            assert_eq!(visit(browser, &format!("/path/{path}")), Ok(Some(Status::Ok)));
+            assert_eq!(visit(browser, &contents), of_contents);
+            assert!(browser.figures.looks_refused.get() > 0);
+            drop(looks);
+            assert_eq!(visit(browser, "/search?q=here"), Ok(Some(Status::Ok)));
+            assert_eq!(visit(browser, &contents), Ok(Some(Status::Ok)));
+        }
+    }
+
+    #[test]
+    fn so_many_wait_and_no_more() {
+        let (_folder, browser, _) = cache(1);
+        let mut visits: Vec<_> = (0..BROWSING_JOBS_MAX).map(|_| browser.admit().ok().unwrap()).collect();
+        assert_eq!(browser.admit().err(), Some(Failure::Busy));
+        visits.pop();
+        assert!(browser.admit().is_ok());
     }
 
     #[test]

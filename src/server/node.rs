@@ -244,13 +244,16 @@ impl CacheNode {
 
     /// What people look at.
     fn browse(&mut self, caller: &Caller<'_>, wish: Wish, request: &Request<'_>) -> Answer {
-        if self.overview.browser.is_none() {
-            return Answer::Reply(not_found());
-        }
+        let leave = match self.overview.browser.as_ref().map(Browser::admit) {
+            None => return Answer::Reply(not_found()),
+            Some(Err(failure)) => return Answer::Reply(failure.reply()),
+            Some(Ok(leave)) => leave,
+        };
         let (overview, route) = (Arc::clone(&self.overview), wish.route.clone());
         let is_page = names_media_type(request.accept, "text/html");
         let base_url = base_url(request, self.is_proxy_trusted(caller, request));
         let question = move |toolbox: &mut Toolbox, demand: &Demand| {
+            let _leave = leave;
             let visit = Visit { is_page, base_url: &base_url, demand };
             overview.browser.as_ref().map_or(Ok(None), |browser| browser.show(&route, &visit, toolbox))
         };
