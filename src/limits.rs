@@ -339,8 +339,8 @@ pub const BROWSED_ENTRIES_MAX: usize = 4096;
 pub const BROWSED_FILE_LEN_MAX: u64 = 16 * 1024 * 1024;
 /// A NAR that is not longer than this, unpacked, is looked into without leave: it takes a tenth of a second or two. Bytes.
 pub const BROWSED_AT_ONCE_LEN_MAX: u64 = 32 * 1024 * 1024;
-/// How long a NAR of a cache directory may be looked into. A compressed one has to be decoded from its beginning.
-pub const BROWSED_NAR_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long one may look into a path: a directory can have millions of entries, and a compressed NAR has to be decoded from its beginning.
+pub const BROWSED_TIME_MAX: Duration = Duration::from_secs(5);
 /// What is read of a file to guess what it is. Bytes.
 pub const BROWSED_START_LEN: usize = 1024;
 /// Narinfos of a cache directory that can be found by their names. Each takes some 350 bytes of memory.

@@ -6,6 +6,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ use crate::codec::narinfo::{Compression, NarInfo};
 use crate::codec::search::Pattern;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::limits::{
-    BROWSED_AT_ONCE_LEN_MAX, BROWSED_ENTRIES_MAX, BROWSED_NAR_TIME_MAX, BROWSED_START_LEN, BROWSING_JOBS_MAX,
+    BROWSED_AT_ONCE_LEN_MAX, BROWSED_ENTRIES_MAX, BROWSED_START_LEN, BROWSED_TIME_MAX, BROWSING_JOBS_MAX,
     LONG_LOOKS_MAX, PAGES_LEN_MAX, REFERRERS_COUNTED_MAX, REFERRERS_SHOWN_MAX, REFERRERS_TIME_MAX,
     SEARCH_BATCH, SEARCH_FOUND_MAX, SEARCH_TIME_MAX,
 };
@@ -283,11 +284,7 @@ impl Browser {
     ) -> Result<Option<Made>, Failure> {
         let Some((place, narinfo)) = self.find(hash_part, toolbox)? else { return Ok(None) };
         let path = &narinfo.info.path;
-        let surroundings = match place {
-            Place::Store(store) => surroundings(store, path, toolbox)?,
-            Place::Directory(_) => None,
-        };
-        let referrers = self.referrers(path, visit, toolbox)?;
+        let (referrers, surroundings) = self.referrers(path, place, visit, toolbox)?;
         let deriver = narinfo.info.deriver.as_ref();
         let document = details::page(&Details {
             narinfo: &narinfo,
@@ -301,22 +298,27 @@ impl Browser {
         self.page(Status::Ok, document).map(Some)
     }
 
-    /// What refers to a path in any source.
+    /// What refers to a path in any source, and what else is known where it is served from.
     fn referrers(
         &self,
         path: &StorePath,
+        home: &Place,
         visit: &Visit<'_>,
         toolbox: &mut Toolbox,
-    ) -> Result<Referrers, Failure> {
-        let mut referrers = Referrers::default();
+    ) -> Result<(Referrers, Option<Surroundings>), Failure> {
+        let (mut referrers, mut of_home) = (Referrers::default(), None);
         let goes_on = within(REFERRERS_TIME_MAX, visit.demand);
         for place in &self.places {
             match place {
                 Place::Store(store) => {
-                    let Some(found) = surroundings(store, path, toolbox)? else { continue };
+                    let is_home = ptr::eq(place, home);
+                    let Some(mut found) = surroundings(store, path, is_home, toolbox)? else { continue };
                     referrers.may_be_more |= found.referrers_count >= REFERRERS_COUNTED_MAX;
                     referrers.count += found.referrers_count;
-                    referrers.paths.extend(found.referrers);
+                    referrers.paths.append(&mut found.referrers);
+                    if is_home {
+                        of_home = Some(found);
+                    }
                 }
                 Place::Directory(directory) => {
                     let Ok(_long) = self.look_long() else {
@@ -339,7 +341,7 @@ impl Browser {
         // Those that two sources have are counted once, as far as both of them are here.
         *count = count.saturating_sub((with_twins - paths.len()) as u64).max(paths.len() as u64);
         paths.truncate(REFERRERS_SHOWN_MAX);
-        Ok(referrers)
+        Ok((referrers, of_home))
     }
 
     /// What is in a path, of the first source that has the path.
@@ -412,6 +414,9 @@ impl Browser {
                         browse::too_much(&spot, &nar_link(&narinfo.url).unwrap_or_default()),
                     )
                     .map(Some),
+                Inside::TooSlow => self
+                    .page(Status::ServiceUnavailable, browse::too_slow(&spot, &nar_link(&narinfo.url)))
+                    .map(Some),
             };
         }
         Ok(None)
@@ -432,7 +437,7 @@ impl Browser {
             return Ok(None);
         };
         let Some(file) = directory.open_beneath(name.as_str()).map_err(failed)? else { return Ok(None) };
-        let (goes_on, compression) = (within(BROWSED_NAR_TIME_MAX, visit.demand), narinfo.compression);
+        let (goes_on, compression) = (within(BROWSED_TIME_MAX, visit.demand), narinfo.compression);
         let look = |inner: &InnerPath| {
             nar_file::find(&file, name.as_str(), compression, inner, &goes_on).map_err(failed)
         };
@@ -447,7 +452,7 @@ impl Browser {
         let found = match found {
             Outcome::Found(None) => return Ok(None),
             Outcome::Found(Some(found)) => found,
-            Outcome::Stopped => return Ok(Some(Inside::TooMuch)),
+            Outcome::Stopped => return Ok(Some(Inside::TooSlow)),
         };
         Ok(Some(match found {
             Found::Directory { entries, count } => Inside::Directory { entries, count },
@@ -532,9 +537,14 @@ fn look_into_store(
             if !request.has_slash {
                 return Ok(Some(Inside::Directory { entries: Vec::new(), count: 0 }));
             }
-            let goes_on = || visit.demand.is_there();
+            let goes_on = within(BROWSED_TIME_MAX, visit.demand);
             let listed = inside::list(&directory, &root, BROWSED_ENTRIES_MAX, &goes_on).map_err(failed)?;
-            listed.map(|Entries { entries, count }| Inside::Directory { entries, count })
+            Some(
+                listed.map_or(Inside::TooSlow, |Entries { entries, count }| Inside::Directory {
+                    entries,
+                    count,
+                }),
+            )
         }
     })
 }
@@ -559,7 +569,10 @@ enum Inside {
         /// How many names lead to it.
         depth: usize,
     },
+    /// It is not taken out of its NAR.
     TooMuch,
+    /// The time was up.
+    TooSlow,
 }
 
 /// Others may keep what is in a path for a while: it can be deleted. The entity tag tells whether it is the same later.
@@ -618,13 +631,14 @@ fn destination(spot: &Spot<'_>, target: &[u8], depth: usize) -> Option<(StorePat
     Some((path, inner))
 }
 
-/// What a live store knows of a path of any source.
+/// What a live store knows of a path of any source, with its closure if it is served from there.
 fn surroundings(
     store: &SharedStore,
     path: &StorePath,
+    is_home: bool,
     toolbox: &mut Toolbox,
 ) -> Result<Option<Surroundings>, Failure> {
-    match store.ask_database(toolbox, Query::Referrers, |database| database.surroundings(path)) {
+    match store.ask_database(toolbox, Query::Referrers, |database| database.surroundings(path, is_home)) {
         Err(Failure::Damaged) => Ok(None),
         found => found,
     }
@@ -710,12 +724,16 @@ mod tests {
         (folder, browser, path)
     }
 
-    /// What comes of a visit: a status, or why there is none.
-    fn visit(browser: &Browser, target: &str) -> Result<Option<Status>, Failure> {
+    fn base_url_of_a_request() -> BaseUrl {
         let Ok(Parsed::Complete { request, .. }) = parse(b"GET / HTTP/1.1\r\nHost: cache\r\n\r\n", 0) else {
             panic!("no request")
         };
-        let (interest, base_url) = (Interest::default(), base_url(&request, false));
+        base_url(&request, false)
+    }
+
+    /// What comes of a visit: a status, or why there is none.
+    fn visit(browser: &Browser, target: &str) -> Result<Option<Status>, Failure> {
+        let (interest, base_url) = (Interest::default(), base_url_of_a_request());
         let visit = Visit { is_page: false, base_url: &base_url, demand: &interest.demand() };
         let made = browser.show(&Route::parse(target.as_bytes()), &visit, &mut Toolbox::default())?;
         Ok(made.map(|made| made.status))
@@ -736,6 +754,17 @@ mod tests {
             assert_eq!(visit(browser, "/search?q=here"), Ok(Some(Status::Ok)));
             assert_eq!(visit(browser, &contents), Ok(Some(Status::Ok)));
         }
+    }
+
+    #[test]
+    fn what_was_not_found_in_time_is_not_said_to_be_absent() {
+        let (_folder, browser, path) = cache(1);
+        let base_url = base_url_of_a_request();
+        let demand = Interest::default().demand();
+        let visit = Visit { is_page: true, base_url: &base_url, demand: &demand };
+        let route = Route::parse(format!("/serve/{path}").as_bytes());
+        let made = browser.show(&route, &visit, &mut Toolbox::default()).unwrap().unwrap();
+        assert_eq!(made.status, Status::ServiceUnavailable);
     }
 
     #[test]

@@ -68,12 +68,12 @@ pub type ValidPath = (RowId, Result<StorePath, StoreError>);
 pub struct Surroundings {
     /// When it was registered. Seconds since 1970.
     pub registered_s: u64,
-    /// What refers to it, itself excepted, by name: [`REFERRERS_SHOWN_MAX`] of these at most.
+    /// What refers to it, itself excepted: any [`REFERRERS_SHOWN_MAX`] of these, as the database has them, sorted by name.
     pub referrers: Vec<StorePath>,
     /// How many there are, or [`REFERRERS_COUNTED_MAX`] if there are more.
     pub referrers_count: u64,
-    /// How many paths it needs, itself included, and the length of their NARs together in bytes; none when these are more than
-    /// [`CLOSURE_PATHS_MAX`].
+    /// How many paths it needs, itself included, and the length of their NARs together in bytes; none when that was not asked for, or when
+    /// these are more than [`CLOSURE_PATHS_MAX`].
     pub closure: Option<(u64, u64)>,
 }
 
@@ -118,7 +118,11 @@ impl Database {
     }
 
     /// What the database knows of a valid path beside what its narinfo says. `None` when it is not valid any more.
-    pub fn surroundings(&mut self, path: &StorePath) -> Result<Option<Surroundings>, StoreError> {
+    pub fn surroundings(
+        &mut self,
+        path: &StorePath,
+        is_closure_wanted: bool,
+    ) -> Result<Option<Surroundings>, StoreError> {
         let full = path.full(&self.store.store_dir);
         self.ask(|opened, store| {
             let mut statement =
@@ -148,17 +152,21 @@ impl Database {
                    (select 1 from Refs where reference = ?1 and referrer != ?1 limit ?2)",
                 REFERRERS_COUNTED_MAX,
             )?;
-            let (closure_count, closure_nar_size) = count(
-                "with recursive closure(id) as (select ?1 union \
-                   select reference from Refs join closure on referrer = closure.id limit ?2) \
-                 select count(*), cast(total(narSize) as integer) from closure join ValidPaths using (id)",
-                CLOSURE_PATHS_MAX + 1,
-            )?;
+            let closure = if is_closure_wanted {
+                Some(count(
+                    "with recursive closure(id) as (select ?1 union \
+                       select reference from Refs join closure on referrer = closure.id limit ?2) \
+                     select count(*), cast(total(narSize) as integer) from closure join ValidPaths using (id)",
+                    CLOSURE_PATHS_MAX + 1,
+                )?)
+            } else {
+                None
+            };
             Ok(Some(Surroundings {
                 registered_s: u64::try_from(registered_s).unwrap_or(0),
                 referrers,
                 referrers_count,
-                closure: (closure_count <= CLOSURE_PATHS_MAX).then_some((closure_count, closure_nar_size)),
+                closure: closure.filter(|(count, _)| *count <= CLOSURE_PATHS_MAX),
             }))
         })
     }
@@ -876,7 +884,7 @@ mod tests {
         refer(&writer, A, C);
         writer.execute("update ValidPaths set narSize = id * 100, registrationTime = id * 7", []).unwrap();
         let mut database = fixture.open();
-        let mut ask = |name| database.surroundings(&path(name)).unwrap();
+        let mut ask = |name| database.surroundings(&path(name), true).unwrap();
         let of_a = ask(A).unwrap();
         assert_eq!((of_a.registered_s, of_a.referrers, of_a.referrers_count), (7, vec![], 0));
         assert_eq!(of_a.closure, Some((3, 600)));
@@ -906,11 +914,12 @@ mod tests {
             ))
             .unwrap();
         let mut database = fixture.open();
-        let of_a = database.surroundings(&path(A)).unwrap().unwrap();
+        assert_eq!(database.surroundings(&path(A), false).unwrap().unwrap().closure, None);
+        let of_a = database.surroundings(&path(A), true).unwrap().unwrap();
         assert_eq!(of_a.referrers.len(), REFERRERS_SHOWN_MAX);
         assert_eq!((of_a.referrers_count, of_a.closure), (many, Some((1, 120))));
         let needs_all = StorePath::parse_base_name(&format!("{:032}-z", 1)).unwrap();
-        let of_it = database.surroundings(&needs_all).unwrap().unwrap();
+        let of_it = database.surroundings(&needs_all, true).unwrap().unwrap();
         assert_eq!(of_it.closure, None);
     }
 

@@ -108,6 +108,15 @@ pub fn too_much(spot: &Spot<'_>, nar_url: &str) -> String {
     ))
 }
 
+/// The page in the place of what was not found in time.
+pub fn too_slow(spot: &Spot<'_>, nar_url: &str) -> String {
+    let url = Escaped(nar_url);
+    spot.page(&format!(
+        "<p>To look for this here takes too long at the moment: so much is in this path. Try again later, \
+         <a href=\"{url}\">fetch the NAR</a>, or copy the path with Nix.</p>\n"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
