@@ -415,7 +415,10 @@ impl Browser {
                     )
                     .map(Some),
                 Inside::TooSlow => self
-                    .page(Status::ServiceUnavailable, browse::too_slow(&spot, &nar_link(&narinfo.url)))
+                    .page(
+                        Status::ServiceUnavailable,
+                        browse::too_slow(&spot, &nar_link(&narinfo.url).unwrap_or_default()),
+                    )
                     .map(Some),
             };
         }
