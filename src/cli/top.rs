@@ -281,10 +281,11 @@ fn watch(nodes: Vec<Node>, interval: Duration) -> Result<(), TopFailure> {
 /// Has the first signal say that this is the end, and the second one be it. A terminal that is stopped keeps whoever writes to it, also who
 /// would leave it as it was: then the process ends all the same, after a moment, and what is left of the picture stays.
 fn notice_signals(ended: Arc<AtomicBool>) -> io::Result<()> {
-    let mut signals = Signals::new(SIGNALS)?;
+    // Before the others are told: a first signal must not be taken for the second.
     for signal in SIGNALS {
         flag::register_conditional_shutdown(signal, SIGNALLED + signal, Arc::clone(&ended))?;
     }
+    let mut signals = Signals::new(SIGNALS)?;
     let end = move || {
         let Some(signal) = signals.forever().next() else { return };
         ended.store(true, Ordering::Relaxed);
