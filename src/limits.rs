@@ -347,6 +347,8 @@ pub const BROWSED_START_LEN: usize = 1024;
 pub const INDEX_ENTRIES_MAX: usize = 1 << 18;
 /// Memory for what these say. For each directory. Bytes.
 pub const INDEX_LEN_MAX: usize = 96 * 1024 * 1024;
+/// How long who finds such an index in use sleeps before looking again, as long as there is time.
+pub const INDEX_BUSY_POLL: Duration = Duration::from_millis(10);
 /// How long the page of a path may look for what refers to it in a cache directory.
 pub const REFERRERS_TIME_MAX: Duration = Duration::from_secs(1);
 /// References on the page of a path.

@@ -4,11 +4,13 @@
 //! No Nix client asks for any of this. It goes over all sources at once, in their order: the first that has a path is the one whose
 //! path it is, as for its narinfo.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,8 +37,8 @@ use crate::codec::search::Pattern;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::limits::{
     BROWSED_AT_ONCE_LEN_MAX, BROWSED_ENTRIES_MAX, BROWSED_START_LEN, BROWSED_TIME_MAX, BROWSING_JOBS_MAX,
-    LONG_LOOKS_MAX, PAGES_LEN_MAX, REFERRERS_COUNTED_MAX, REFERRERS_SHOWN_MAX, REFERRERS_TIME_MAX,
-    SEARCH_BATCH, SEARCH_FOUND_MAX, SEARCH_TIME_MAX,
+    INDEX_BUSY_POLL, LONG_LOOKS_MAX, PAGES_LEN_MAX, REFERRERS_COUNTED_MAX, REFERRERS_SHOWN_MAX,
+    REFERRERS_TIME_MAX, SEARCH_BATCH, SEARCH_FOUND_MAX, SEARCH_TIME_MAX,
 };
 use crate::store::cache_index::{CacheIndex, Coverage};
 use crate::store::db::{Database, Surroundings};
@@ -113,7 +115,10 @@ impl Place {
                 Ok(known.present_path().and_then(|path| NarInfo::parse(path.narinfo(), store_dir).ok()))
             }
             Self::Directory(shared) => {
-                shared.directory.narinfo(hash_part, store_dir).map_err(|error| Failure::log(&error))
+                let narinfo = shared.directory.narinfo(hash_part, store_dir);
+                // What tells of another path is as good as absent: a page would lead in a circle.
+                let is_its_own = |narinfo: &NarInfo| narinfo.info.path.hash_part() == hash_part;
+                Ok(narinfo.map_err(|error| Failure::log(&error))?.filter(is_its_own))
             }
         }
     }
@@ -128,17 +133,24 @@ impl Place {
 }
 
 impl SharedDirectory {
-    /// Brings the index up to date as far as there is time, and asks it.
+    /// Brings the index up to date as far as there is time, and asks it; not when somebody else does so all that time.
     fn ask_index<T>(
         &self,
         store_dir: &StoreDir,
         goes_on: &dyn Fn() -> bool,
         question: impl FnOnce(&CacheIndex) -> T,
-    ) -> Result<(T, Coverage), Failure> {
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<Option<(T, Coverage)>, Failure> {
+        let mut index = loop {
+            match self.index.try_lock() {
+                Ok(index) => break index,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if goes_on() => thread::sleep(INDEX_BUSY_POLL),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+            }
+        };
         let coverage =
             index.refresh(&self.directory, store_dir, goes_on).map_err(|error| Failure::log(&error))?;
-        Ok((question(&index), coverage))
+        Ok(Some((question(&index), coverage)))
     }
 }
 
@@ -146,10 +158,15 @@ impl SharedDirectory {
 struct Search<'a> {
     pattern: &'a Pattern,
     goes_on: &'a dyn Fn() -> bool,
-    found: Vec<StorePath>,
+    /// What several sources have counts once.
+    found: BTreeSet<StorePath>,
     looked_at: u64,
-    /// Paths of those places that were not searched to their end.
+    /// Paths of those places that were not searched to their end, as far as they were counted.
     missed: u64,
+    /// Whether there are such places.
+    is_time_up: bool,
+    /// How many paths are known of those directories that are too large, and of how many.
+    too_large: Option<(u64, u64)>,
 }
 
 impl Search<'_> {
@@ -176,6 +193,7 @@ impl Search<'_> {
             if !(self.goes_on)() {
                 let all = store.ask_database(toolbox, Query::Search, Database::count)?;
                 self.missed += all.saturating_sub(self.looked_at - before);
+                self.is_time_up = true;
                 break;
             }
             let scan = store.ask_database(toolbox, Query::Search, |database| {
@@ -189,13 +207,29 @@ impl Search<'_> {
     }
 
     fn directory(&mut self, directory: &SharedDirectory, store_dir: &StoreDir) -> Result<(), Failure> {
-        let left = (SEARCH_FOUND_MAX + 1).saturating_sub(self.found.len());
-        let (found, coverage) = directory.ask_index(store_dir, self.goes_on, |index| {
-            index.find(|name| self.pattern.is_met_by(name)).take(left).cloned().collect::<Vec<_>>()
+        let found = &mut self.found;
+        let asked = directory.ask_index(store_dir, self.goes_on, |index| {
+            for path in index.find(|name| self.pattern.is_met_by(name)) {
+                if found.len() > SEARCH_FOUND_MAX {
+                    break;
+                }
+                if !found.contains(path) {
+                    found.insert(path.clone());
+                }
+            }
         })?;
-        self.found.extend(found);
+        let Some(((), coverage)) = asked else {
+            self.is_time_up = true;
+            return Ok(());
+        };
         self.looked_at += coverage.read;
-        self.missed += coverage.all.saturating_sub(coverage.read) + u64::from(!coverage.is_counted);
+        if coverage.is_full {
+            let (known, all) = self.too_large.unwrap_or_default();
+            self.too_large = Some((known + coverage.read, all + coverage.all));
+        } else if !coverage.is_whole() {
+            self.missed += coverage.all.saturating_sub(coverage.read);
+            self.is_time_up = true;
+        }
         Ok(())
     }
 }
@@ -252,8 +286,15 @@ impl Browser {
             return Ok(Some(Made::elsewhere(&path_url(&narinfo.info.path))));
         }
         let goes_on = within(SEARCH_TIME_MAX, visit.demand);
-        let mut search =
-            Search { pattern: &pattern, goes_on: &goes_on, found: Vec::new(), looked_at: 0, missed: 0 };
+        let mut search = Search {
+            pattern: &pattern,
+            goes_on: &goes_on,
+            found: BTreeSet::new(),
+            looked_at: 0,
+            missed: 0,
+            is_time_up: false,
+            too_large: None,
+        };
         if let Pattern::Names { .. } = pattern {
             let _long = self.look_long()?;
             for place in &self.places {
@@ -266,13 +307,14 @@ impl Browser {
                 }
             }
         }
-        let Search { mut found, looked_at, missed, .. } = search;
+        let has_more = search.is_full();
+        let Search { found, looked_at, missed, is_time_up, too_large, .. } = search;
+        let mut found: Vec<_> = found.into_iter().collect();
         sort_by_name(&mut found);
-        found.dedup();
-        let has_more = found.len() > SEARCH_FOUND_MAX;
         found.truncate(SEARCH_FOUND_MAX);
-        let unfinished = (missed > 0 && !has_more).then_some((looked_at, looked_at + missed));
-        let results = Results { text, pattern: &pattern, found: &found, has_more, unfinished };
+        let unfinished = (is_time_up && !has_more).then_some((looked_at, looked_at + missed));
+        let too_large = too_large.filter(|_| !has_more);
+        let results = Results { text, pattern: &pattern, found: &found, has_more, unfinished, too_large };
         self.page(Status::Ok, search::page(&results)).map(Some)
     }
 
@@ -325,12 +367,16 @@ impl Browser {
                         referrers.may_be_more = true;
                         continue;
                     };
-                    let (found, coverage) = directory.ask_index(&self.store_dir, &goes_on, |index| {
-                        index.referrers(path.hash_part()).cloned().collect::<Vec<_>>()
+                    let asked = directory.ask_index(&self.store_dir, &goes_on, |index| {
+                        first_by_name(index.referrers(path.hash_part()))
                     })?;
+                    let Some(((first, count), coverage)) = asked else {
+                        referrers.may_be_more = true;
+                        continue;
+                    };
                     referrers.may_be_more |= !coverage.is_whole();
-                    referrers.count += found.len() as u64;
-                    referrers.paths.extend(found);
+                    referrers.count += count;
+                    referrers.paths.extend(first);
                 }
             }
         }
@@ -658,6 +704,19 @@ fn sort_by_name(paths: &mut [StorePath]) {
     paths.sort_by(|one, other| (one.name(), one).cmp(&(other.name(), other)));
 }
 
+/// The first of them by name, as many as are shown, and how many there are.
+fn first_by_name<'a>(paths: impl Iterator<Item = &'a StorePath>) -> (Vec<StorePath>, u64) {
+    let (mut first, mut count) = (BTreeSet::new(), 0);
+    for path in paths {
+        count += 1;
+        first.insert((path.name(), path));
+        if first.len() > REFERRERS_SHOWN_MAX {
+            first.pop_last();
+        }
+    }
+    (first.into_iter().map(|(_, path)| path.clone()).collect(), count)
+}
+
 /// The URL of the page of a path.
 pub(super) fn path_url(path: &StorePath) -> String {
     format!("/path/{}", encode_escapes(path.base_name().as_bytes()))
@@ -666,6 +725,7 @@ pub(super) fn path_url(path: &StorePath) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
 
     use super::*;
     use crate::codec::http::request::{Parsed, parse};
@@ -708,6 +768,23 @@ mod tests {
         }
     }
 
+    fn narinfo(folder: &Path, base_name: &str, url: &str, nar_size: u64, references: &str) {
+        let text = format!(
+            "StorePath: /nix/store/{base_name}\nURL: {url}\nCompression: none\n\
+             NarHash: sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s\nNarSize: {nar_size}\n\
+             References: {references}\n"
+        );
+        fs::write(folder.join(format!("{}.narinfo", &base_name[..32])), text).unwrap();
+    }
+
+    fn browser(folders: &[&Path]) -> Browser {
+        let place = |folder: &&Path| {
+            Place::directory(OwnedFd::from(fs::File::open(folder).unwrap()), folder.to_path_buf())
+        };
+        let places = folders.iter().map(place).collect();
+        Browser::new(places, StoreDir::parse("/nix/store").unwrap(), Arc::default())
+    }
+
     /// A cache directory with one path, whose NAR is said to have that length.
     fn cache(nar_size: u64) -> (tempfile::TempDir, Browser, StorePath) {
         let folder = tempfile::tempdir().unwrap();
@@ -716,14 +793,8 @@ mod tests {
         let url = format!("nar/{}.nar", "1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s");
         fs::create_dir(folder.path().join("nar")).unwrap();
         fs::write(folder.path().join(&url), nar(&file)).unwrap();
-        let narinfo = format!(
-            "StorePath: /nix/store/{HERE}\nURL: {url}\nCompression: none\n\
-             NarHash: sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s\nNarSize: {nar_size}\nReferences: \n"
-        );
-        fs::write(folder.path().join(format!("{}.narinfo", path.hash_part())), narinfo).unwrap();
-        let opened = OwnedFd::from(fs::File::open(folder.path()).unwrap());
-        let places = vec![Place::directory(opened, folder.path().to_path_buf())];
-        let browser = Browser::new(places, StoreDir::parse("/nix/store").unwrap(), Arc::default());
+        narinfo(folder.path(), HERE, &url, nar_size, "");
+        let browser = browser(&[folder.path()]);
         (folder, browser, path)
     }
 
@@ -768,6 +839,61 @@ mod tests {
         let route = Route::parse(format!("/serve/{path}").as_bytes());
         let made = browser.show(&route, &visit, &mut Toolbox::default()).unwrap().unwrap();
         assert_eq!(made.status, Status::ServiceUnavailable);
+    }
+
+    fn text(browser: &Browser, target: &str) -> String {
+        let (interest, base_url) = (Interest::default(), base_url_of_a_request());
+        let visit = Visit { is_page: true, base_url: &base_url, demand: &interest.demand() };
+        let made = browser.show(&Route::parse(target.as_bytes()), &visit, &mut Toolbox::default());
+        let MadeContent::Bytes(text) = made.ok().flatten().unwrap().content else { panic!("no page") };
+        String::from_utf8(text.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_two_sources_have_is_found_once_and_hides_nothing() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [one, two] = folders.each_ref().map(tempfile::TempDir::path);
+        let write = |folder, number: usize| {
+            narinfo(folder, &format!("{number:032}-many"), "nar/x.nar", 1, HERE);
+        };
+        (0..150).for_each(|number| write(one, number));
+        (0..SEARCH_FOUND_MAX).for_each(|number| write(two, number));
+        narinfo(one, HERE, "nar/x.nar", 1, "");
+        let browser = browser(&[one, two]);
+        assert!(text(&browser, "/search?q=many").contains(">200 paths.<"));
+        assert!(text(&browser, &format!("/path/{HERE}")).contains("Referrers (200)"));
+        write(two, SEARCH_FOUND_MAX);
+        let shown = text(&browser, "/search?q=many");
+        assert!(shown.contains(">200 paths, and there are more"), "{shown}");
+    }
+
+    #[test]
+    fn an_index_that_somebody_else_has_is_not_waited_for_for_ever() {
+        let (_folder, browser, path) = cache(1);
+        let Place::Directory(directory) = &browser.places[0] else { panic!("a directory") };
+        let (index, store_dir) = (directory.index.lock().unwrap(), browser.store_dir.clone());
+        let find = |goes_on| directory.ask_index(&store_dir, goes_on, |index| index.find(|_| true).count());
+        assert!(find(&|| false).unwrap().is_none());
+        let shown = text(&browser, &format!("/path/{path}"));
+        assert!(shown.contains("Referrers (at least 0)"), "{shown}");
+        drop(index);
+        assert_eq!(find(&|| true).unwrap().unwrap().0, 1);
+    }
+
+    #[test]
+    fn a_narinfo_of_another_path_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        narinfo(folder.path(), OTHER, "nar/x.nar", 1, "");
+        fs::rename(
+            folder.path().join(format!("{}.narinfo", &OTHER[..32])),
+            folder.path().join(format!("{}.narinfo", &HERE[..32])),
+        )
+        .unwrap();
+        let browser = browser(&[folder.path()]);
+        for target in [format!("/path/{HERE}"), format!("/path/{OTHER}"), format!("/serve/{HERE}/")] {
+            assert_eq!(visit(&browser, &target), Ok(None), "{target}");
+        }
+        assert!(text(&browser, "/search?q=other").contains("no such path here"));
     }
 
     #[test]

@@ -85,6 +85,9 @@ impl CacheIndex {
             && let Some(hash_part) = self.unread.pop()
         {
             let Some(narinfo) = directory.narinfo(hash_part, store_dir)? else { continue };
+            if narinfo.info.path.hash_part() != hash_part {
+                continue;
+            }
             let Some(entry) = self.entries.get_mut(&hash_part) else { continue };
             let references = narinfo.info.references.iter().map(StorePath::hash_part).collect();
             let contents = Contents { path: narinfo.info.path, references };

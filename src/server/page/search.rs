@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use indicatif::HumanCount;
+
 use super::parts::{PathLink, breadcrumb, count};
 use super::{Escaped, shell};
 use crate::codec::search::Pattern;
@@ -19,13 +21,15 @@ pub struct Results<'a> {
     pub found: &'a [StorePath],
     /// Whether more was found.
     pub has_more: bool,
-    /// How many paths were looked at, and of how many, if the time was up before the end.
+    /// How many paths were looked at, and of how many as far as they were counted, if the time was up before the end.
     pub unfinished: Option<(u64, u64)>,
+    /// How many paths are known of directories that are too large to be known whole, and of how many.
+    pub too_large: Option<(u64, u64)>,
 }
 
 /// The page.
 pub fn page(results: &Results<'_>) -> String {
-    let Results { text, pattern, found, has_more, unfinished } = results;
+    let Results { text, pattern, found, has_more, unfinished, too_large } = results;
     let typed = Escaped(text);
     let mut body = breadcrumb(&[("/".to_owned(), "Cache".to_owned())], "Search");
     // Writing to a String cannot fail.
@@ -46,8 +50,11 @@ pub fn page(results: &Results<'_>) -> String {
             writeln!(body, "<p role=\"status\">Type at least {SEARCH_NAME_LEN_MIN} characters.</p>")
         }
         _ if found.is_empty() => {
-            let what =
-                if unfinished.is_some() { "Nothing was found yet" } else { "There is no such path here" };
+            let what = match (unfinished, too_large) {
+                (Some(_), _) => "Nothing was found yet",
+                (None, Some(_)) => "There is no such path among those that are known",
+                (None, None) => "There is no such path here",
+            };
             writeln!(body, "<p role=\"status\">{what}: <code>{typed}</code></p>")
         }
         _ => {
@@ -57,11 +64,20 @@ pub fn page(results: &Results<'_>) -> String {
         }
     };
     if let Some((looked_at, all)) = unfinished {
+        let of_all = if all > looked_at { format!(" of {}", HumanCount(*all)) } else { String::new() };
         let _ = writeln!(
             body,
-            "<p role=\"status\">The time of this search was up: it has looked at {} of {} so far. \
+            "<p role=\"status\">The time of this search was up: it has looked at {}{of_all} paths so far. \
              Search again to go on.</p>",
-            indicatif::HumanCount(*looked_at),
+            HumanCount(*looked_at),
+        );
+    }
+    if let Some((known, all)) = too_large {
+        let _ = writeln!(
+            body,
+            "<p role=\"status\">This cache is too large to be searched whole: {} of {} in its largest \
+             directories are known by their names.</p>",
+            HumanCount(*known),
             count(*all, "path", "paths")
         );
     }
@@ -88,7 +104,7 @@ mod tests {
             .iter()
             .map(|name| StorePath::parse_base_name(&format!("{}-{name}", "0".repeat(32))).unwrap())
             .collect();
-        page(&Results { text, pattern: &pattern, found: &found, has_more, unfinished })
+        page(&Results { text, pattern: &pattern, found: &found, has_more, unfinished, too_large: None })
     }
 
     #[test]
@@ -115,5 +131,16 @@ mod tests {
         assert!(shown("h", &[], false, None).contains("at least 2 characters"));
         let text = shown("he", &[], false, Some((1000, 20_000)));
         assert!(text.contains("1,000 of 20,000 paths") && text.contains("Nothing was found yet"), "{text}");
+        let pattern = Pattern::of("he", &StoreDir::parse("/nix/store").unwrap());
+        let too_large = Some((1000, 20_000));
+        let text = page(&Results {
+            text: "he",
+            pattern: &pattern,
+            found: &[],
+            has_more: false,
+            unfinished: None,
+            too_large,
+        });
+        assert!(text.contains("1,000 of 20,000 paths") && !text.contains("Search again"), "{text}");
     }
 }
