@@ -487,8 +487,10 @@ impl Browser {
         };
         let Some(file) = directory.open_beneath(name.as_str()).map_err(failed)? else { return Ok(None) };
         let (goes_on, compression) = (within(BROWSED_TIME_MAX, visit.demand), narinfo.compression);
+        // Without a slash it is enough that it is a directory: what is in it is asked for next.
+        let entries_max = if request.has_slash { BROWSED_ENTRIES_MAX } else { 0 };
         let look = |inner: &InnerPath| {
-            nar_file::find(&file, name.as_str(), compression, inner, &goes_on).map_err(failed)
+            nar_file::find(&file, name.as_str(), compression, inner, entries_max, &goes_on).map_err(failed)
         };
         let mut inner = request.path.clone();
         let mut found = look(&inner)?;

@@ -8,7 +8,7 @@ use crate::codec::nar::decode::Decoder;
 use crate::codec::nar::find::{Finder, Found};
 use crate::codec::nar::inner_path::InnerPath;
 use crate::codec::narinfo::Compression;
-use crate::limits::{BROWSED_ENTRIES_MAX, BROWSED_FILE_LEN_MAX, DECODED_BUFFER_LEN_BYTES};
+use crate::limits::{BROWSED_FILE_LEN_MAX, DECODED_BUFFER_LEN_BYTES};
 
 /// How a look into a NAR has ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,18 +19,20 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Looks for what is at `path` in the NAR of `file`, for as long as `goes_on`. The contents of a file come along if the NAR is compressed
+/// Looks for what is at `path` in the NAR of `file`, for as long as `goes_on`. Of a directory, its first `entries_max` entries come along;
+/// if that is none, it is read no further. The contents of a file come along if the NAR is compressed
 /// and they have [`BROWSED_FILE_LEN_MAX`] bytes at most. `name` is for messages.
 pub fn find(
     file: &OwnedFd,
     name: &str,
     compression: Compression,
     path: &InnerPath,
+    entries_max: usize,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<Outcome, StoreError> {
     let damaged = |error: &dyn std::fmt::Display| StoreError::damaged(name, error);
     let is_flat = compression == Compression::None;
-    let mut finder = Finder::new(path, BROWSED_ENTRIES_MAX, if is_flat { 0 } else { BROWSED_FILE_LEN_MAX });
+    let mut finder = Finder::new(path, entries_max, if is_flat { 0 } else { BROWSED_FILE_LEN_MAX });
     let mut decompressor = Decompressor::new(compression).map_err(|error| damaged(&error))?;
     let mut decoder = Decoder::new();
     let (mut input, mut output) = (vec![0; DECODED_BUFFER_LEN_BYTES], vec![0; DECODED_BUFFER_LEN_BYTES]);
@@ -68,6 +70,7 @@ pub fn find(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::BTreeMap;
     use std::io::Write as _;
     use std::os::unix::fs::FileExt as _;
@@ -99,7 +102,7 @@ mod tests {
     fn look(bytes: &[u8], compression: Compression, path: &str) -> Result<Outcome, StoreError> {
         let mut inner = InnerPath::default();
         path.split('/').filter(|name| !name.is_empty()).for_each(|name| inner.push(name.as_bytes()).unwrap());
-        find(&OwnedFd::from(file_of(bytes)), "a NAR", compression, &inner, &|| true)
+        find(&OwnedFd::from(file_of(bytes)), "a NAR", compression, &inner, 10, &|| true)
     }
 
     #[test]
@@ -127,6 +130,19 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_of_which_nothing_is_wanted_is_not_read() {
+        let flat = nar(&tree());
+        let zstd = ::zstd::encode_all(&flat[..], 1).unwrap();
+        // There is no end to find.
+        for (bytes, compression) in [(&flat[..100], Compression::None), (&zstd[..], Compression::Zstd)] {
+            let (file, turns) = (OwnedFd::from(file_of(bytes)), Cell::new(0));
+            let goes_on = || turns.replace(turns.get() + 1) < 2;
+            let found = find(&file, "a NAR", compression, &InnerPath::default(), 0, &goes_on).unwrap();
+            assert_eq!(found, Outcome::Found(Some(Found::Directory { entries: Vec::new(), count: 0 })));
+        }
+    }
+
+    #[test]
     fn a_nar_that_is_cut_or_none_is_damaged() {
         let flat = nar(&tree());
         for bytes in [&flat[..flat.len() / 2], &flat[..50], b"", b"no NAR"] {
@@ -134,7 +150,7 @@ mod tests {
             assert!(matches!(look(bytes, Compression::Xz, "link"), Err(StoreError::Damaged { .. })));
         }
         let file = OwnedFd::from(file_of(&flat));
-        let stopped = find(&file, "a NAR", Compression::None, &InnerPath::default(), &|| false).unwrap();
+        let stopped = find(&file, "a NAR", Compression::None, &InnerPath::default(), 10, &|| false).unwrap();
         assert_eq!(stopped, Outcome::Stopped);
     }
 }

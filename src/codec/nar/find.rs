@@ -76,7 +76,8 @@ pub struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    /// For what is at `path`: of a directory so many entries, of a file the contents if they are not longer than that (in bytes).
+    /// For what is at `path`: of a directory so many entries, of a file the contents if they are not longer than that (in bytes). If no
+    /// entries are wanted, they are not counted either.
     pub fn new(path: &'a InnerPath, entries_max: usize, contents_len_max: u64) -> Self {
         Self {
             path,
@@ -183,6 +184,7 @@ impl<'a> Finder<'a> {
         match *event {
             Event::Directory if is_there => {
                 self.found = Some(Found::Directory { entries: Vec::new(), count: 0 });
+                self.is_done = self.entries_max == 0;
             }
             Event::Regular { size, contents_offset, .. } if is_there => {
                 let contents = (size <= self.contents_len_max).then(Vec::new);
