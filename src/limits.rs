@@ -54,8 +54,11 @@ pub const STORE_NAME_LEN_MAX: usize = 211;
 
 /// Operations that can be queued between two calls of the kernel; more wait in the program.
 pub const SUBMISSION_ENTRIES: u32 = 1024;
-/// Completions that fit before the kernel has to keep them aside.
-pub const COMPLETION_ENTRIES: u32 = 8 * 1024;
+/// The least a worker is content with where the kernel has not the memory for more: it wants each queue in one piece, and pieces of
+/// these are of a size that it makes room for.
+pub const SUBMISSION_ENTRIES_MIN: u32 = 128;
+/// Completions that fit, for each submission that can be queued, before the kernel has to keep them aside.
+pub const COMPLETIONS_PER_SUBMISSION: u32 = 8;
 /// Kernel threads for what cannot be done without waiting (cold opens, mostly). Per kind.
 pub const IO_WORKERS_MAX: u32 = 8;
 /// Small files that are open in the ring's own table at once; more are ordinary descriptors. Eight buffers' worth, 4 KiB.

@@ -16,7 +16,6 @@ use thiserror::Error;
 
 use super::buffer_ring::BufferRing;
 use super::sys;
-use crate::limits::COMPLETION_ENTRIES;
 use crate::residency::is_in_memory;
 
 /// Something that newer kernels do better. Without it the same work is done another way.
@@ -126,7 +125,7 @@ impl Capabilities {
     /// [`super::restriction::enable`].
     pub(super) fn builder(self) -> Builder {
         let mut builder = IoUring::builder();
-        builder.setup_clamp().setup_cqsize(COMPLETION_ENTRIES);
+        builder.setup_clamp();
         if self.has(Capability::DeferTaskrun) {
             builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
         } else if self.has(Capability::CoopTaskrun) {
@@ -226,7 +225,8 @@ pub enum ProbeError {
     TooOld(&'static str),
     /// Mostly a limit.
     #[error(
-        "cannot set up io_uring ({0}): raise the limit of locked memory (LimitMEMLOCK=64M in a systemd unit, docker run --ulimit memlock=67108864, ulimit -l)"
+        "cannot set up io_uring ({0}): raise the limit of locked memory (LimitMEMLOCK=64M in a systemd unit, docker run --ulimit \
+         memlock=67108864, ulimit -l), or free some memory"
     )]
     Limit(Errno),
 }

@@ -29,8 +29,9 @@ use super::descriptor::Descriptor;
 use super::op::{Completion, FileKind, Op, OpenedFile, Outcome, SendFileError, Submission, Token};
 use super::{Driver, Time, Traffic, restriction, sys};
 use crate::limits::{
-    COMPLETION_ENTRIES, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES, SENDFILE_ALONE_LEN_MAX,
-    SENDFILE_TURN_CALLS_MAX, SENDFILE_TURN_LEN_MAX, SUBMISSION_ENTRIES,
+    COMPLETIONS_PER_SUBMISSION, DIRECT_FILES, IO_WORKERS_MAX, RECEIVE_BUFFER_LEN_BYTES,
+    SENDFILE_ALONE_LEN_MAX, SENDFILE_TURN_CALLS_MAX, SENDFILE_TURN_LEN_MAX, SUBMISSION_ENTRIES,
+    SUBMISSION_ENTRIES_MIN,
 };
 use crate::residency::is_in_memory;
 
@@ -124,7 +125,9 @@ enum Lending {
 impl Uring {
     /// A ring for the calling thread, which must be the one that uses it.
     pub fn new(capabilities: Capabilities) -> io::Result<Self> {
-        let ring = capabilities.builder().build(SUBMISSION_ENTRIES)?;
+        let ring = build(|entries| {
+            capabilities.builder().setup_cqsize(entries * COMPLETIONS_PER_SUBMISSION).build(entries)
+        })?;
         // A disk that is slow must not make hundreds of kernel threads; both numbers are per ring.
         let _ = ring.submitter().register_iowq_max_workers(&mut [IO_WORKERS_MAX, IO_WORKERS_MAX]);
         // The limit of open files holds for the table as well.
@@ -145,7 +148,7 @@ impl Uring {
             backlog: VecDeque::new(),
             unsent: VecDeque::new(),
             local: VecDeque::new(),
-            reaped: VecDeque::with_capacity(COMPLETION_ENTRIES as usize),
+            reaped: VecDeque::with_capacity((SUBMISSION_ENTRIES * COMPLETIONS_PER_SUBMISSION) as usize),
             is_table_used: has_slots,
             free_slots: if has_slots { (0..DIRECT_FILES).collect() } else { Vec::new() },
             buffers,
@@ -626,6 +629,22 @@ impl Drop for Uring {
 }
 
 /// Where what is missing of a buffer is to be read.
+/// Makes a ring of as many submission entries as there should be, or else of as many as the kernel has the memory for. Each of its
+/// queues is to be one piece of memory or, from Linux 6.14 on, is given page by page in a way that finds one page only
+/// (<https://github.com/axboe/liburing/issues/1614>): where files fill the memory, as on a cache, large pieces are scarce. A smaller
+/// ring serves all the same, it enters the kernel more often.
+fn build<T>(mut make: impl FnMut(u32) -> io::Result<T>) -> io::Result<T> {
+    let mut entries = SUBMISSION_ENTRIES;
+    loop {
+        match make(entries) {
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory && entries > SUBMISSION_ENTRIES_MIN => {
+                entries /= 2;
+            }
+            made => return made,
+        }
+    }
+}
+
 fn rest_of(buffer: &mut BytesMut, filled: usize) -> (*mut u8, u32) {
     let rest = &mut buffer[filled..];
     (rest.as_mut_ptr(), u32::try_from(rest.len()).unwrap_or(u32::MAX))
@@ -743,7 +762,7 @@ mod tests {
                 len += written;
             }
             let socket = Descriptor::from(OwnedFd::from(near));
-            let (count, some) = (COMPLETION_ENTRIES as usize + 100, 10);
+            let (count, some) = ((SUBMISSION_ENTRIES * COMPLETIONS_PER_SUBMISSION) as usize + 100, 10);
             // Nobody completes before it is writable, and then all do.
             for number in 0..count {
                 let op = Op::AwaitWritable { socket: socket.clone() };
@@ -777,6 +796,27 @@ mod tests {
             let traffic = ring.take_traffic();
             assert_eq!((traffic.submissions, traffic.has_overflowed), (some as u64, false));
         }
+    }
+
+    #[test]
+    fn a_ring_is_as_large_as_the_kernel_has_memory_for_and_other_errors_are_told_at_once() {
+        let with_room_for = |room: u32, tried: &mut Vec<u32>| {
+            build(|entries| {
+                tried.push(entries);
+                if entries > room { Err(io::Error::from_raw_os_error(libc::ENOMEM)) } else { Ok(entries) }
+            })
+        };
+        let mut tried = Vec::new();
+        assert_eq!(with_room_for(u32::MAX, &mut tried).unwrap(), SUBMISSION_ENTRIES);
+        assert_eq!(with_room_for(SUBMISSION_ENTRIES / 4, &mut tried).unwrap(), SUBMISSION_ENTRIES / 4);
+        assert_eq!(tried, [1, 1, 2, 4].map(|part| SUBMISSION_ENTRIES / part));
+        assert_eq!(with_room_for(0, &mut tried).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+        assert_eq!(tried.last(), Some(&SUBMISSION_ENTRIES_MIN));
+        let refused = build::<()>(|entries| {
+            assert_eq!(entries, SUBMISSION_ENTRIES);
+            Err(io::Error::from_raw_os_error(libc::EPERM))
+        });
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
     }
 
     #[test]
