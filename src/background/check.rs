@@ -26,6 +26,8 @@ pub enum CheckedPath {
     Damaged(RootMark, String),
     /// No longer valid, or not yet what it will be.
     Gone,
+    /// Nobody gets a NAR of it, so it may be what it is.
+    Unserved,
     Unreadable(String),
 }
 
@@ -69,6 +71,7 @@ pub async fn check_path(
             Ok(Verdict::Damaged(_)) if !tree.is_unchanged(places, info) => return Ok(CheckedPath::Gone),
             Ok(Verdict::Damaged(reason)) => CheckedPath::Damaged(tree.mark, reason),
             Err(TreeError::Sink(_)) => return Err(Stop::Ended),
+            Err(TreeError::TooLarge) => return Ok(CheckedPath::Unserved),
             Err(error) => CheckedPath::Unreadable(error.to_string()),
         },
         Ok(None) => CheckedPath::Unreadable("it is valid and not there".to_owned()),
@@ -172,7 +175,7 @@ pub async fn look_again(workshop: &Rc<Workshop>) -> Result<(), StoreError> {
                 info!("{} is mended", info.path.full(&workshop.places.store_dir));
             }
             Ok(CheckedPath::Damaged(mark, reason)) => workshop.found_damaged(&info, mark, &reason).await,
-            Ok(CheckedPath::Gone | CheckedPath::Unreadable(_)) => {}
+            Ok(CheckedPath::Gone | CheckedPath::Unserved | CheckedPath::Unreadable(_)) => {}
             Err(Stop::Ended) => return Ok(()),
             Err(Stop::Store(error)) => return Err(error),
         }

@@ -346,7 +346,7 @@ impl Pass<'_> {
         match checked {
             CheckedPath::Sound => self.meter.found_sound(info).await,
             CheckedPath::Damaged(mark, reason) => self.meter.found_damaged(info, mark, full, &reason).await,
-            CheckedPath::Gone => {}
+            CheckedPath::Gone | CheckedPath::Unserved => {}
             CheckedPath::Unreadable(reason) => self.meter.found_unreadable(format!("{full}: {reason}")),
         }
         Ok(())

@@ -17,7 +17,7 @@ use crate::codec::hash::Sha256;
 use crate::codec::narinfo::{NarInfo, PathInfo};
 use crate::codec::signature::{KeyName, SecretKey};
 use crate::codec::store_path::StorePath;
-use crate::limits::HINTS_LEN_MAX;
+use crate::limits::{HINTS_LEN_MAX, NAR_DEPTH_MAX};
 
 use crate::store::catalog::{Entry, Kind, NarKey, Record, Stored};
 use crate::store::db::{Database, RowId};
@@ -468,6 +468,22 @@ fn a_scrub_finds_flipped_bits() {
     assert!(!site.file("numbers.txt", Coding::Zstd).exists());
     assert_eq!(fs::read_dir(site.folder.path().join(".narwire/quarantine")).unwrap().count(), 3);
     site.check_file("numbers.txt", Coding::Flat);
+}
+
+#[test]
+fn a_tree_of_which_there_can_be_no_nar_is_not_called_damaged() {
+    let site = Site::new();
+    let folder = site.real("many-small-files");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir_all(folder.join("d/".repeat(NAR_DEPTH_MAX))).unwrap();
+    site.with_workshop(Site::settings(Policy::Hot, Format::Both), async |workshop| {
+        let filled = fill::fill(workshop, site.order("many-small-files")).await;
+        assert!(matches!(filled, Filled::Refused), "{filled:?}");
+        assert_eq!(workshop.shared.report(0).damaged_paths, 0);
+    });
+    let found = site.scrub();
+    assert_eq!((found.damaged_paths.count, found.unreadable.count), (0, 0), "{found:?}");
+    assert_eq!(found.paths, site.demo.paths.len() as u64 - 1);
 }
 
 #[test]

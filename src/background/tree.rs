@@ -60,8 +60,8 @@ pub enum TreeError {
     /// The tree cannot be read, or not now.
     #[error(transparent)]
     Unreadable(#[from] StoreError),
-    /// It has more entries than are laid out in memory.
-    #[error("the tree has too many entries")]
+    /// It has more entries than are laid out in memory, or is beyond a bound of NARs.
+    #[error("the tree is too large")]
     TooLarge,
     /// The sink takes no more.
     #[error(transparent)]
@@ -207,6 +207,7 @@ fn mark(status: &Stat) -> RootMark {
 fn changed(error: StoreError) -> TreeError {
     match error {
         StoreError::Damaged { .. } => TreeError::Damaged(error.to_string()),
+        StoreError::Unservable { .. } => TreeError::TooLarge,
         other => TreeError::Unreadable(other),
     }
 }

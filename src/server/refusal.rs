@@ -17,7 +17,7 @@ use crate::store::{DatabaseFault, StoreError};
 pub enum Failure {
     /// Asking again can help.
     Busy,
-    /// The thing is there, and is damaged: it is as good as not there.
+    /// The thing is there, and is damaged, or no NAR can be made of it: it is as good as not there.
     Damaged,
     /// Somebody has to look after it.
     Broken,
@@ -37,6 +37,10 @@ impl Failure {
             }
             StoreError::Damaged { .. } => {
                 error!("{error}");
+                Self::Damaged
+            }
+            StoreError::Unservable { .. } => {
+                warn!("{error}");
                 Self::Damaged
             }
             StoreError::Database { .. } | StoreError::Schema { .. } | StoreError::Io { .. } => {

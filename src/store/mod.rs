@@ -82,6 +82,14 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A tree that may well be what the database says, and of which no NAR can be made that clients take.
+    #[error("{subject} cannot be served: {reason}")]
+    Unservable {
+        /// The store path.
+        subject: String,
+        /// Which bound it is beyond.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("cannot {operation} {}: {source}", path.display())]
     Io {
@@ -128,7 +136,9 @@ impl StoreError {
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
             Self::Io { source, .. } => Some(source),
-            Self::Database { .. } | Self::Schema { .. } | Self::Damaged { .. } => None,
+            Self::Database { .. } | Self::Schema { .. } | Self::Damaged { .. } | Self::Unservable { .. } => {
+                None
+            }
         }
     }
 

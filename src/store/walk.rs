@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, ResolveFlags, Sta
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::codec::hash::{Sha256, Sha256Digest};
-use crate::codec::nar::layout::{Builder, Layout, Part, Piece};
+use crate::codec::nar::layout::{BuildError, Builder, Layout, Part, Piece};
 use crate::codec::store_path::StorePath;
 use crate::limits::{
     KEPT_CONTENTS_LEN_MAX, KEPT_FILE_LEN_MAX, NAR_DEPTH_MAX, WALK_ANNOUNCE_ENTRIES, WALK_COLD_PAUSE_FILES,
@@ -381,7 +381,7 @@ impl Walk<'_> {
         let Some(directory) = self.open.last() else { return Ok(ControlFlow::Continue(())) };
         let name = directory.name(entry);
         if let Err(error) = self.builder.entry(name.to_bytes()) {
-            return Err(StoreError::damaged(self.here(), error));
+            return Err(self.refused(error));
         }
         let parent = directory.descriptor.as_fd();
         // The hint saves the status of directories and links, whose opening and reading checks the kind again.
@@ -407,7 +407,7 @@ impl Walk<'_> {
             Some(contents) => builder.contents(executable, contents),
             None => builder.regular(executable, size),
         };
-        added.map_err(|error| StoreError::damaged(self.here(), error))
+        added.map_err(|error| self.refused(error))
     }
 
     /// Starts a directory: reads and sorts its names.
@@ -441,19 +441,21 @@ impl Walk<'_> {
         }
     }
 
-    fn build<E: std::fmt::Display>(
-        &mut self,
-        add: impl FnOnce(&mut Builder) -> Result<(), E>,
-    ) -> Result<(), StoreError> {
-        add(&mut self.builder).map_err(|error| StoreError::damaged(self.here(), error))
+    fn build(&mut self, add: impl FnOnce(&mut Builder) -> Result<(), BuildError>) -> Result<(), StoreError> {
+        add(&mut self.builder).map_err(|error| self.refused(error))
+    }
+
+    /// What it says of the tree that there can be no NAR of it.
+    fn refused(&self, error: BuildError) -> StoreError {
+        if error.is_bound() {
+            let (subject, reason) = (self.root.path.display().to_string(), error.to_string());
+            return StoreError::Unservable { subject, reason };
+        }
+        StoreError::damaged(self.here_path().display().to_string(), error)
     }
 
     fn failed(&self, operation: &'static str, error: Errno) -> StoreError {
         StoreError::io(operation, self.here_path(), error)
-    }
-
-    fn here(&self) -> String {
-        self.here_path().display().to_string()
     }
 
     /// The path of the entry being visited; only for messages.
@@ -791,7 +793,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deepest_tree_that_is_a_nar_is_walked_and_one_deeper_is_damaged() {
+    fn the_deepest_tree_that_is_a_nar_is_walked_and_one_deeper_is_not_called_damaged() {
         let folder = tempfile::tempdir().unwrap();
         let mut deepest = folder.path().to_path_buf();
         for _ in 0..NAR_DEPTH_MAX - 2 {
@@ -803,7 +805,11 @@ mod tests {
         std::fs::create_dir_all(deepest.join("d/d")).unwrap();
         std::fs::write(deepest.join("d/d/file"), "x").unwrap();
         let error = layout(&open(folder.path()), Kept::Tiny).unwrap_err();
-        assert!(matches!(&error, StoreError::Damaged { .. }), "{error}");
+        let subject = folder.path().display().to_string();
+        assert_eq!(
+            error.to_string(),
+            format!("{subject} cannot be served: the tree has more than 64 levels"),
+        );
     }
 
     #[test]

@@ -42,6 +42,13 @@ pub enum BuildError {
     PartLength,
 }
 
+impl BuildError {
+    /// Whether the tree is only beyond a bound: file systems hold more than NARs that clients take.
+    pub fn is_bound(self) -> bool {
+        !matches!(self, Self::Tree(error) if !matches!(error, TreeError::Depth | TreeError::Length))
+    }
+}
+
 /// Makes [`Part`]s out of a directory walk in NAR order.
 ///
 /// The calls mirror the grammar: a node is one of [`regular`](Self::regular), [`contents`](Self::contents),
