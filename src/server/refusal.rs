@@ -1,16 +1,14 @@
 //! Answers that bring nothing, and why.
 
-use std::io;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use rustix::io::Errno;
 use tracing::{error, warn};
 
 use crate::codec::http::Status;
 use crate::codec::http::response::Fields;
 use crate::ring::service::{Reply, ReplyBody};
-use crate::store::{DatabaseFault, StoreError};
+use crate::store::StoreError;
 
 /// Why there is no answer. The cause was logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +25,7 @@ impl Failure {
     /// Logs an error and says what it means for a client.
     pub fn log(error: &StoreError) -> Self {
         match error {
-            StoreError::Database { fault: DatabaseFault::Busy, .. } => {
-                warn!("{error}");
-                Self::Busy
-            }
-            StoreError::Io { source, .. } if is_passing(source) => {
+            _ if error.is_passing() => {
                 warn!("{error}");
                 Self::Busy
             }
@@ -60,12 +54,6 @@ impl Failure {
             }
         }
     }
-}
-
-/// Whether it says something about this moment, not about the file.
-fn is_passing(error: &io::Error) -> bool {
-    let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
-    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
 }
 
 /// Nobody has it. Nix takes this for "not here" and asks the next cache.

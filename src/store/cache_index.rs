@@ -10,9 +10,11 @@ use std::mem;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Dir, Stat};
+use tracing::warn;
 
 use super::StoreError;
 use super::directory::{Directory, NARINFO_SUFFIX};
+use crate::codec::narinfo::NarInfo;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::limits::{INDEX_ENTRIES_MAX, INDEX_LEN_MAX, TIMESTAMP_SETTLE_MS};
 
@@ -80,26 +82,48 @@ impl CacheIndex {
         goes_on: &dyn Fn() -> bool,
     ) -> Result<Coverage, StoreError> {
         self.list(directory, goes_on)?;
+        self.read(&|hash_part| directory.narinfo(hash_part, store_dir), goes_on);
+        Ok(self.coverage())
+    }
+
+    /// Reads what is not read, for as long as `goes_on`. What of it cannot be read hides nothing else.
+    fn read(
+        &mut self,
+        narinfo: &dyn Fn(HashPart) -> Result<Option<NarInfo>, StoreError>,
+        goes_on: &dyn Fn() -> bool,
+    ) {
         while self.len < INDEX_LEN_MAX
             && goes_on()
             && let Some(hash_part) = self.unread.pop()
         {
-            let Some(narinfo) = directory.narinfo(hash_part, store_dir)? else { continue };
-            if narinfo.info.path.hash_part() != hash_part {
-                continue;
-            }
+            let narinfo = match narinfo(hash_part) {
+                Ok(Some(narinfo)) if narinfo.info.path.hash_part() == hash_part => narinfo,
+                Ok(_) => continue,
+                Err(error) if error.is_passing() => {
+                    warn!("{error}");
+                    self.unread.push(hash_part);
+                    break;
+                }
+                Err(error) => {
+                    warn!("{error}; it cannot be found by its name");
+                    continue;
+                }
+            };
             let Some(entry) = self.entries.get_mut(&hash_part) else { continue };
             let references = narinfo.info.references.iter().map(StorePath::hash_part).collect();
             let contents = Contents { path: narinfo.info.path, references };
             self.len += contents.len();
             entry.contents = Some(Box::new(contents));
         }
+    }
+
+    fn coverage(&self) -> Coverage {
         let entries_count = self.entries.len() as u64;
         let (read, all) =
             (entries_count.saturating_sub(self.unread.len() as u64), entries_count + self.left_out);
         let is_counted = !self.is_interrupted;
         let is_full = is_counted && read < all && (self.unread.is_empty() || self.len >= INDEX_LEN_MAX);
-        Ok(Coverage { read, all, is_counted, is_full })
+        Coverage { read, all, is_counted, is_full }
     }
 
     /// The paths whose base names are `wanted`, by their hash parts.
@@ -205,6 +229,8 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::path::Path;
 
+    use rustix::io::Errno;
+
     use super::*;
 
     fn path(digit: char, name: &str) -> StorePath {
@@ -294,6 +320,37 @@ mod tests {
             (read, rounds) = (now, rounds + 1);
         }
         assert!(rounds > 1 && fixture.found("x").len() == 10);
+    }
+
+    #[test]
+    fn what_cannot_be_read_hides_nothing_else() {
+        for (errno, expected) in [
+            // It says something about the file: the others are read.
+            (Errno::ACCESS, (4, 4, 3)),
+            (Errno::IO, (4, 4, 3)),
+            // It says something about the moment: the rest is read another time.
+            (Errno::MFILE, (2, 4, 2)),
+        ] {
+            let mut fixture = Fixture::new();
+            for digit in "0123".chars() {
+                write(fixture.folder.path(), &path(digit, "x"), &[]);
+            }
+            let (index, directory) = (&mut fixture.index, &fixture.directory);
+            index.list(directory, &|| true).unwrap();
+            let failing = path('1', "x").hash_part();
+            let store_dir = StoreDir::parse("/nix/store").unwrap();
+            let narinfo = |hash_part| match hash_part {
+                hash_part if hash_part == failing => Err(StoreError::io("read", "x", errno)),
+                hash_part => directory.narinfo(hash_part, &store_dir),
+            };
+            index.read(&narinfo, &|| true);
+            let Coverage { read, all, .. } = index.coverage();
+            assert_eq!((read, all, index.find(|_| true).count()), expected, "{errno}");
+
+            // Once there is nothing in the way, and the directory was listed again, everything is there.
+            assert_eq!(fixture.refresh(usize::MAX), (4, 4));
+            assert!(fixture.is_whole && fixture.found("x").len() == 4, "{errno}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
+
 use crate::codec::store_path::StoreDir;
 
 pub mod cache_index;
@@ -152,6 +154,18 @@ impl StoreError {
         self.io_error().is_some_and(is_no_room)
     }
 
+    /// Whether it says something about this moment, not about what was asked for: trying again can help.
+    pub fn is_passing(&self) -> bool {
+        const PASSING: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
+        match self {
+            Self::Database { fault, .. } => *fault == DatabaseFault::Busy,
+            Self::Io { source, .. } => {
+                Errno::from_io_error(source).is_some_and(|errno| PASSING.contains(&errno))
+            }
+            Self::Schema { .. } | Self::Damaged { .. } | Self::Unservable { .. } => false,
+        }
+    }
+
     fn damaged(subject: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self::Damaged { subject: subject.into(), reason: reason.to_string() }
     }
@@ -176,8 +190,6 @@ pub fn folder_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
-
     use super::*;
 
     #[test]
