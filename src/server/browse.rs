@@ -46,7 +46,7 @@ use crate::store::directory::Directory;
 use crate::store::inside::{self, Entries, Node};
 use crate::store::nar_file::{self, Outcome};
 use crate::store::{StoreError, log, walk};
-use crate::tally::Tally as _;
+use crate::tally::{Count, Tally as _};
 
 /// Shows people around in all sources.
 pub struct Browser {
@@ -87,6 +87,14 @@ pub struct Visit<'a> {
 
 /// Leave to use the threads that others need as well; somebody else gets it when it is dropped.
 pub struct Leave(Arc<AtomicUsize>);
+
+impl Leave {
+    /// One of those that may be given, unless all are.
+    fn of(given: &Arc<AtomicUsize>, count_max: usize) -> Option<Self> {
+        let leave = Self(Arc::clone(given));
+        (given.fetch_add(1, Ordering::Relaxed) < count_max).then_some(leave)
+    }
+}
 
 impl Drop for Leave {
     fn drop(&mut self) {
@@ -243,7 +251,7 @@ impl Browser {
 
     /// Leave to ask for anything, unless too many wait: they do so among those who want a log or a listing.
     pub fn admit(&self) -> Result<Leave, Failure> {
-        self.leave(&self.visits, BROWSING_JOBS_MAX)
+        Leave::of(&self.visits, BROWSING_JOBS_MAX).ok_or_else(|| refused(&self.figures.browsing_refused))
     }
 
     /// What `route` shows; nothing when there is nothing, unless the visitor wants that said on a page.
@@ -296,7 +304,7 @@ impl Browser {
             too_large: None,
         };
         if let Pattern::Names { .. } = pattern {
-            let _long = self.look_long()?;
+            let _long = self.must_look_long()?;
             for place in &self.places {
                 match place {
                     Place::Store(store) => search.store(store, toolbox)?,
@@ -363,7 +371,7 @@ impl Browser {
                     }
                 }
                 Place::Directory(directory) => {
-                    let Ok(_long) = self.look_long() else {
+                    let Some(_long) = self.look_long() else {
                         referrers.may_be_more = true;
                         continue;
                     };
@@ -409,7 +417,7 @@ impl Browser {
                 Place::Directory(directory) => {
                     // A flat one as well: it can be a million small files, of which each is met with on the way.
                     let is_long = narinfo.info.nar_size > BROWSED_AT_ONCE_LEN_MAX;
-                    let _long = if is_long { Some(self.look_long()?) } else { None };
+                    let _long = if is_long { Some(self.must_look_long()?) } else { None };
                     self.look_into_nar(&directory.directory, &narinfo, request, visit)
                 }
             };
@@ -538,19 +546,20 @@ impl Browser {
     }
 
     /// Leave to keep a thread busy for long, unless too many do.
-    fn look_long(&self) -> Result<Leave, Failure> {
-        self.leave(&self.long_looks, LONG_LOOKS_MAX)
+    fn look_long(&self) -> Option<Leave> {
+        Leave::of(&self.long_looks, LONG_LOOKS_MAX)
     }
 
-    fn leave(&self, given: &Arc<AtomicUsize>, count_max: usize) -> Result<Leave, Failure> {
-        let leave = Leave(Arc::clone(given));
-        if given.fetch_add(1, Ordering::Relaxed) < count_max {
-            Ok(leave)
-        } else {
-            self.figures.looks_refused.add(1);
-            Err(Failure::Busy)
-        }
+    /// The same for a visit that is nothing without it.
+    fn must_look_long(&self) -> Result<Leave, Failure> {
+        self.look_long().ok_or_else(|| refused(&self.figures.looks_refused))
     }
+}
+
+/// What somebody hears for whom there is no leave.
+fn refused(count: &Count) -> Failure {
+    count.add(1);
+    Failure::Busy
 }
 
 /// What is in a path of a live store. As for a NAR, the root is opened first, which keeps the garbage collector away, and the path has
@@ -821,11 +830,13 @@ mod tests {
         let (_long, slow, _) = cache(BROWSED_AT_ONCE_LEN_MAX + 1);
         let contents = format!("/serve/{path}");
         for (browser, of_contents) in [(&quick, Ok(Some(Status::Ok))), (&slow, Err(Failure::Busy))] {
-            let looks: Vec<_> = (0..LONG_LOOKS_MAX).map(|_| browser.look_long().ok().unwrap()).collect();
+            let looks: Vec<_> = (0..LONG_LOOKS_MAX).map(|_| browser.look_long().unwrap()).collect();
             assert_eq!(visit(browser, "/search?q=here"), Err(Failure::Busy));
             assert_eq!(visit(browser, &format!("/path/{path}")), Ok(Some(Status::Ok)));
             assert_eq!(visit(browser, &contents), of_contents);
-            assert!(browser.figures.looks_refused.get() > 0);
+            // The page of a path is shown without what would have taken long.
+            let refused = 1 + u64::from(of_contents.is_err());
+            assert_eq!(browser.figures.looks_refused.get(), refused);
             drop(looks);
             assert_eq!(visit(browser, "/search?q=here"), Ok(Some(Status::Ok)));
             assert_eq!(visit(browser, &contents), Ok(Some(Status::Ok)));
@@ -905,6 +916,7 @@ mod tests {
         assert_eq!(browser.admit().err(), Some(Failure::Busy));
         visits.pop();
         assert!(browser.admit().is_ok());
+        assert_eq!((browser.figures.browsing_refused.get(), browser.figures.looks_refused.get()), (1, 0));
     }
 
     #[test]

@@ -51,8 +51,10 @@ pub struct SharedFigures {
     pub signatures: Count,
     /// Long texts that were refused, because too many were being sent.
     pub texts_refused: Count,
-    /// Searches and pages of paths that were refused, because too many take long.
+    /// Searches, and looks into long NARs, that were refused, because too many take long.
     pub looks_refused: Count,
+    /// Requests of people who look around that were refused, because too many of them wait.
+    pub browsing_refused: Count,
 }
 
 /// What is counted of one plane.

@@ -362,6 +362,8 @@ mod tests {
         }
         sources.planes[1].refused.add(2);
         sources.shared.texts_refused.add(3);
+        sources.shared.looks_refused.add(4);
+        sources.shared.browsing_refused.add(5);
         sources.shared.queries[Query::Probe as usize].observe(Duration::from_secs(100));
         let text = Metrics::new(sources).text(Format::OpenMetrics);
         assert_samples(
@@ -385,6 +387,8 @@ mod tests {
                 ("narwire_limits_hit_total{limit=\"encoders\"}", 39),
                 ("narwire_limits_hit_total{limit=\"plane_queue\"}", 2),
                 ("narwire_limits_hit_total{limit=\"made_texts\"}", 3),
+                ("narwire_limits_hit_total{limit=\"long_looks\"}", 4),
+                ("narwire_limits_hit_total{limit=\"browsing\"}", 5),
                 ("narwire_plane_refused_total{plane=\"walk\"}", 2),
                 ("narwire_ring_submissions_total{worker=\"2\"}", 8),
                 ("narwire_ring_turn_seconds_bucket{le=\"1.0\",worker=\"2\"}", 1),

@@ -856,6 +856,7 @@ pub const GROUPS: &[Group] = &[
                     refused,
                     now.sources.shared.texts_refused.get(),
                     now.sources.shared.looks_refused.get(),
+                    now.sources.shared.browsing_refused.get(),
                     turned_away,
                 ];
                 for (limit, count) in OTHER_LIMITS.into_iter().zip(others) {
@@ -1011,8 +1012,8 @@ pub const GROUPS: &[Group] = &[
 ];
 
 /// Limits that are counted where they are, and only told of here.
-const OTHER_LIMITS: [&str; 5] =
-    ["connections_per_address", "plane_queue", "made_texts", "long_looks", "uploads_waiting"];
+const OTHER_LIMITS: [&str; 6] =
+    ["connections_per_address", "plane_queue", "made_texts", "long_looks", "browsing", "uploads_waiting"];
 
 fn limit_names() -> Vec<&'static str> {
     let ring = RingLimit::ALL.into_iter().map(RingLimit::label);
