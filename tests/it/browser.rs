@@ -219,6 +219,49 @@ fn figures_that_a_proxy_keeps_back_are_not_shown() {
     browser.eventually("!document.getElementById('live').checkVisibility()");
 }
 
+/// What the page is given for figures, ask by ask, and `shown`: what it had made of those before. Hours go by before the third.
+const FIGURES: &str = r#"
+    const now = performance.now.bind(performance);
+    let passed = 0;
+    performance.now = () => now() + passed;
+    window.shown = [];
+    window.fetch = async () => {
+        const words = (name) => document.querySelector(`[data-figure=${name}]`).parentElement.textContent;
+        shown.push([words('first-byte'), words('answers')]);
+        const asked = Math.min(shown.length, 3);
+        if (asked === 3) passed = 1e7;
+        const bucket = 'narwire_http_first_byte_seconds_bucket';
+        return new Response(`process_start_time_seconds 1
+narwire_http_requests_total{route="nar",status="200"} ${100 * asked}
+narwire_answer_cache_hits_total ${100 * asked}
+narwire_answer_cache_misses_total 0
+${bucket}{le="0.001",route="nar"} ${100 * asked}
+${bucket}{le="+Inf",route="nar"} ${100 * asked}
+${bucket}{le="0.001",route="metrics"} 0
+${bucket}{le="+Inf",route="metrics"} ${100 * asked}
+${bucket}{le="0.001",route="upload"} 0
+${bucket}{le="+Inf",route="upload"} ${100 * asked}
+`);
+    };
+"#;
+
+#[test]
+fn figures_tell_of_downloads_and_of_the_time_they_name() {
+    let (browser, server) = (Browser::open(), serve());
+    browser.go(&server.url());
+    browser.script(FIGURES);
+    browser.eventually("shown.length >= 4");
+    let shown = browser.script("return shown");
+    // Uploads take as long as their clients, and this page is no download.
+    let first_byte = |ask: usize| shown[ask][0].as_str().unwrap();
+    assert!(first_byte(1).contains("990 µs"), "{shown}");
+    // Two asks of the last two minutes, and then one that has none before it.
+    let answers = |ask: usize| shown[ask][1].as_str().unwrap();
+    assert!(answers(2).contains("last 2 minutes"), "{shown}");
+    assert!(answers(3).contains("since the start"), "{shown}");
+    assert_eq!(browser.console(), [""; 0]);
+}
+
 #[test]
 fn a_private_cache_that_takes_uploads_says_how_a_token_is_used() {
     let folder = tempfile::tempdir().unwrap();
