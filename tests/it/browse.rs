@@ -169,7 +169,8 @@ fn the_page_of_a_path_says_what_it_refers_to_and_what_refers_to_it() {
             "{of_library}"
         );
         assert_eq!(page(&server, &format!("/path/{}", base_name(program)), 200), of_program);
-        assert!(of_program.contains(&format!("nix copy --from http://cache.test {program}")), "{of_program}");
+        let command = format!("nix copy --from &#39;http://cache.test&#39; &#39;{program}&#39;");
+        assert!(of_program.contains(&command), "{of_program}");
         let narinfo = server.get(&format!("/{}.narinfo", hash_part(program))).expect(200);
         for line in
             narinfo.text().lines().filter(|line| line.starts_with("NarHash: ") || line.starts_with("Sig: "))

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::parts::{Length, PathLink, breadcrumb, count};
+use super::parts::{Length, PathLink, breadcrumb, count, shell_word};
 use super::{Escaped, document};
 use crate::codec::http::date::format_imf_fixdate;
 use crate::codec::http::route::{Route, encode_escapes};
@@ -69,8 +69,8 @@ pub fn page(details: &Details<'_>) -> String {
         body,
         "<h2>Get it</h2>\n<pre><code>nix copy --from {base} {full}</code></pre>\n\
          <pre><code>nix-store -r {full} --option substituters {base}</code></pre>\n",
-        base = Escaped(base_url),
-        full = Escaped(&full),
+        base = Escaped(&shell_word(base_url)),
+        full = Escaped(&shell_word(&full)),
     );
     body.push_str("<h2>Facts</h2>\n<dl>\n");
     for (term, value) in facts(details) {
@@ -188,7 +188,7 @@ mod tests {
         page(&Details {
             narinfo,
             store_dir: &StoreDir::parse("/nix/store").unwrap(),
-            base_url: "https://cache.example.org",
+            base_url: "https://[2001:db8::1]",
             registered_s: Some(784_111_777),
             closure: Some((2, 4096)),
             referrers,
@@ -202,7 +202,10 @@ mod tests {
         let path = format!("{:032}-hello-2.12", 1);
         for part in [
             "<h1>hello-2.12</h1>",
-            &format!("nix copy --from https://cache.example.org /nix/store/{path}"),
+            &format!("nix copy --from &#39;https://[2001:db8::1]&#39; &#39;/nix/store/{path}&#39;</code>"),
+            &format!(
+                "nix-store -r &#39;/nix/store/{path}&#39; --option substituters &#39;https://[2001:db8::1]&#39;</code>"
+            ),
             &format!("href=\"/serve/{path}/\""),
             "href=\"/nar/x.nar.xz\"",
             &format!("href=\"/log/{:032}-hello-2.12.drv\"", 3),

@@ -5,6 +5,7 @@
 use std::fmt::{self, Display, Write as _};
 use std::net::Ipv6Addr;
 
+use super::parts::shell_word;
 use super::{Escaped, fields, live_figures, reply_with, shell};
 use crate::codec::http::Status;
 use crate::codec::http::field::names_media_type;
@@ -317,11 +318,6 @@ fn copy_command() -> String {
 /// A string of the Nix language.
 fn nix_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
-}
-
-/// A word of a shell.
-fn shell_word(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 #[cfg(test)]

@@ -46,6 +46,11 @@ const TURNS: [char; 12] = [
     '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
 ];
 
+/// A word of a shell, whatever its characters mean to one.
+pub fn shell_word(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// A number with its noun.
 pub fn count(number: u64, one: &str, more: &str) -> String {
     format!("{} {}", indicatif::HumanCount(number), if number == 1 { one } else { more })
