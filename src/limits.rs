@@ -331,8 +331,8 @@ pub const SEARCH_NAME_LEN_MIN: usize = 2;
 pub const SEARCH_DIGITS_MIN: usize = 6;
 /// Paths on the page of a search.
 pub const SEARCH_FOUND_MAX: usize = 200;
-/// How long a search may take in all sources together; then it says how far it has come. A live store of a million paths takes about one
-/// second.
+/// How long a search may take in all sources together, which share it; then it says how far it has come. A live store of a million paths
+/// takes about one second.
 pub const SEARCH_TIME_MAX: Duration = Duration::from_secs(4);
 /// Paths that are looked at in the database with one statement: some milliseconds, before a search looks whether it is still wanted.
 pub const SEARCH_BATCH: u32 = 4096;
@@ -352,7 +352,7 @@ pub const INDEX_ENTRIES_MAX: usize = 1 << 18;
 pub const INDEX_LEN_MAX: usize = 96 * 1024 * 1024;
 /// How long who finds such an index in use sleeps before looking again, as long as there is time.
 pub const INDEX_BUSY_POLL: Duration = Duration::from_millis(10);
-/// How long the page of a path may look for what refers to it in a cache directory.
+/// How long the page of a path may look for what refers to it in all cache directories together, which share it.
 pub const REFERRERS_TIME_MAX: Duration = Duration::from_secs(1);
 /// References on the page of a path.
 pub const REFERENCES_SHOWN_MAX: usize = 500;

@@ -21,7 +21,7 @@ use super::page::browse::{self, Spot, contents_url};
 use super::page::details::{self, Details, Referrers, nar_link};
 use super::page::index::BaseUrl;
 use super::page::missing;
-use super::page::search::{self, Results};
+use super::page::search::{self, Results, Unfinished};
 use super::plane::{Demand, Toolbox};
 use super::refusal::Failure;
 use super::representation::{JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL};
@@ -165,7 +165,6 @@ impl SharedDirectory {
 /// A search under way.
 struct Search<'a> {
     pattern: &'a Pattern,
-    goes_on: &'a dyn Fn() -> bool,
     /// What several sources have counts once.
     found: BTreeSet<StorePath>,
     looked_at: u64,
@@ -173,6 +172,8 @@ struct Search<'a> {
     missed: u64,
     /// Whether there are such places.
     is_time_up: bool,
+    /// Whether another search goes on in one of them: what was read of a directory is kept, a store is looked through from its beginning.
+    is_kept: bool,
     /// How many paths are known of those directories that are too large, and of how many.
     too_large: Option<(u64, u64)>,
 }
@@ -183,7 +184,12 @@ impl Search<'_> {
         self.found.len() > SEARCH_FOUND_MAX
     }
 
-    fn store(&mut self, store: &SharedStore, toolbox: &mut Toolbox) -> Result<(), Failure> {
+    fn store(
+        &mut self,
+        store: &SharedStore,
+        toolbox: &mut Toolbox,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<(), Failure> {
         let prefix = format!("{}/", store.places().store_dir);
         let wanted = |base_name: &str| self.pattern.is_met_by(base_name);
         // What begins with these digits stands together.
@@ -198,7 +204,7 @@ impl Search<'_> {
         while let Some(last) = after
             && !self.is_full()
         {
-            if !(self.goes_on)() {
+            if !goes_on() {
                 let all = store.ask_database(toolbox, Query::Search, Database::count)?;
                 self.missed += all.saturating_sub(self.looked_at - before);
                 self.is_time_up = true;
@@ -214,9 +220,14 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn directory(&mut self, directory: &SharedDirectory, store_dir: &StoreDir) -> Result<(), Failure> {
+    fn directory(
+        &mut self,
+        directory: &SharedDirectory,
+        store_dir: &StoreDir,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<(), Failure> {
         let found = &mut self.found;
-        let asked = directory.ask_index(store_dir, self.goes_on, |index| {
+        let asked = directory.ask_index(store_dir, goes_on, |index| {
             for path in index.find(|name| self.pattern.is_met_by(name)) {
                 if found.len() > SEARCH_FOUND_MAX {
                     break;
@@ -227,7 +238,7 @@ impl Search<'_> {
             }
         })?;
         let Some(((), coverage)) = asked else {
-            self.is_time_up = true;
+            (self.is_time_up, self.is_kept) = (true, true);
             return Ok(());
         };
         self.looked_at += coverage.read;
@@ -236,7 +247,7 @@ impl Search<'_> {
             self.too_large = Some((known + coverage.read, all + coverage.all));
         } else if !coverage.is_whole() {
             self.missed += coverage.all.saturating_sub(coverage.read);
-            self.is_time_up = true;
+            (self.is_time_up, self.is_kept) = (true, true);
         }
         Ok(())
     }
@@ -293,22 +304,23 @@ impl Browser {
         {
             return Ok(Some(Made::elsewhere(&path_url(&narinfo.info.path))));
         }
-        let goes_on = within(SEARCH_TIME_MAX, visit.demand);
+        let mut time = self.time_shares(SEARCH_TIME_MAX, visit.demand);
         let mut search = Search {
             pattern: &pattern,
-            goes_on: &goes_on,
             found: BTreeSet::new(),
             looked_at: 0,
             missed: 0,
             is_time_up: false,
+            is_kept: false,
             too_large: None,
         };
         if let Pattern::Names { .. } = pattern {
             let _long = self.must_look_long()?;
             for place in &self.places {
+                let goes_on = time.next();
                 match place {
-                    Place::Store(store) => search.store(store, toolbox)?,
-                    Place::Directory(directory) => search.directory(directory, &self.store_dir)?,
+                    Place::Store(store) => search.store(store, toolbox, &goes_on)?,
+                    Place::Directory(directory) => search.directory(directory, &self.store_dir, &goes_on)?,
                 }
                 if search.is_full() {
                     break;
@@ -316,11 +328,12 @@ impl Browser {
             }
         }
         let has_more = search.is_full();
-        let Search { found, looked_at, missed, is_time_up, too_large, .. } = search;
+        let Search { found, looked_at, missed, is_time_up, is_kept, too_large, .. } = search;
         let mut found: Vec<_> = found.into_iter().collect();
         sort_by_name(&mut found);
         found.truncate(SEARCH_FOUND_MAX);
-        let unfinished = (is_time_up && !has_more).then_some((looked_at, looked_at + missed));
+        let unfinished = Unfinished { looked_at, all: looked_at + missed, is_kept };
+        let unfinished = (is_time_up && !has_more).then_some(unfinished);
         let too_large = too_large.filter(|_| !has_more);
         let results = Results { text, pattern: &pattern, found: &found, has_more, unfinished, too_large };
         self.page(Status::Ok, search::page(&results)).map(Some)
@@ -357,8 +370,9 @@ impl Browser {
         toolbox: &mut Toolbox,
     ) -> Result<(Referrers, Option<Surroundings>), Failure> {
         let (mut referrers, mut of_home) = (Referrers::default(), None);
-        let goes_on = within(REFERRERS_TIME_MAX, visit.demand);
+        let mut time = self.time_shares(REFERRERS_TIME_MAX, visit.demand);
         for place in &self.places {
+            let goes_on = time.next();
             match place {
                 Place::Store(store) => {
                     let is_home = ptr::eq(place, home);
@@ -545,6 +559,12 @@ impl Browser {
         Ok(None)
     }
 
+    /// Divides that time between the places.
+    fn time_shares<'a>(&self, time_max: Duration, demand: &'a Demand) -> TimeShares<'a> {
+        let places_left = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
+        TimeShares { end: Instant::now() + time_max, places_left, demand }
+    }
+
     /// Leave to keep a thread busy for long, unless too many do.
     fn look_long(&self) -> Option<Leave> {
         Leave::of(&self.long_looks, LONG_LOOKS_MAX)
@@ -701,6 +721,22 @@ fn surroundings(
     match store.ask_database(toolbox, Query::Referrers, |database| database.surroundings(path, is_home)) {
         Err(Failure::Damaged) => Ok(None),
         found => found,
+    }
+}
+
+/// Time that places share: one that is slow takes nothing of what the others get, and one that is quick leaves them its rest.
+struct TimeShares<'a> {
+    end: Instant,
+    places_left: u32,
+    demand: &'a Demand,
+}
+
+impl<'a> TimeShares<'a> {
+    /// The share of the next place, from now on.
+    fn next(&mut self) -> impl Fn() -> bool + use<'a> {
+        let share = self.end.saturating_duration_since(Instant::now()) / self.places_left.max(1);
+        self.places_left = self.places_left.saturating_sub(1);
+        within(share, self.demand)
     }
 }
 
@@ -891,6 +927,21 @@ mod tests {
         assert!(shown.contains("Referrers (at least 0)"), "{shown}");
         drop(index);
         assert_eq!(find(&|| true).unwrap().unwrap().0, 1);
+    }
+
+    #[test]
+    fn a_place_that_is_slow_leaves_time_to_those_behind_it() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [slow, other] = folders.each_ref().map(tempfile::TempDir::path);
+        narinfo(other, HERE, "nar/x.nar", 1, "");
+        narinfo(other, OTHER, "nar/x.nar", 1, HERE);
+        let browser = browser(&[slow, other]);
+        let Place::Directory(directory) = &browser.places[0] else { panic!("a directory") };
+        let _index = directory.index.lock().unwrap();
+        let shown = text(&browser, "/search?q=other");
+        assert!(shown.contains(OTHER) && shown.contains("Search again"), "{shown}");
+        let shown = text(&browser, &format!("/path/{HERE}"));
+        assert!(shown.contains(OTHER) && shown.contains("Referrers (at least 1)"), "{shown}");
     }
 
     #[test]

@@ -21,10 +21,21 @@ pub struct Results<'a> {
     pub found: &'a [StorePath],
     /// Whether more was found.
     pub has_more: bool,
-    /// How many paths were looked at, and of how many as far as they were counted, if the time was up before the end.
-    pub unfinished: Option<(u64, u64)>,
+    /// How far it has come, if the time was up before the end.
+    pub unfinished: Option<Unfinished>,
     /// How many paths are known of directories that are too large to be known whole, and of how many.
     pub too_large: Option<(u64, u64)>,
+}
+
+/// A search that has not come to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Unfinished {
+    /// How many paths were looked at.
+    pub looked_at: u64,
+    /// How many there are, as far as they were counted.
+    pub all: u64,
+    /// Whether another search comes further, because what this one has read is kept.
+    pub is_kept: bool,
 }
 
 /// The page.
@@ -63,12 +74,13 @@ pub fn page(results: &Results<'_>) -> String {
             writeln!(body, "<p role=\"status\">{found_count}{more}.</p>")
         }
     };
-    if let Some((looked_at, all)) = unfinished {
+    if let Some(Unfinished { looked_at, all, is_kept }) = unfinished {
         let of_all = if all > looked_at { format!(" of {}", HumanCount(*all)) } else { String::new() };
+        let advice =
+            if *is_kept { "Search again to go on." } else { "The others can be found by their hashes." };
         let _ = writeln!(
             body,
-            "<p role=\"status\">The time of this search was up: it has looked at {}{of_all} paths so far. \
-             Search again to go on.</p>",
+            "<p role=\"status\">The time of this search was up: it has looked at {}{of_all} paths so far. {advice}</p>",
             HumanCount(*looked_at),
         );
     }
@@ -98,7 +110,7 @@ mod tests {
     use super::*;
     use crate::codec::store_path::StoreDir;
 
-    fn shown(text: &str, found: &[&str], has_more: bool, unfinished: Option<(u64, u64)>) -> String {
+    fn shown(text: &str, found: &[&str], has_more: bool, unfinished: Option<Unfinished>) -> String {
         let pattern = Pattern::of(text, &StoreDir::parse("/nix/store").unwrap());
         let found: Vec<_> = found
             .iter()
@@ -129,8 +141,13 @@ mod tests {
     fn what_a_search_has_not_done_is_said() {
         assert!(shown("", &[], false, None).contains("Type the beginning"));
         assert!(shown("h", &[], false, None).contains("at least 2 characters"));
-        let text = shown("he", &[], false, Some((1000, 20_000)));
-        assert!(text.contains("1,000 of 20,000 paths") && text.contains("Nothing was found yet"), "{text}");
+        for (is_kept, advice) in [(true, "Search again to go on"), (false, "found by their hashes")] {
+            let unfinished = Unfinished { looked_at: 1000, all: 20_000, is_kept };
+            let text = shown("he", &[], false, Some(unfinished));
+            for words in ["1,000 of 20,000 paths", "Nothing was found yet", advice] {
+                assert!(text.contains(words), "{words} is not in {text}");
+            }
+        }
         let pattern = Pattern::of("he", &StoreDir::parse("/nix/store").unwrap());
         let too_large = Some((1000, 20_000));
         let text = page(&Results {
