@@ -419,15 +419,18 @@ fn take<'a>(input: &mut &'a [u8], len: usize) -> &'a [u8] {
 }
 
 /// Drawn bytes never panic the decoder, give the same events and the same result at every split, and are accepted only
-/// if they are the NAR of the tree the events tell of.
+/// if they are the NAR of the tree the events tell of. What is looked for in them is found alike.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz_decode(data: &[u8]) {
     let (log, result) = check::decode(std::iter::once(data));
     for len in [1, 2, 7, 8, 9, 64] {
         assert_eq!(check::decode(data.chunks(len)), (log.clone(), result), "in chunks of {len}");
     }
+    super::find::check::splits(data);
     if result.is_ok() {
-        assert_eq!(super::naive::nar(&check::tree(&mut log.into_iter())), data);
+        let tree = check::tree(&mut log.into_iter());
+        assert_eq!(super::naive::nar(&tree), data);
+        super::find::check::tree(data, &tree);
     }
 }
 

@@ -211,42 +211,99 @@ fn kind(event: &Event<'_>) -> Option<ListedKind> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// What tests and fuzzing look for things with.
+#[cfg(any(test, fuzzing))]
+pub(super) mod check {
+    use super::super::decode::{Decoder, Event};
+    use super::super::naive::Tree;
+    use super::{Finder, Found, InnerPath, Listed, ListedKind};
 
-    use super::super::decode::Decoder;
-    use super::super::naive::{Tree, nar};
-    use super::*;
+    /// Paths of an input, and entries of each directory, that are looked for: each takes a whole look.
+    const LOOKS_MAX: usize = 4;
 
-    fn find(tree: &Tree, names: &[&[u8]], entries_max: usize, contents_len_max: u64) -> Option<Found> {
-        let mut path = InnerPath::default();
-        for name in names {
-            path.push(name).unwrap();
+    /// What there is at a path, and whether it is certain, as far as the input is a NAR.
+    fn find<'a>(
+        chunks: impl Iterator<Item = &'a [u8]>,
+        path: &InnerPath,
+        entries_max: usize,
+        contents_len_max: u64,
+    ) -> (Option<Found>, bool) {
+        let mut finder = Finder::new(path, entries_max, contents_len_max);
+        let mut decoder = Decoder::new();
+        for chunk in chunks {
+            if decoder.push(chunk, |event| finder.event(event)).is_err() {
+                break;
+            }
         }
-        let mut finder = Finder::new(&path, entries_max, contents_len_max);
-        Decoder::new().push(&nar(tree), |event| finder.event(event)).unwrap();
-        assert!(finder.is_done());
-        finder.finish()
+        let is_done = finder.is_done();
+        (finder.finish(), is_done)
     }
 
-    /// Everything in a tree is found where it is, by plain recursion.
-    fn check(whole: &Tree, tree: &Tree, names: &mut Vec<Vec<u8>>) {
-        let path: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-        let found = find(whole, &path, usize::MAX, u64::MAX).unwrap();
+    fn path(names: &[Vec<u8>]) -> InnerPath {
+        let mut path = InnerPath::default();
+        for name in names {
+            path.push(name).expect("the decoder has taken it");
+        }
+        path
+    }
+
+    /// The paths that the input has, of which the last may be without a node.
+    fn paths(data: &[u8]) -> Vec<InnerPath> {
+        let (mut paths, mut names, mut level) = (vec![InnerPath::default()], Vec::new(), 0_usize);
+        let _ = Decoder::new().push(data, |event| match event {
+            Event::Directory => level += 1,
+            Event::EndDirectory => level -= 1,
+            Event::Entry { name } => {
+                names.truncate(level - 1);
+                names.push(name.to_vec());
+                paths.push(path(&names));
+            }
+            _ => {}
+        });
+        paths
+    }
+
+    /// Whatever the input is: the same is found in it at every split.
+    pub fn splits(data: &[u8]) {
+        for path in paths(data).iter().rev().take(LOOKS_MAX) {
+            for (entries_max, contents_len_max) in [(usize::MAX, u64::MAX), (1, 0)] {
+                let whole = find(std::iter::once(data), path, entries_max, contents_len_max);
+                for len in [1, 64] {
+                    let split = find(data.chunks(len), path, entries_max, contents_len_max);
+                    assert_eq!(split, whole, "{path:?} in chunks of {len}");
+                }
+            }
+        }
+    }
+
+    /// Everything in the NAR of a tree is found where it is, by plain recursion.
+    pub fn tree(nar: &[u8], tree: &Tree) {
+        node(nar, tree, &mut Vec::new());
+    }
+
+    fn node(nar: &[u8], tree: &Tree, names: &mut Vec<Vec<u8>>) {
+        let here = path(names);
+        let at = |path: &InnerPath, entries_max, contents_len_max| {
+            let (found, is_done) = find(std::iter::once(nar), path, entries_max, contents_len_max);
+            assert!(is_done, "{path:?}");
+            found
+        };
+        // What is too deep, or too long, is nowhere.
+        let beneath = |name: &[u8]| here.join(name).ok().and_then(|path| at(&path, 1, 0));
+        let found = at(&here, usize::MAX, u64::MAX).expect("it is there");
         match tree {
             Tree::Regular { contents: expected, .. } => {
                 let Found::Regular { size, contents_offset, contents: Some(contents) } = found else {
                     panic!("{found:?}")
                 };
                 assert_eq!((&contents, size), (expected, expected.len() as u64));
-                let offset = usize::try_from(contents_offset).unwrap();
-                assert_eq!(&nar(whole)[offset..offset + expected.len()], expected);
-                assert_eq!(find(whole, &[&path[..], &[b"x"]].concat(), 1, 0), None);
+                let offset = usize::try_from(contents_offset).expect("it is in memory");
+                assert_eq!(&nar[offset..offset + expected.len()], expected);
+                assert_eq!(beneath(b"x"), None);
             }
             Tree::Symlink(expected) => {
-                let expected = Found::Symlink { target: expected.clone(), depth: path.len() };
-                assert_eq!(find(whole, &[&path[..], &[b"x"]].concat(), 1, 0), Some(expected.clone()));
+                let expected = Found::Symlink { target: expected.clone(), depth: names.len() };
+                assert!(here.join(b"x").is_err() || beneath(b"x").as_ref() == Some(&expected));
                 assert_eq!(found, expected);
             }
             Tree::Directory(expected) => {
@@ -254,29 +311,40 @@ mod tests {
                 assert_eq!(count, expected.len() as u64);
                 let listed: Vec<_> = entries.iter().map(|entry| &entry.name).collect();
                 assert_eq!(listed, expected.keys().collect::<Vec<_>>());
-                assert_eq!(find(whole, &[&path[..], &[b"no such name"]].concat(), 1, 0), None);
-                for (entry, (name, tree)) in entries.iter().zip(expected) {
-                    let kind = match tree {
+                let absent = b"no such name";
+                assert!(expected.contains_key(&absent[..]) || beneath(absent).is_none());
+                for (Listed { kind, .. }, tree) in entries.iter().zip(expected.values()) {
+                    let expected = match tree {
                         Tree::Directory(_) => ListedKind::Directory,
                         Tree::Symlink(target) => ListedKind::Symlink { target: target.clone() },
                         Tree::Regular { executable, contents } => {
                             ListedKind::Regular { executable: *executable, size: contents.len() as u64 }
                         }
                     };
-                    assert_eq!(entry.kind, kind);
+                    assert_eq!(*kind, expected);
+                }
+                for (name, tree) in expected.iter().take(LOOKS_MAX) {
                     names.push(name.clone());
-                    check(whole, tree, names);
+                    node(nar, tree, names);
                     names.pop();
                 }
             }
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::naive::{Tree, nar};
+    use super::check;
 
     proptest! {
         #[test]
         fn all_of_a_tree_is_found(data in proptest::collection::vec(any::<u8>(), 0..120)) {
             let tree = Tree::draw(&data);
-            check(&tree, &tree, &mut Vec::new());
+            check::tree(&nar(&tree), &tree);
         }
     }
 }
