@@ -10,7 +10,7 @@ use crate::{background, cli, codec, push, ring, store};
 type Body = fn(&[u8]);
 
 /// The fuzz targets. `fuzz/fuzz_targets` has a file for each.
-const TARGETS: [(&str, Body); 25] = [
+const TARGETS: [(&str, Body); 26] = [
     ("base32", codec::base32::fuzz_base32),
     ("cache_info", codec::cache_info::fuzz_cache_info),
     ("catalog", store::catalog::fuzz_catalog),
@@ -33,6 +33,7 @@ const TARGETS: [(&str, Body); 25] = [
     ("netrc", push::netrc::fuzz_netrc),
     ("realisation", codec::realisation::fuzz_realisation),
     ("scrub_state", background::scrub::fuzz_scrub_state),
+    ("search", codec::search::fuzz_search),
     ("store_path", codec::store_path::fuzz_store_path),
     ("token", codec::token::fuzz_token),
     ("upload", store::upload::fuzz_upload),

@@ -31,8 +31,8 @@ impl Pattern {
         let text = text.trim();
         let beneath = text.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/'));
         let text = beneath.map_or(text, |rest| rest.split('/').next().unwrap_or_default());
-        let text = text.strip_suffix(".narinfo").unwrap_or(text);
-        if let Some(hash_part) = HashPart::parse(text.as_bytes()) {
+        let digits = text.strip_suffix(".narinfo").unwrap_or(text);
+        if let Some(hash_part) = HashPart::parse(digits.as_bytes()) {
             return Self::Path(hash_part);
         }
         if let Ok(path) = StorePath::parse_base_name(text) {
@@ -62,6 +62,47 @@ impl Pattern {
             }
             Self::Short | Self::Nothing => false,
         }
+    }
+}
+
+/// Drawn bytes are what somebody types and, on the next line, a base name. That is met if, in small letters, its name begins as what was
+/// typed; and a path is found however it is typed.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_search(data: &[u8]) {
+    let Some((typed, base_name)) = str::from_utf8(data).ok().and_then(|text| text.split_once('\n')) else {
+        return;
+    };
+    let Ok(store_dir) = StoreDir::parse("/nix/store") else { return };
+    let pattern = Pattern::of(typed, &store_dir);
+    let expected = match &pattern {
+        Pattern::Path(hash_part) => base_name.starts_with(hash_part.as_str()),
+        Pattern::Names { name, digits } => {
+            let is_hash = name.len() >= SEARCH_DIGITS_MIN && name.bytes().all(base32::is_digit);
+            assert_eq!(digits.as_ref(), is_hash.then_some(name));
+            assert!(name.len() >= SEARCH_NAME_LEN_MIN && typed.contains(name.as_str()));
+            let small = base_name.to_ascii_lowercase().into_bytes();
+            small.iter().skip(NAME_START).take(name.len()).eq(name.to_ascii_lowercase().as_bytes())
+                || (is_hash && base_name.starts_with(name.as_str()))
+        }
+        Pattern::Short | Pattern::Nothing => false,
+    };
+    assert_eq!(pattern.is_met_by(base_name), expected, "{pattern:?}");
+
+    let Ok(path) = StorePath::parse_base_name(base_name) else { return };
+    let hash_part = path.hash_part();
+    for typed in [
+        hash_part.to_string(),
+        format!("{hash_part}.narinfo"),
+        base_name.to_owned(),
+        path.full(&store_dir),
+        format!(" {}/{typed}", path.full(&store_dir)),
+    ] {
+        assert_eq!(Pattern::of(&typed, &store_dir), Pattern::Path(hash_part), "{typed:?}");
+    }
+    for len in SEARCH_NAME_LEN_MIN..=path.name().len() {
+        let pattern = Pattern::of(&path.name()[..len], &store_dir);
+        // A name can look like a path.
+        assert!(matches!(pattern, Pattern::Path(_)) || pattern.is_met_by(base_name), "{pattern:?}");
     }
 }
 
@@ -124,16 +165,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_beginning_of_a_name_finds_it(name in "[a-zA-Z0-9+_?=][a-zA-Z0-9+._?=-]{1,20}", len in 2_usize..21) {
-            let base_name = format!("{HASH}-{name}");
-            prop_assume!(StorePath::parse_base_name(&base_name).is_ok() && !name.ends_with(".narinfo"));
-            let typed = &name[..len.min(name.len())];
-            prop_assert!(pattern(typed).is_met_by(&base_name), "{} {}", typed, base_name);
+        fn what_is_typed_finds_what_begins_with_it(typed in "\\PC{0,60}", base_name in "\\PC{0,60}") {
+            fuzz_search(format!("{typed}\n{base_name}").as_bytes());
         }
 
         #[test]
-        fn nothing_typed_is_too_much(text in "\\PC{0,60}", base_name in "\\PC{0,60}") {
-            pattern(&text).is_met_by(&base_name);
+        fn any_beginning_of_a_name_finds_it(
+            hash in "[0-9a-df-np-sv-z]{32}",
+            name in "[a-zA-Z0-9+_?=][a-zA-Z0-9+._?=-]{1,20}",
+            typed in "[a-cA-C.]{0,3}",
+            digits_len in 0..32_usize,
+        ) {
+            for typed in [&typed, &name.to_ascii_uppercase(), &hash[..digits_len]] {
+                fuzz_search(format!("{typed}\n{hash}-{name}").as_bytes());
+            }
         }
     }
 }
