@@ -225,8 +225,8 @@ impl SharedStore {
         // Before the query, and before the keys are looked up: see `store::change` for why.
         let epoch = self.epoch();
         let state = State { stamp: self.counter().stamp(), epoch };
-        let info = self.ask(toolbox, Query::PathInfo, |database| database.path_info(hash_part));
-        let Some(info) = info.map_err(|error| Failure::log(&error))? else {
+        let info = self.ask_database(toolbox, Query::PathInfo, |database| database.path_info(hash_part))?;
+        let Some(info) = info else {
             return Ok(Known { state, path: None, seen: Cell::default() });
         };
         let nar = (info.path.hash_part(), info.nar_hash);
@@ -297,7 +297,7 @@ impl SharedStore {
             Err(TryLockError::WouldBlock) => return Err(Failure::Busy),
         };
         let find = |database: &mut Database| index.find(&self.places, database, build_id);
-        let found = self.ask(toolbox, Query::DebugInfo, find).map_err(|error| Failure::log(&error))?;
+        let found = self.ask_database(toolbox, Query::DebugInfo, find)?;
         Ok(found.map(|found| {
             let link = serde_json::json!({
                 "archive": format!("../{}", nar_url(&found.info, NarCompression::None)),
@@ -309,8 +309,7 @@ impl SharedStore {
 
     /// A realisation as Nix 2.4 to 2.34 ask for it.
     pub fn realisation(&self, toolbox: &mut Toolbox, id: &DrvOutput) -> Result<Option<Made>, Failure> {
-        let found = self.ask(toolbox, Query::Realisation, |database| database.realisation(id));
-        let found = found.map_err(|error| Failure::log(&error))?;
+        let found = self.ask_database(toolbox, Query::Realisation, |database| database.realisation(id))?;
         Ok(found.map(|found| Made::immutable(JSON_TYPE, found.to_keyed_json(id))))
     }
 
@@ -322,7 +321,7 @@ impl SharedStore {
         output: &OutputName,
     ) -> Result<Option<Made>, Failure> {
         let ask = |database: &mut Database| database.build_trace(derivation, output);
-        let found = self.ask(toolbox, Query::BuildTrace, ask).map_err(|error| Failure::log(&error))?;
+        let found = self.ask_database(toolbox, Query::BuildTrace, ask)?;
         Ok(found.map(|found| Made::immutable(JSON_TYPE, found.to_build_trace_json())))
     }
 
@@ -335,8 +334,7 @@ impl SharedStore {
         if self.is_stale.load(Ordering::Relaxed) {
             return Err(Failure::Broken);
         }
-        let answer = self.ask(toolbox, Query::Probe, Database::probe);
-        answer.map_err(|error| Failure::log(&error))
+        self.ask_database(toolbox, Query::Probe, Database::probe)
     }
 }
 

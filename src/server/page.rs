@@ -83,12 +83,8 @@ fn split<'a>(text: &'a str, mark: &str) -> (&'a str, &'a str) {
     text.split_once(mark).unwrap_or((text, ""))
 }
 
-/// The answer that is this page.
-pub fn reply(status: Status, document: String) -> Reply {
-    reply_with(status, fields(), document)
-}
-
-fn reply_with(status: Status, fields: Fields, document: String) -> Reply {
+/// The answer that is this page, with these fields.
+fn reply(status: Status, fields: Fields, document: String) -> Reply {
     let fields = fields.content_length(document.len() as u64).finish();
     Reply { status, fields, body: ReplyBody::Bytes(document.into()) }
 }
@@ -165,7 +161,7 @@ mod tests {
         assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
         // The hash of nothing would be that of a template without script, or without style.
         assert!(!policy.contains("47DEQpj8HBSa"), "{policy}");
-        let reply = reply(Status::Ok, document("a", "b"));
+        let reply = reply(Status::Ok, fields(), document("a", "b"));
         let fields = std::str::from_utf8(&reply.fields).unwrap();
         for field in ["no-store", "Content-Length: ", "nosniff", "Referrer-Policy: no-referrer", &policy] {
             assert!(fields.contains(field), "{field} is not in {fields}");

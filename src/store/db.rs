@@ -68,7 +68,7 @@ pub type ValidPath = (RowId, Result<StorePath, StoreError>);
 pub struct Surroundings {
     /// When it was registered. Seconds since 1970.
     pub registered_s: u64,
-    /// What refers to it, itself excepted: any [`REFERRERS_SHOWN_MAX`] of these, as the database has them, sorted by name.
+    /// What refers to it, itself excepted: any [`REFERRERS_SHOWN_MAX`] of these, in the order of the database.
     pub referrers: Vec<StorePath>,
     /// How many there are, or [`REFERRERS_COUNTED_MAX`] if there are more.
     pub referrers_count: u64,
@@ -137,9 +137,8 @@ impl Database {
             let paths = statement.query_map((id, REFERRERS_SHOWN_MAX as u64), |row| row.get::<_, String>(0));
             let paths: Vec<String> =
                 paths.and_then(Iterator::collect).map_err(|error| opened.fault_in_row(&full, error))?;
-            let mut referrers: Vec<StorePath> =
+            let referrers =
                 paths.iter().filter_map(|path| StorePath::parse_full(&store.store_dir, path).ok()).collect();
-            referrers.sort_by(|one, other| (one.name(), one).cmp(&(other.name(), other)));
             let count = |statement: &str, max: u64| -> Result<(u64, u64), StoreError> {
                 let row = opened.prepare(statement)?.query_row((id, max), |row| {
                     Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?.unwrap_or(0)))
@@ -888,7 +887,8 @@ mod tests {
         let of_a = ask(A).unwrap();
         assert_eq!((of_a.registered_s, of_a.referrers, of_a.referrers_count), (7, vec![], 0));
         assert_eq!(of_a.closure, Some((3, 600)));
-        let of_c = ask(C).unwrap();
+        let mut of_c = ask(C).unwrap();
+        of_c.referrers.sort();
         assert_eq!(
             (of_c.referrers, of_c.referrers_count, of_c.closure),
             (vec![path(A), path(B)], 2, Some((1, 300)))

@@ -138,11 +138,6 @@ impl Route {
         parse_any_target(target).unwrap_or(Self::NotFound)
     }
 
-    /// Whether it is one of those with which people look around, and no Nix client does.
-    pub fn is_browsing(&self) -> bool {
-        matches!(self, Self::NarInfoJson(_) | Self::Search(_) | Self::Details(_) | Self::Contents(_))
-    }
-
     /// The file that answers this route in a cache directory, if it is one that a cache directory can answer.
     pub fn file_name(&self) -> Option<RelativeName> {
         let name = match self {
@@ -720,23 +715,6 @@ mod tests {
         let longest = format!("/search?q={}", "a".repeat(SEARCH_TEXT_LEN_MAX));
         assert!(matches!(route(&longest), Route::Search(_)));
         assert_eq!(route(&(longest + "a")), Route::NotFound);
-    }
-
-    #[test]
-    fn people_browse_and_clients_do_not() {
-        for (target, expected) in [
-            ("/OUT.narinfo", false),
-            ("/nar/OUT.nar", false),
-            ("/", false),
-            ("/nothing", false),
-            ("/OUT.narinfo?json", true),
-            ("/search", true),
-            ("/path/OUT", true),
-            ("/serve/OUT/a", true),
-        ] {
-            assert_eq!(route(target).is_browsing(), expected, "{target}");
-            assert!(!expected || file_name(target).is_none(), "{target}");
-        }
     }
 
     #[test]

@@ -28,16 +28,6 @@ impl InnerPath {
         Ok(())
     }
 
-    /// Goes up to where the last name is; says whether there was one.
-    pub fn pop(&mut self) -> bool {
-        let Some(name) = self.last() else { return false };
-        let parent_len = self.joined.len() - name.len();
-        // Without the slash before it; the first has none.
-        self.joined.truncate(parent_len.saturating_sub(1));
-        self.depth -= 1;
-        true
-    }
-
     /// The path that goes on with `name`.
     pub fn join(&self, name: &[u8]) -> Result<Self, TreeError> {
         let mut path = self.clone();
@@ -82,19 +72,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_go_down_and_come_back() {
+    fn names_go_down() {
         let mut path = InnerPath::default();
-        assert!(path.is_root() && path.last().is_none() && path.names().next().is_none() && !path.pop());
+        assert!(path.is_root() && path.last().is_none() && path.names().next().is_none());
         for (depth, name) in [&b"a"[..], b"\xff b", b"..."].into_iter().enumerate() {
             path.push(name).unwrap();
             assert_eq!((path.last(), path.depth()), (Some(name), depth + 1));
         }
         assert_eq!((path.as_bytes(), path.names().count()), (&b"a/\xff b/..."[..], 3));
         assert_eq!(path.join(b"x").unwrap().as_bytes(), b"a/\xff b/.../x");
-        assert!(path.pop() && path.pop());
-        assert_eq!((path.as_bytes(), path.depth()), (&b"a"[..], 1));
-        assert!(path.pop());
-        assert_eq!(path, InnerPath::default());
     }
 
     #[test]

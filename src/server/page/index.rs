@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Write as _};
 use std::net::Ipv6Addr;
 
 use super::parts::shell_word;
-use super::{Escaped, fields, live_figures, reply_with, shell};
+use super::{Escaped, fields, live_figures, reply, shell};
 use crate::codec::http::Status;
 use crate::codec::http::field::names_media_type;
 use crate::codec::http::request::Request;
@@ -66,7 +66,7 @@ impl Index {
             template.replace(URL, &base_url.to_string()).replace(MACHINE, base_url.machine())
         };
         if names_media_type(request.accept, "text/html") {
-            return reply_with(Status::Ok, fields().vary("Accept"), at(&self.html));
+            return reply(Status::Ok, fields().vary("Accept"), at(&self.html));
         }
         Reply::text_with(Status::Ok, Fields::new().vary("Accept"), at(&self.text))
     }
