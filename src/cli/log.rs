@@ -12,7 +12,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use rustix::fs::fstat;
 use tracing::callsite::{DefaultCallsite, Identifier};
@@ -20,14 +20,17 @@ use tracing::field::FieldSet;
 use tracing::metadata::Kind;
 use tracing::{Event, Level, Metadata, Subscriber, info, warn};
 use tracing_subscriber::filter::{LevelFilter, ParseError};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::{Context, Layer, Layered, SubscriberExt as _};
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use self::journal::Journal;
+use crate::codec::http::date::format_rfc3339;
 use crate::limits::{LOG_WINDOW, LOGGED_ALIKE_MAX};
 use crate::server::access_log::TARGET as ACCESS_TARGET;
 use crate::server::figures::{LogFigures, Severity};
-use crate::server::scribe::Scribe;
+use crate::server::scribe::{self, Scribe};
 use crate::tally::Tally as _;
 
 /// Where the journal takes messages (systemd.journal-fields(7)).
@@ -213,20 +216,37 @@ type Filtered = Layered<reload::Layer<EnvFilter, Registry>, Registry>;
 /// A format, and where it writes to.
 type Format = Box<dyn Layer<Filtered> + Send + Sync>;
 
+/// Says when that has happened which is logged.
+struct Clock;
+
+impl FormatTime for Clock {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        writer.write_str(&timestamp())
+    }
+}
+
+/// When that has happened which this thread is logging.
+fn timestamp() -> String {
+    let since_1970 = scribe::happened().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let text = format_rfc3339(since_1970.as_secs(), since_1970.subsec_micros());
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 fn human<W>(writer: W) -> impl Layer<Filtered> + Send + Sync
 where
     W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
 {
     // An error would be said where nothing could be written, and end the process.
-    fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal()).log_internal_errors(false)
+    let layer = fmt::layer().with_writer(writer).with_timer(Clock);
+    layer.with_ansi(io::stderr().is_terminal()).log_internal_errors(false)
 }
 
 fn json<W>(writer: W) -> impl Layer<Filtered> + Send + Sync
 where
     W: for<'a> fmt::MakeWriter<'a> + Send + Sync + 'static,
 {
-    let layer = fmt::layer().with_writer(writer).with_ansi(false).log_internal_errors(false);
-    layer.json().flatten_event(true).with_current_span(false).with_span_list(false)
+    let layer = fmt::layer().with_writer(writer).with_timer(Clock).with_ansi(false);
+    layer.log_internal_errors(false).json().flatten_event(true).with_current_span(false).with_span_list(false)
 }
 
 /// Lets through, of each place in the program, no more than [`LOGGED_ALIKE_MAX`] lines in a [`LOG_WINDOW`]: a fault of the disk is
@@ -347,6 +367,7 @@ fn note<S: Subscriber>(format: &impl Layer<S>, context: Context<'_, S>, text: &s
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::Duration;
 
     use tracing::{debug, error};
 
@@ -439,6 +460,22 @@ mod tests {
         }
         let time = line["timestamp"].as_str().unwrap();
         assert!(time.len() >= 20 && time.as_bytes()[10] == b'T' && time.ends_with('Z'), "{time}");
+    }
+
+    #[test]
+    fn every_format_says_when_that_has_happened_which_it_logs() {
+        let says = |_: &reload::Handle<_, _>| {
+            let time = UNIX_EPOCH + Duration::from_micros(784_111_777_000_012);
+            scribe::log_at(Some(time), || info!(target: ACCESS_TARGET, "late"));
+            scribe::log_at(None, || info!("now"));
+        };
+        let human = logged(|paper| human(to_paper(paper)), "info", says);
+        let json = logged(|paper| json(to_paper(paper)), "info", says);
+        for ((text, _), start) in [(human, ""), (json, "{\"timestamp\":\"")] {
+            let times: Vec<_> = text.lines().map(|line| line.strip_prefix(start).unwrap()).collect();
+            assert!(times[0].starts_with("1994-11-06T08:49:37.000012Z"), "{text}");
+            assert!(times[1].starts_with("20") && times.len() == 2, "{text}");
+        }
     }
 
     #[test]

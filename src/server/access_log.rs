@@ -7,14 +7,14 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{field, info};
 
 use super::config::AccessLog;
 use super::figures::NodeFigures;
 use super::proxy::TrustedProxies;
-use super::scribe::Scribe;
+use super::scribe::{self, Scribe};
 use crate::codec::http::request::Request;
 use crate::codec::http::{Method, Status, Version};
 use crate::limits::ACCESS_TEXT_LEN_MAX;
@@ -79,6 +79,8 @@ struct Outcome {
     status: u16,
     sent_len_bytes: u64,
     took: Duration,
+    /// The line may be written much later.
+    ended: Option<SystemTime>,
     is_whole: bool,
 }
 
@@ -142,7 +144,9 @@ impl Desk {
         let desk = Rc::clone(self);
         Box::new(move |ending| {
             record.end(ending);
-            if !desk.scribe.try_put(record.len_bytes(), move || record.log()) {
+            let len_bytes = record.len_bytes();
+            let write = move || scribe::log_at(record.outcome.ended, || record.log());
+            if !desk.scribe.try_put(len_bytes, write) {
                 desk.figures.access_dropped.add(1);
             }
         })
@@ -174,6 +178,7 @@ impl Record {
             status: ending.status.map_or(STATUS_GONE, Status::code),
             sent_len_bytes: ending.sent_len_bytes,
             took: self.began.elapsed(),
+            ended: Some(SystemTime::now()),
             is_whole: ending.is_whole,
         };
     }
@@ -185,7 +190,7 @@ impl Record {
     }
 
     fn log(&self) {
-        let Outcome { status, sent_len_bytes, took, is_whole } = self.outcome;
+        let Outcome { status, sent_len_bytes, took, is_whole, .. } = self.outcome;
         #[expect(clippy::cast_precision_loss, reason = "exact for 285 years")]
         let duration_ms = took.as_micros() as f64 / 1000.0;
         let version = match self.version {
@@ -253,9 +258,10 @@ mod tests {
     use crate::codec::http::request::{Parsed, parse};
     use crate::limits::LOG_QUEUE_LEN_BYTES_MAX;
 
-    /// Keeps the fields of the last event.
+    /// Keeps the fields of the last event, and when that has happened.
     #[derive(Clone, Default)]
-    struct Last(Arc<Mutex<BTreeMap<&'static str, String>>>);
+    struct Last(Arc<Mutex<LastEvent>>);
+    type LastEvent = (BTreeMap<&'static str, String>, Option<SystemTime>);
 
     impl Subscriber for Last {
         fn enabled(&self, _: &Metadata<'_>) -> bool {
@@ -278,9 +284,10 @@ mod tests {
                 }
             }
             assert_eq!(event.metadata().target(), TARGET);
-            let mut fields = self.0.lock().unwrap();
-            fields.clear();
-            event.record(&mut Fields(&mut fields));
+            let mut last = self.0.lock().unwrap();
+            last.0.clear();
+            event.record(&mut Fields(&mut last.0));
+            last.1 = Some(scribe::happened());
         }
 
         fn enter(&self, _: &Id) {}
@@ -291,8 +298,8 @@ mod tests {
     fn fields(record: &Record) -> BTreeMap<&'static str, String> {
         let last = Last::default();
         tracing::subscriber::with_default(last.clone(), || record.log());
-        let fields = last.0.lock().unwrap();
-        fields.clone()
+        let last = last.0.lock().unwrap();
+        last.0.clone()
     }
 
     /// The record of this request, whose head lacks the end of its last line, from `peer`, behind a proxy at 10.0.0.1.
@@ -361,6 +368,26 @@ mod tests {
         let head = b"GET /x HTTP/1.1\r\nAuthorization: Bearer s3cret\r\nCookie: s3cret\r\nX-Forwarded-For: s3cret\r\nReferer: s3cret";
         let said = fields(&record(head, None));
         assert!(!format!("{said:?}").contains("s3cret"), "{said:?}");
+    }
+
+    #[test]
+    fn a_line_that_is_written_late_bears_the_time_of_its_request() {
+        let scribe = Arc::<Scribe>::default();
+        scribe.start().unwrap();
+        let recorder = Recorder::new(AccessLog::Off, Arc::clone(&scribe), Arc::default(), 1);
+        let (stuck, freed) = mpsc::sync_channel::<()>(0);
+        let last = Last::default();
+        let of_thread = last.clone();
+        scribe.put(0, move || std::mem::forget(tracing::subscriber::set_default(of_thread)));
+        scribe.put(0, move || assert!(freed.recv().is_err()));
+        let witness = recorder.desk.witness(record(b"GET / HTTP/1.1", None));
+        let before = SystemTime::now();
+        witness(&WHOLE);
+        let after = SystemTime::now();
+        drop(stuck);
+        scribe.flush();
+        let happened = last.0.lock().unwrap().1.unwrap();
+        assert!((before..=after).contains(&happened), "{before:?} {happened:?} {after:?}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Who writes the log: one thread, so that nobody else waits for who reads it.
 //!
 //! Whoever has a line puts into a queue how it is written; the thread does that. There is so much room, and what does not fit is counted
-//! and said. Access lines and all others stand in the same queue, so they come in their order. Before the thread has started, and in
-//! commands that need none, a line is written by whoever has it.
+//! and said. Access lines and all others stand in the same queue, so they come in their order, and each bears the time of what it says.
+//! Before the thread has started, and in commands that need none, a line is written by whoever has it.
 
 use std::cell::Cell;
 use std::io;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -26,6 +26,20 @@ use crate::tally::Tally as _;
 thread_local! {
     /// Whether this thread is the one that writes.
     static IS_WRITER: Cell<bool> = const { Cell::new(false) };
+    /// When that has happened which this thread logs, if it was not just now.
+    static HAPPENED: Cell<Option<SystemTime>> = const { Cell::new(None) };
+}
+
+/// Logs what has happened then.
+pub fn log_at(time: Option<SystemTime>, log: impl FnOnce()) {
+    HAPPENED.set(time);
+    log();
+    HAPPENED.set(None);
+}
+
+/// When that has happened which this thread is logging.
+pub fn happened() -> SystemTime {
+    HAPPENED.get().unwrap_or_else(SystemTime::now)
 }
 
 /// See the module documentation.

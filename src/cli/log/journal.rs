@@ -14,6 +14,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
+use super::timestamp;
 use crate::limits::{JOURNAL_FIELD_LEN_MAX, JOURNAL_FIELDS_LEN_MAX};
 use crate::server::scribe::{Scribe, write_out};
 
@@ -81,6 +82,8 @@ impl Line {
         put(&mut datagram, "PRIORITY", priority(*metadata.level()));
         put(&mut datagram, "SYSLOG_IDENTIFIER", "narwire");
         put(&mut datagram, "TARGET", metadata.target());
+        // The journal's own time is that at which it is received.
+        put(&mut datagram, "NARWIRE_TIMESTAMP", &timestamp());
         if let (Some(file), Some(number)) = (metadata.file(), metadata.line()) {
             put(&mut datagram, "CODE_FILE", file);
             put(&mut datagram, "CODE_LINE", &number.to_string());
@@ -221,7 +224,8 @@ mod tests {
             assert_eq!(fields[name], value);
         }
         assert!(fields["CODE_FILE"].ends_with("journal.rs") && fields["CODE_LINE"].parse::<u32>().is_ok());
-        assert_eq!(fields.len(), 9);
+        assert!(fields["NARWIRE_TIMESTAMP"].starts_with("20"), "{fields:?}");
+        assert_eq!(fields.len(), 10);
     }
 
     #[test]
@@ -251,7 +255,7 @@ mod tests {
         });
         assert!(fields["MESSAGE"].starts_with("a=\"ä"), "{}", &fields["MESSAGE"][..80]);
         assert_eq!(fields["NARWIRE_A"].len(), JOURNAL_FIELD_LEN_MAX);
-        let own = fields.keys().filter(|name| name.starts_with("NARWIRE_")).count();
+        let own = fields.keys().filter(|name| name.starts_with("NARWIRE_") && name.len() == 9).count();
         assert_eq!(own, JOURNAL_FIELDS_LEN_MAX / JOURNAL_FIELD_LEN_MAX, "{:?}", fields.keys());
     }
 

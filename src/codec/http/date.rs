@@ -1,4 +1,4 @@
-//! The `Date` field: seconds since 1970 as an IMF-fixdate (RFC 9110 section 5.6.7).
+//! Times since 1970 as text: the `Date` field is an IMF-fixdate (RFC 9110 section 5.6.7), lines of the log have RFC 3339.
 
 /// 9999-12-31 23:59:59, the last second with a year of four digits. Seconds since 1970.
 pub const LAST_SECOND: u64 = 253_402_300_799;
@@ -13,17 +13,36 @@ const EPOCH_DAY: u64 = 719_468;
 /// `Sun, 06 Nov 1994 08:49:37 GMT` for a number of seconds since 1970; later than [`LAST_SECOND`] reads as that.
 pub fn format_imf_fixdate(unix_seconds: u64) -> [u8; 29] {
     let unix_seconds = unix_seconds.min(LAST_SECOND);
-    let (days, second_of_day) = (unix_seconds / SECONDS_PER_DAY, unix_seconds % SECONDS_PER_DAY);
+    let days = unix_seconds / SECONDS_PER_DAY;
     let (year, month, day) = civil_from_days(days);
     let mut text = *b"Thu, 01 Jan 1970 00:00:00 GMT";
     text[..3].copy_from_slice(name_of(WEEKDAYS, days % 7));
     write_digits(&mut text[5..7], day);
     text[8..11].copy_from_slice(name_of(MONTHS, month - 1));
     write_digits(&mut text[12..16], year);
-    write_digits(&mut text[17..19], second_of_day / 3600);
-    write_digits(&mut text[20..22], second_of_day / 60 % 60);
-    write_digits(&mut text[23..25], second_of_day % 60);
+    write_clock(&mut text[17..25], unix_seconds);
     text
+}
+
+/// `1994-11-06T08:49:37.000000Z` for a number of seconds since 1970 and millionths of the next; later than [`LAST_SECOND`] reads as that.
+pub fn format_rfc3339(unix_seconds: u64, microseconds: u32) -> [u8; 27] {
+    let unix_seconds = unix_seconds.min(LAST_SECOND);
+    let (year, month, day) = civil_from_days(unix_seconds / SECONDS_PER_DAY);
+    let mut text = *b"1970-01-01T00:00:00.000000Z";
+    write_digits(&mut text[..4], year);
+    write_digits(&mut text[5..7], month);
+    write_digits(&mut text[8..10], day);
+    write_clock(&mut text[11..19], unix_seconds);
+    write_digits(&mut text[20..26], microseconds.into());
+    text
+}
+
+/// The hour, the minute and the second of a day, with something between them.
+fn write_clock(text: &mut [u8], unix_seconds: u64) {
+    let second_of_day = unix_seconds % SECONDS_PER_DAY;
+    write_digits(&mut text[..2], second_of_day / 3600);
+    write_digits(&mut text[3..5], second_of_day / 60 % 60);
+    write_digits(&mut text[6..8], second_of_day % 60);
 }
 
 /// Year, month from 1, day from 1.
@@ -121,10 +140,30 @@ mod tests {
         }
     }
 
+    fn in_log(unix_seconds: u64, microseconds: u32) -> String {
+        String::from_utf8(format_rfc3339(unix_seconds, microseconds).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn known_times_of_the_log() {
+        assert_eq!(in_log(0, 0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(in_log(951_782_400, 987_654), "2000-02-29T00:00:00.987654Z");
+        assert!(in_log(u64::MAX, 1).starts_with("9999-12-31T23:59:59."));
+    }
+
     proptest! {
         #[test]
         fn any_second(unix_seconds in 0..=LAST_SECOND) {
-            prop_assert_eq!(formatted(unix_seconds), naive(unix_seconds));
+            let date = naive(unix_seconds);
+            prop_assert_eq!(&formatted(unix_seconds), &date);
+            let time = in_log(unix_seconds, 0);
+            let (year, rest) = time.split_once('-').unwrap();
+            let (month, rest) = rest.split_once('-').unwrap();
+            let (day, clock) = rest.split_once('T').unwrap();
+            let month = name_of(MONTHS, month.parse::<u64>().unwrap() - 1);
+            let month = str::from_utf8(month).unwrap();
+            let clock = clock.strip_suffix(".000000Z").unwrap();
+            prop_assert_eq!(format!("{day} {month} {year} {clock} GMT"), &date["Thu, ".len()..]);
         }
     }
 }
