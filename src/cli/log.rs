@@ -2,7 +2,7 @@
 //!
 //! What is logged goes through a filter, which SIGHUP can change, then past the bound on repeats, and then to one of the formats, whose
 //! lines `server::scribe` writes. Lines of the access log ([`ACCESS_TARGET`]) are neither filtered nor bounded: of which requests there is
-//! one is a setting of its own.
+//! one is a setting of its own. Nor are those that say how many lines are missing ([`MISSING_TARGET`]), for each is there only once.
 
 mod journal;
 
@@ -30,7 +30,7 @@ use crate::codec::http::date::format_rfc3339;
 use crate::limits::{LOG_WINDOW, LOGGED_ALIKE_MAX};
 use crate::server::access_log::TARGET as ACCESS_TARGET;
 use crate::server::figures::{LogFigures, Severity};
-use crate::server::scribe::{self, Scribe};
+use crate::server::scribe::{self, Scribe, TARGET as MISSING_TARGET};
 use crate::tally::Tally as _;
 
 /// Where the journal takes messages (systemd.journal-fields(7)).
@@ -81,8 +81,13 @@ impl Default for LogLevel {
 
 impl LogLevel {
     fn filter(&self) -> Result<EnvFilter, ParseError> {
-        EnvFilter::try_new(format!("{},{ACCESS_TARGET}=info", self.0))
+        EnvFilter::try_new(with_whatever_the_level(&self.0))
     }
+}
+
+/// What this filter lets through, and what the level has no say in.
+fn with_whatever_the_level(filter: &str) -> String {
+    format!("{filter},{ACCESS_TARGET}=info,{MISSING_TARGET}=warn")
 }
 
 impl FromStr for LogLevel {
@@ -130,8 +135,7 @@ impl Log {
     pub fn start(variable: impl Fn(&str) -> Option<OsString>, level: &LogLevel, format: LogFormat) -> Self {
         let asked = variable(LEVEL_VARIABLE).filter(|value| !value.is_empty());
         // Of a filter that is no filter what can be understood is in force.
-        let fixed =
-            asked.map(|text| EnvFilter::new(format!("{},{ACCESS_TARGET}=info", text.to_string_lossy())));
+        let fixed = asked.map(|text| EnvFilter::new(with_whatever_the_level(&text.to_string_lossy())));
         let is_fixed = fixed.is_some();
         let filter = fixed.or_else(|| level.filter().ok()).unwrap_or_else(|| EnvFilter::new("info"));
         let (filter, handle) = reload::Layer::new(filter);
@@ -325,7 +329,8 @@ impl<S: Subscriber, F: Layer<S>> Layer<S> for Bounded<F> {
             self.figures.access_lines.add(1);
             return self.format.on_event(event, context);
         }
-        let turn = self.turn(metadata.callsite());
+        let is_notice = metadata.target() == MISSING_TARGET;
+        let turn = if is_notice { Turn::Said } else { self.turn(metadata.callsite()) };
         if turn == Turn::Unsaid {
             self.figures.suppressed[severity as usize].add(1);
             return;
@@ -416,6 +421,7 @@ mod tests {
             for count in 0..LINES {
                 warn!(count, "alike");
                 info!(target: ACCESS_TARGET, count);
+                warn!(target: MISSING_TARGET, count, "missing");
                 debug!("asked for");
             }
             error!("another");
@@ -433,8 +439,9 @@ mod tests {
             );
             assert!(text.contains("more lines of narwire::cli::log::tests:"), "{text}");
             assert_eq!((lines_with("asked for"), lines_with("another")), (LINES as usize, 1));
+            assert_eq!(lines_with("missing"), LINES as usize);
             assert_eq!(figures.access_lines.get(), u64::from(LINES));
-            assert_eq!(figures.lines.each_ref().map(Count::get), [1, u64::from(LOGGED_ALIKE_MAX), 0]);
+            assert_eq!(figures.lines.each_ref().map(Count::get), [1, u64::from(LOGGED_ALIKE_MAX + LINES), 0]);
             assert_eq!(figures.suppressed.each_ref().map(Count::get), [0, 5, 0]);
         }
     }
@@ -479,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn the_level_changes_at_once_and_leaves_the_access_log_alone() {
+    fn the_level_changes_at_once_and_leaves_alone_the_access_log_and_what_is_missing() {
         let (text, _) = logged(
             |paper| human(to_paper(paper)),
             "error",
@@ -487,6 +494,7 @@ mod tests {
                 let say = |when| {
                     info!("level {when}");
                     info!(target: ACCESS_TARGET, "access {when}");
+                    warn!(target: MISSING_TARGET, "missing {when}");
                 };
                 say("first");
                 handle.reload("info".parse::<LogLevel>().unwrap().filter().unwrap()).unwrap();
@@ -495,10 +503,12 @@ mod tests {
                 say("third");
             },
         );
-        let said =
-            ["level first", "level second", "level third", "access first", "access second", "access third"]
-                .map(|words| text.contains(words));
-        assert_eq!(said, [false, true, false, true, true, true], "{text}");
+        for (what, expected) in
+            [("level", [false, true, false]), ("access", [true; 3]), ("missing", [true; 3])]
+        {
+            let said = ["first", "second", "third"].map(|when| text.contains(&format!("{what} {when}")));
+            assert_eq!(said, expected, "{what}: {text}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Who writes the log: one thread, so that nobody else waits for who reads it.
 //!
-//! Whoever has a line puts into a queue how it is written; the thread does that. There is so much room, and what does not fit is counted
-//! and said. Access lines and all others stand in the same queue, so they come in their order, and each bears the time of what it says.
-//! Before the thread has started, and in commands that need none, a line is written by whoever has it.
+//! Whoever has a line puts into a queue how it is written; the thread does that. There is so much room; what does not fit is counted, and
+//! said where it is missing, whatever the level of the log. Access lines and all others stand in the same queue, so they come in their
+//! order, and each bears the time of what it says. Before the thread has started, and in commands that need none, a line is written by
+//! whoever has it.
 
 use std::cell::Cell;
 use std::io;
@@ -22,6 +23,9 @@ use crate::limits::{
     LOG_FLUSH_WAIT, LOG_GATHER, LOG_MISSING_INTERVAL, LOG_QUEUE_LEN_BYTES_MAX, LOG_QUEUE_LINES_MAX,
 };
 use crate::tally::Tally as _;
+
+/// What the lines that say what is missing are told from others by.
+pub const TARGET: &str = module_path!();
 
 thread_local! {
     /// Whether this thread is the one that writes.
@@ -56,8 +60,24 @@ pub struct Scribe {
 
 /// Something to be written.
 struct Entry {
+    /// Lines that are missing before it.
+    missing: Option<Missing>,
     len_bytes: usize,
     write: Box<dyn FnOnce() + Send>,
+}
+
+/// Lines for which there was no room.
+struct Missing {
+    lines: u64,
+    /// When there was room again.
+    until: SystemTime,
+}
+
+/// What the thread has to say of lines that are missing.
+#[derive(Default)]
+struct Notice {
+    missing: Option<Missing>,
+    said: Option<Instant>,
 }
 
 impl Scribe {
@@ -85,7 +105,7 @@ impl Scribe {
         let is_room = self.lines.fetch_add(1, Ordering::Relaxed) < LOG_QUEUE_LINES_MAX;
         let others_len_bytes = self.len_bytes.fetch_add(len_bytes, Ordering::Relaxed);
         if is_room && others_len_bytes.saturating_add(len_bytes) <= LOG_QUEUE_LEN_BYTES_MAX {
-            return queue.send(Entry { len_bytes, write: Box::new(write) }).is_ok();
+            return queue.send(Entry { missing: self.missing(), len_bytes, write: Box::new(write) }).is_ok();
         }
         self.release(len_bytes);
         self.missing.fetch_add(1, Ordering::Relaxed);
@@ -110,39 +130,65 @@ impl Scribe {
         let Some(queue) = self.queue.get().filter(|_| !IS_WRITER.get()) else { return };
         let (sender, written) = mpsc::sync_channel::<()>(0);
         self.lines.fetch_add(1, Ordering::Relaxed);
-        let _ = queue.send(Entry { len_bytes: 0, write: Box::new(move || drop(sender)) });
+        let write = Box::new(move || drop(sender));
+        let _ = queue.send(Entry { missing: self.missing(), len_bytes: 0, write });
         let _ = written.recv_timeout(LOG_FLUSH_WAIT);
     }
 
-    fn release(&self, len_bytes: usize) {
+    /// What is missing here, if nobody has asked before.
+    fn missing(&self) -> Option<Missing> {
+        // Nearly always there is nothing, and nothing is to be written that all threads read.
+        let is_some = self.missing.load(Ordering::Relaxed) > 0;
+        let lines = if is_some { self.missing.swap(0, Ordering::Relaxed) } else { 0 };
+        (lines > 0).then(|| Missing { lines, until: SystemTime::now() })
+    }
+
+    /// Makes room, and says whether nothing else is in the queue.
+    fn release(&self, len_bytes: usize) -> bool {
         self.len_bytes.fetch_sub(len_bytes, Ordering::Relaxed);
-        self.lines.fetch_sub(1, Ordering::Relaxed);
+        self.lines.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     fn run(&self, queue: &Receiver<Entry>) {
         IS_WRITER.set(true);
-        let mut said = Instant::now();
+        let mut notice = Notice::default();
         while let Ok(first) = queue.recv() {
-            self.write(first, &mut said);
+            self.write(first, &mut notice);
             thread::sleep(LOG_GATHER);
             for entry in queue.try_iter() {
-                self.write(entry, &mut said);
+                self.write(entry, &mut notice);
             }
         }
     }
 
-    /// Writes one line, and before it, when the queue has become empty and now and then, how many are missing.
-    fn write(&self, entry: Entry, said: &mut Instant) {
+    /// Writes one line, and before it how many are missing there. While there is more to write, that is said now and then only.
+    fn write(&self, entry: Entry, notice: &mut Notice) {
+        notice.add(entry.missing);
         let is_last = self.lines.load(Ordering::Relaxed) == 1;
-        if is_last || said.elapsed() >= LOG_MISSING_INTERVAL {
-            let missing = self.missing.swap(0, Ordering::Relaxed);
-            if missing > 0 {
-                warn!(missing, "lines of the log are missing here: who reads it was too slow");
-                *said = Instant::now();
-            }
+        if is_last || notice.said.is_none_or(|said| said.elapsed() >= LOG_MISSING_INTERVAL) {
+            notice.say();
         }
         (entry.write)();
-        self.release(entry.len_bytes);
+        if self.release(entry.len_bytes) {
+            notice.add(self.missing());
+            notice.say();
+        }
+    }
+}
+
+impl Notice {
+    fn add(&mut self, missing: Option<Missing>) {
+        let Some(mut missing) = missing else { return };
+        missing.lines += self.missing.as_ref().map_or(0, |before| before.lines);
+        self.missing = Some(missing);
+    }
+
+    fn say(&mut self) {
+        let Some(Missing { lines: missing, until }) = self.missing.take() else { return };
+        log_at(Some(until), || {
+            warn!(target: TARGET, missing, "lines of the log are missing here: who reads it was too slow");
+        });
+        self.said = Some(Instant::now());
     }
 }
 
@@ -170,49 +216,85 @@ mod tests {
 
     use super::*;
 
-    /// A scribe whose thread waits in the middle of a line until the sender goes.
-    fn stuck() -> (Arc<Scribe>, SyncSender<()>) {
-        let scribe = Arc::<Scribe>::default();
-        scribe.start().unwrap();
+    /// What was written, line by line.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<String>>>);
+
+    impl io::Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().push(str::from_utf8(bytes).unwrap().trim().to_owned());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A line of which the writing goes on until the sender goes, and what says that it has begun.
+    fn endless_line() -> (impl FnOnce() + Send, SyncSender<()>, Receiver<()>) {
         let (sender, freed) = mpsc::sync_channel::<()>(0);
         let (begun, has_begun) = mpsc::channel();
-        scribe.put(0, move || {
+        let write = move || {
             begun.send(()).unwrap();
             let _ = freed.recv();
-        });
+        };
+        (write, sender, has_begun)
+    }
+
+    /// A scribe whose thread waits in the middle of a line until the sender goes, and logs on paper.
+    fn stuck() -> (Arc<Scribe>, SyncSender<()>, Paper) {
+        let (scribe, paper) = (Arc::<Scribe>::default(), Paper::default());
+        scribe.start().unwrap();
+        let of_thread = paper.clone();
+        let to_paper =
+            tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(move || of_thread.clone());
+        scribe.put(0, || std::mem::forget(tracing::subscriber::set_default(to_paper.finish())));
+        let (write, sender, has_begun) = endless_line();
+        scribe.put(0, write);
         has_begun.recv().unwrap();
-        (scribe, sender)
+        (scribe, sender, paper)
     }
 
     #[test]
-    fn what_does_not_fit_is_counted_and_not_waited_for_and_the_rest_comes_in_its_order() {
-        let (scribe, stuck) = stuck();
-        let written = Arc::<Mutex<Vec<usize>>>::default();
-        let put = |number| {
-            let written = Arc::clone(&written);
-            scribe.put(1, move || written.lock().unwrap().push(number));
+    fn what_does_not_fit_is_counted_and_said_in_its_place_and_not_waited_for() {
+        let (scribe, stuck, paper) = stuck();
+        let put = |number: usize| {
+            let written = Arc::clone(&paper.0);
+            scribe.put(1, move || written.lock().unwrap().push(number.to_string()));
         };
-        // One is under way.
-        (0..LOG_QUEUE_LINES_MAX + 4).for_each(put);
+        let (write, stuck_again, is_stuck_again) = endless_line();
+        scribe.put(0, write);
+        // Two are not of these.
+        (0..LOG_QUEUE_LINES_MAX + 3).for_each(put);
         assert_eq!(scribe.figures.dropped.get(), 5);
         assert!(!scribe.try_put(1, || {}) && scribe.figures.dropped.get() == 5, "who asks counts for itself");
-        assert_eq!(scribe.missing.load(Ordering::Relaxed), 6);
         drop(stuck);
+        is_stuck_again.recv().unwrap();
+        (LOG_QUEUE_LINES_MAX + 3..LOG_QUEUE_LINES_MAX + 7).for_each(put);
+        drop(stuck_again);
         scribe.flush();
         put(usize::MAX);
         scribe.flush();
-        let expected: Vec<_> = (0..LOG_QUEUE_LINES_MAX - 1).chain([usize::MAX]).collect();
-        assert_eq!(*written.lock().unwrap(), expected);
-        assert_eq!(
-            (scribe.missing.load(Ordering::Relaxed), scribe.figures.dropped.get()),
-            (0, 5),
-            "it was said"
-        );
+        let missing = |lines| {
+            format!(
+                "WARN {TARGET}: lines of the log are missing here: who reads it was too slow missing={lines}"
+            )
+        };
+        let mut expected: Vec<_> = (0..LOG_QUEUE_LINES_MAX - 2).map(|number| number.to_string()).collect();
+        expected.extend([
+            missing(6),
+            (LOG_QUEUE_LINES_MAX + 3).to_string(),
+            missing(3),
+            usize::MAX.to_string(),
+        ]);
+        assert_eq!(*paper.0.lock().unwrap(), expected);
+        assert_eq!(scribe.figures.dropped.get(), 8, "all but one of those who do not ask");
     }
 
     #[test]
     fn long_lines_are_bounded_all_together() {
-        let (scribe, _stuck) = stuck();
+        let (scribe, _stuck, _) = stuck();
         assert!(scribe.try_put(LOG_QUEUE_LEN_BYTES_MAX, || {}));
         assert!(!scribe.try_put(1, || {}) && !scribe.try_put(usize::MAX, || {}) && scribe.try_put(0, || {}));
     }
