@@ -30,7 +30,7 @@ use crate::codec::http::date::format_rfc3339;
 use crate::limits::{LOG_WINDOW, LOGGED_ALIKE_MAX};
 use crate::server::access_log::TARGET as ACCESS_TARGET;
 use crate::server::figures::{LogFigures, Severity};
-use crate::server::scribe::{self, Scribe, TARGET as MISSING_TARGET};
+use crate::server::scribe::{self, LogKind, Scribe, TARGET as MISSING_TARGET};
 use crate::tally::Tally as _;
 
 /// Where the journal takes messages (systemd.journal-fields(7)).
@@ -197,16 +197,24 @@ impl fmt::MakeWriter<'_> for Lines {
     type Writer = Line;
 
     fn make_writer(&self) -> Line {
-        Line(Arc::clone(&self.0))
+        Line(Arc::clone(&self.0), LogKind::Program)
+    }
+
+    fn make_writer_for(&self, metadata: &Metadata<'_>) -> Line {
+        Line(Arc::clone(&self.0), kind(metadata))
     }
 }
 
+fn kind(metadata: &Metadata<'_>) -> LogKind {
+    if metadata.target() == ACCESS_TARGET { LogKind::Access } else { LogKind::Program }
+}
+
 /// Takes one line, all of it at once.
-struct Line(Arc<Scribe>);
+struct Line(Arc<Scribe>, LogKind);
 
 impl io::Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.say(bytes);
+        self.0.say(self.1, bytes);
         Ok(bytes.len())
     }
 
@@ -325,8 +333,7 @@ impl<S: Subscriber, F: Layer<S>> Layer<S> for Bounded<F> {
             Level::INFO => Severity::Information,
             _ => return self.format.on_event(event, context),
         };
-        if metadata.target() == ACCESS_TARGET {
-            self.figures.access_lines.add(1);
+        if kind(metadata) == LogKind::Access {
             return self.format.on_event(event, context);
         }
         let is_notice = metadata.target() == MISSING_TARGET;
@@ -420,7 +427,7 @@ mod tests {
         let says = |_: &reload::Handle<_, _>| {
             for count in 0..LINES {
                 warn!(count, "alike");
-                info!(target: ACCESS_TARGET, count);
+                info!(target: ACCESS_TARGET, count, "request");
                 warn!(target: MISSING_TARGET, count, "missing");
                 debug!("asked for");
             }
@@ -439,8 +446,7 @@ mod tests {
             );
             assert!(text.contains("more lines of narwire::cli::log::tests:"), "{text}");
             assert_eq!((lines_with("asked for"), lines_with("another")), (LINES as usize, 1));
-            assert_eq!(lines_with("missing"), LINES as usize);
-            assert_eq!(figures.access_lines.get(), u64::from(LINES));
+            assert_eq!((lines_with("missing"), lines_with("request")), (LINES as usize, LINES as usize));
             assert_eq!(figures.lines.each_ref().map(Count::get), [1, u64::from(LOGGED_ALIKE_MAX + LINES), 0]);
             assert_eq!(figures.suppressed.each_ref().map(Count::get), [0, 5, 0]);
         }

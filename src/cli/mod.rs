@@ -31,7 +31,7 @@ use tracing::{info, warn};
 use crate::server::config::{Config, Rules, SandboxMode, SourceConfig};
 use crate::server::listen::Listener;
 use crate::server::machine::say_at_last;
-use crate::server::scribe::Scribe;
+use crate::server::scribe::{LogKind, Scribe};
 use crate::server::{self, RunError};
 use crate::store::{StoreError, fault};
 use arguments::{CheckArguments, Command, CommandLine, KeyCommand, ServeArguments};
@@ -254,10 +254,10 @@ fn plan_fault(settings: &Settings) -> Result<(), Failure> {
 }
 
 /// One line for each address, on standard error, once it answers.
-fn announce(listeners: &[Listener], scribe: &Scribe) {
+fn announce(listeners: &[Listener], scribe: &Arc<Scribe>) {
     for listener in listeners {
         // Nobody may be reading any more; that is no reason not to serve.
-        scribe.say(format!("{}\n", listener.announcement()).as_bytes());
+        scribe.say(LogKind::Program, format!("{}\n", listener.announcement()).as_bytes());
     }
 }
 

@@ -378,8 +378,8 @@ mod tests {
         let (stuck, freed) = mpsc::sync_channel::<()>(0);
         let last = Last::default();
         let of_thread = last.clone();
-        scribe.put(0, move || std::mem::forget(tracing::subscriber::set_default(of_thread)));
-        scribe.put(0, move || assert!(freed.recv().is_err()));
+        assert!(scribe.try_put(0, move || std::mem::forget(tracing::subscriber::set_default(of_thread))));
+        assert!(scribe.try_put(0, move || assert!(freed.recv().is_err())));
         let witness = recorder.desk.witness(record(b"GET / HTTP/1.1", None));
         let before = SystemTime::now();
         witness(&WHOLE);

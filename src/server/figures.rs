@@ -162,10 +162,12 @@ pub struct LogFigures {
     pub lines: [Count; Severity::ALL.len()],
     /// Those that were left out, because one place in the program had too many of them.
     pub suppressed: [Count; Severity::ALL.len()],
-    /// Those of `lines` for which there was no room.
+    /// Those of `lines` for which there was no room, or that could not be written.
     pub dropped: Count,
     /// Lines of the access log that were written.
     pub access_lines: Count,
+    /// Those that could not be. For which there was no room, workers count ([`NodeFigures::access_dropped`]).
+    pub access_dropped: Count,
 }
 
 classes! {

@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -55,7 +55,18 @@ pub struct Scribe {
     len_bytes: AtomicUsize,
     /// Lines for which there was no room, and of which that was not said yet.
     missing: AtomicU64,
+    /// Whether what was written last on standard error is half a line.
+    is_torn: AtomicBool,
     figures: Arc<LogFigures>,
+}
+
+/// Which log a line is of: they are counted apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogKind {
+    /// That of requests.
+    Access,
+    /// That of the program.
+    Program,
 }
 
 /// Something to be written.
@@ -112,17 +123,28 @@ impl Scribe {
         false
     }
 
-    /// Puts a line, or counts it.
-    pub fn put(&self, len_bytes: usize, write: impl FnOnce() + Send + 'static) {
-        if !self.try_put(len_bytes, write) {
-            self.figures.dropped.add(1);
+    /// Puts a line, and counts what comes of it; `write` says whether it was written.
+    pub fn put(&self, kind: LogKind, len_bytes: usize, write: impl FnOnce() -> bool + Send + 'static) {
+        let figures = Arc::clone(&self.figures);
+        if !self.try_put(len_bytes, move || count(&figures, kind, write())) {
+            count(&self.figures, kind, false);
         }
     }
 
-    /// Has this written to standard error.
-    pub fn say(&self, line: &[u8]) {
-        let line = Box::<[u8]>::from(line);
-        self.put(line.len(), move || write_out(&line));
+    /// Has this line written to standard error.
+    pub fn say(self: &Arc<Self>, kind: LogKind, line: &[u8]) {
+        let (scribe, line) = (Arc::clone(self), Box::<[u8]>::from(line));
+        self.put(kind, line.len(), move || scribe.write_out(&line));
+    }
+
+    /// Writes this line to standard error now, behind the end of one that could only be half written, and says whether all of it is there.
+    pub fn write_out(&self, line: &[u8]) -> bool {
+        if self.is_torn.load(Ordering::Relaxed) && write_out(b"\n") == 0 {
+            return false;
+        }
+        let written_len = write_out(line);
+        self.is_torn.store((1..line.len()).contains(&written_len), Ordering::Relaxed);
+        written_len == line.len()
     }
 
     /// Waits until all is written that was put until now, but not for long.
@@ -192,21 +214,33 @@ impl Notice {
     }
 }
 
-/// Writes to standard error, without the lock that others may want who have something to say there.
-pub fn write_out(mut bytes: &[u8]) {
+fn count(figures: &LogFigures, kind: LogKind, is_written: bool) {
+    match (kind, is_written) {
+        (LogKind::Access, true) => figures.access_lines.add(1),
+        (LogKind::Access, false) => figures.access_dropped.add(1),
+        // It is counted by its level as well.
+        (LogKind::Program, true) => {}
+        (LogKind::Program, false) => figures.dropped.add(1),
+    }
+}
+
+/// Writes to standard error, without the lock that others may want who have something to say there, and says how much of it.
+fn write_out(bytes: &[u8]) -> usize {
     let stderr = io::stderr();
-    while !bytes.is_empty() {
-        match rustix::io::write(stderr.as_fd(), bytes) {
-            Ok(len @ 1..) => bytes = &bytes[len..],
+    let mut written_len = 0;
+    while written_len < bytes.len() {
+        match rustix::io::write(stderr.as_fd(), &bytes[written_len..]) {
+            Ok(len @ 1..) => written_len += len,
             Err(Errno::INTR) => {}
             // Somebody who has it open as well wants no one to wait for it.
             Err(Errno::AGAIN) => {
                 let _ = rustix::event::poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None);
             }
             // There is nobody to tell.
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => break,
         }
     }
+    written_len
 }
 
 #[cfg(test)]
@@ -249,9 +283,9 @@ mod tests {
         let of_thread = paper.clone();
         let to_paper =
             tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(move || of_thread.clone());
-        scribe.put(0, || std::mem::forget(tracing::subscriber::set_default(to_paper.finish())));
+        assert!(scribe.try_put(0, || std::mem::forget(tracing::subscriber::set_default(to_paper.finish()))));
         let (write, sender, has_begun) = endless_line();
-        scribe.put(0, write);
+        assert!(scribe.try_put(0, write));
         has_begun.recv().unwrap();
         (scribe, sender, paper)
     }
@@ -261,10 +295,13 @@ mod tests {
         let (scribe, stuck, paper) = stuck();
         let put = |number: usize| {
             let written = Arc::clone(&paper.0);
-            scribe.put(1, move || written.lock().unwrap().push(number.to_string()));
+            scribe.put(LogKind::Program, 1, move || {
+                written.lock().unwrap().push(number.to_string());
+                true
+            });
         };
         let (write, stuck_again, is_stuck_again) = endless_line();
-        scribe.put(0, write);
+        assert!(scribe.try_put(0, write));
         // Two are not of these.
         (0..LOG_QUEUE_LINES_MAX + 3).for_each(put);
         assert_eq!(scribe.figures.dropped.get(), 5);
@@ -304,11 +341,12 @@ mod tests {
         let scribe = Arc::<Scribe>::default();
         let (sender, written) = mpsc::channel();
         let outer = sender.clone();
-        scribe.put(LOG_QUEUE_LEN_BYTES_MAX + 1, move || outer.send(thread::current().id()).unwrap());
+        let is_sent = |sender: Sender<thread::ThreadId>| move || sender.send(thread::current().id()).is_ok();
+        scribe.put(LogKind::Program, LOG_QUEUE_LEN_BYTES_MAX + 1, is_sent(outer));
         assert_eq!(written.try_recv(), Ok(thread::current().id()));
         scribe.start().unwrap();
         let inner = Arc::clone(&scribe);
-        scribe.put(1, move || inner.put(1, move || sender.send(thread::current().id()).unwrap()));
+        assert!(scribe.try_put(1, move || inner.put(LogKind::Program, 1, is_sent(sender))));
         assert_ne!(written.recv(), Ok(thread::current().id()));
         assert!(written.recv().is_err(), "once");
     }

@@ -516,14 +516,56 @@ fn nobody_waits_for_a_log_that_nobody_reads(level: &str) {
     });
     assert!((LOG_QUEUE_LINES_MAX..MANY).contains(&count), "{count} lines");
     let metrics = connection.request("GET", "/metrics", &[("Authorization", &bearer)]).expect(200);
-    let dropped = |name: &str| {
-        let line = metrics.text().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap().parse::<u64>().unwrap()
-    };
-    let of_access = dropped("narwire_access_log_dropped_total");
-    let of_others = dropped("narwire_log_dropped_total");
+    let of_access = value(metrics.text(), "narwire_access_log_dropped_total");
+    let of_others = value(metrics.text(), "narwire_log_dropped_total");
     assert!(of_access >= (MANY - count) as u64 && (of_others > 0) == (level == "info"), "{}", metrics.text());
     assert_eq!(of_access + of_others, missing);
+}
+
+/// The file that it goes to may take no more, and be emptied later: what was not written is counted, and no line begins in another.
+#[test]
+fn a_log_for_which_there_is_no_room_is_counted_and_goes_on_with_a_line_of_its_own() {
+    let site = Site::new(JSON);
+    let log = site.folder.path().join("stderr");
+    let limited = format!("trap '' XFSZ; ulimit -f 16; exec 2>>'{}'; exec \"$@\"", text(&log));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &limited, "sh", BINARY]).args(site.command().get_args());
+    let _server = Narwire::spawn(&mut shell);
+    let written = || fs::read_to_string(&log).unwrap_or_default();
+    let mut address = None;
+    eventually("it listens", || {
+        let said = written();
+        let after = said.split_once("listening on http://").and_then(|(_, after)| after.split_once('\n'));
+        address = after.map(|(address, _)| address.parse::<SocketAddr>().unwrap());
+        address.is_some()
+    });
+    let mut connection = Connection::open(address.unwrap());
+    let mut metrics = String::new();
+    eventually("there is no room", || {
+        (0..10).for_each(|_| drop(connection.get("/x").expect(404)));
+        metrics = connection.get("/metrics").expect(200).text().to_owned();
+        value(&metrics, "narwire_access_log_dropped_total") > 0
+    });
+    let before = written();
+    let whole = before.split_inclusive('\n').filter(|line| line.ends_with('\n') && line.contains("\"uri\""));
+    assert_eq!(value(&metrics, "narwire_access_log_lines_total"), whole.count() as u64, "{before}");
+
+    File::options().write(true).open(&log).unwrap().set_len(0).unwrap();
+    eventually("there is room again", || {
+        connection.get("/again").expect(404);
+        written().contains("/again")
+    });
+    let after = written();
+    assert_eq!(after.starts_with('\n'), !before.ends_with('\n'), "{before}{after}");
+    for line in after.trim_start().split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+}
+
+/// What a metric without labels is at.
+fn value(metrics: &str, name: &str) -> u64 {
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap().parse().unwrap()
 }
 
 #[test]

@@ -14,9 +14,9 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::timestamp;
+use super::{kind, timestamp};
 use crate::limits::{JOURNAL_FIELD_LEN_MAX, JOURNAL_FIELDS_LEN_MAX};
-use crate::server::scribe::{Scribe, write_out};
+use crate::server::scribe::Scribe;
 
 /// The journal of this machine.
 #[derive(Debug)]
@@ -44,22 +44,21 @@ impl Journal {
 
 impl Wire {
     /// Waits for who listens as long as that takes: who writes the log has nothing else to do, and others do not wait for it. Where nobody
-    /// listens any more somebody else may; else there is still standard error.
-    fn send(&self, line: &Line) {
+    /// listens any more somebody else may; else there is still standard error. Says whether the line is written somewhere.
+    fn send(&self, line: &Line, scribe: &Scribe) -> bool {
         let sent = self.socket.send(&line.datagram).or_else(|_| {
             self.socket.connect(&self.path)?;
             self.socket.send(&line.datagram)
         });
-        if sent.is_err() {
-            write_out(format!("{}\n", line.message).as_bytes());
-        }
+        sent.is_ok() || scribe.write_out(format!("{}\n", line.message).as_bytes())
     }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let (line, wire) = (Line::of(event), Arc::clone(&self.wire));
-        self.scribe.put(line.message.len() + line.datagram.len(), move || wire.send(&line));
+        let (line, wire, scribe) = (Line::of(event), Arc::clone(&self.wire), Arc::clone(&self.scribe));
+        let len_bytes = line.message.len() + line.datagram.len();
+        self.scribe.put(kind(event.metadata()), len_bytes, move || wire.send(&line, &scribe));
     }
 }
 

@@ -899,7 +899,7 @@ pub const GROUPS: &[Group] = &[
                 name: "log_dropped",
                 kind: Kind::Counter,
                 labels: &[],
-                help: "Those of narwire_log_lines_total that are missing, because who reads the log was too slow.",
+                help: "Those of narwire_log_lines_total that are missing: who reads the log was too slow, or they could not be written.",
                 read: |now, samples| samples.count(&[], now.sources.log.dropped.get()),
             },
             Family {
@@ -913,8 +913,11 @@ pub const GROUPS: &[Group] = &[
                 name: "access_log_dropped",
                 kind: Kind::Counter,
                 labels: &[],
-                help: "Lines of the access log that are missing, because who reads the log was too slow.",
-                read: |now, samples| samples.count(&[], now.sum_node(|node| node.access_dropped.get())),
+                help: "Lines of the access log that are missing: who reads the log was too slow, or they could not be written.",
+                read: |now, samples| {
+                    let unwritten = now.sources.log.access_dropped.get();
+                    samples.count(&[], unwritten + now.sum_node(|node| node.access_dropped.get()));
+                },
             },
             Family {
                 name: "config_last_reload_successful",
