@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::{background, cli, codec, push, ring, store};
+use crate::{background, cli, codec, push, ring, server, store};
 
 /// What a target does with an input.
 type Body = fn(&[u8]);
 
 /// The fuzz targets. `fuzz/fuzz_targets` has a file for each.
-const TARGETS: [(&str, Body); 26] = [
+const TARGETS: [(&str, Body); 27] = [
     ("base32", codec::base32::fuzz_base32),
     ("cache_info", codec::cache_info::fuzz_cache_info),
     ("catalog", store::catalog::fuzz_catalog),
@@ -31,6 +31,7 @@ const TARGETS: [(&str, Body); 26] = [
     ("nar_layout", codec::nar::layout::fuzz_layout),
     ("narinfo", codec::narinfo::fuzz_narinfo),
     ("netrc", push::netrc::fuzz_netrc),
+    ("proxy", server::proxy::fuzz_proxy),
     ("realisation", codec::realisation::fuzz_realisation),
     ("scrub_state", background::scrub::fuzz_scrub_state),
     ("search", codec::search::fuzz_search),

@@ -48,6 +48,28 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     bare.parse::<IpAddr>().or_else(|_| with_port()).ok().map(|address| address.to_canonical())
 }
 
+/// The client is found by a naive search as well, and an address however it is written.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_proxy(data: &[u8]) {
+    let said: Vec<_> = data.rsplit(|&byte| byte == b',').map_while(address).collect();
+    for found in &said {
+        for text in [found.to_string(), format!(" [{found}]\t"), SocketAddr::new(*found, 80).to_string()] {
+            assert_eq!(address(text.as_bytes()), Some(*found), "{text}");
+        }
+    }
+    for named in [&[][..], &["10.0.0.0/8", "fd00::/8"], &["0.0.0.0/0", "::/0"]] {
+        let proxies = TrustedProxies::new(named.iter().filter_map(|text| text.parse().ok()).collect());
+        for peer in ["", "127.0.0.1", "::1", "10.0.0.1", "fd00::1", "192.0.2.1"] {
+            let peer = peer.parse().ok();
+            let stranger = said.iter().copied().find(|&address| !proxies.is_trusted(Some(address)));
+            let behind = stranger.or(said.last().copied()).or(peer);
+            let expected = if proxies.is_trusted(peer) { behind } else { peer };
+            assert_eq!(proxies.client_address(peer, Some(data)), expected, "{peer:?} {named:?} {said:?}");
+            assert_eq!(proxies.client_address(peer, None), peer);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -124,8 +146,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_list_of_addresses_panics(list: Vec<u8>) {
-            let _ = proxies(&["0.0.0.0/0"]).client_address(None, Some(&list));
+        fn in_any_list_the_client_is_the_last_who_is_not_trusted(
+            any: Vec<u8>,
+            likely in "((10.0.0.[1-3]|::1|fd00::2|192.0.2.7|2001:db8::1|::ffff:10.0.0.9|x)(:80)?|\\[::1\\]:80)(, ?(10.0.0.1|192.0.2.7))?(,10.0.0.2){0,2}",
+        ) {
+            fuzz_proxy(&any);
+            fuzz_proxy(likely.as_bytes());
         }
     }
 }
