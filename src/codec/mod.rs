@@ -11,6 +11,7 @@ pub mod hash;
 pub mod http;
 pub mod nar;
 pub mod narinfo;
+pub mod plain;
 pub mod realisation;
 pub mod search;
 pub mod signature;

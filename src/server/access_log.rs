@@ -17,6 +17,7 @@ use super::proxy::TrustedProxies;
 use super::scribe::{self, Scribe};
 use crate::codec::http::request::Request;
 use crate::codec::http::{Method, Status, Version};
+use crate::codec::plain::is_plain;
 use crate::limits::ACCESS_TEXT_LEN_MAX;
 use crate::ring::service::{Caller, Ending, Witness};
 use crate::tally::Tally as _;
@@ -227,19 +228,13 @@ impl Text {
     fn to_text(&self) -> String {
         let mut text = String::from_utf8_lossy(&self.bytes).into_owned();
         if !text.is_ascii() || text.bytes().any(|byte| byte.is_ascii_control()) {
-            text = text.replace(means_something_to_terminals, "\u{fffd}");
+            text = text.replace(|character| !is_plain(character), "\u{fffd}");
         }
         if self.is_cut {
             text.push('…');
         }
         text
     }
-}
-
-/// Whether this character does something where it is shown: begins a line or a command to the terminal, or turns the direction of others.
-fn means_something_to_terminals(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -356,10 +351,10 @@ mod tests {
         assert_eq!(said["user_agent"].chars().count(), ACCESS_TEXT_LEN_MAX + 1 + 2, "with its quotes");
 
         // What a head may have: a tab, and bytes beyond ASCII.
-        let hostile = "GET / HTTP/1.1\r\nUser-Agent: a\tb\u{9b}31m\u{2028}c\u{202e}d\\\"e";
+        let hostile = "GET / HTTP/1.1\r\nUser-Agent: a\tb\u{9b}31m\u{2028}c\u{202e}d\u{200f}\\\"e";
         let record = record(hostile.as_bytes(), None);
         let text = record.user_agent.as_ref().unwrap().to_text();
-        assert_eq!(text, "a\u{fffd}b\u{fffd}31m\u{fffd}c\u{fffd}d\\\"e");
+        assert_eq!(text, "a\u{fffd}b\u{fffd}31m\u{fffd}c\u{fffd}d\u{fffd}\\\"e");
         assert_eq!(fields(&record)["user_agent"], format!("{text:?}"));
     }
 

@@ -51,6 +51,7 @@ use crate::codec::nar::verify::{NarFacts, VerifyError};
 use crate::codec::narinfo::Compression;
 #[cfg(any(test, fuzzing))]
 use crate::codec::narinfo::NarInfo;
+use crate::codec::plain::is_plain;
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
@@ -488,7 +489,7 @@ fn space(directory: &Directory) -> Result<(u64, u64), StoreError> {
 fn reason(text: impl Display) -> String {
     let mut line = String::new();
     for character in text.to_string().chars() {
-        if character.is_control() {
+        if !is_plain(character) {
             line.extend(character.escape_default());
         } else {
             line.push(character);

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use crate::codec::exposition::{self, ExpositionError, Line};
+use crate::codec::plain::is_plain;
 
 /// What one node has said at one moment: the values of all series, by metric.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -379,7 +380,7 @@ fn ratio(hits: f64, misses: f64) -> Option<f64> {
 
 /// What a node says goes to a terminal, and into the columns of a table.
 fn printable(text: &str) -> String {
-    let replace = |character: char| character.is_control() || character.is_whitespace();
+    let replace = |character: char| !is_plain(character) || character.is_whitespace();
     text.chars().map(|character| if replace(character) { '?' } else { character }).collect()
 }
 
@@ -553,9 +554,9 @@ mod tests {
 
     #[test]
     fn what_a_node_says_cannot_move_the_cursor() {
-        let text = "narwire_uploads_total{result=\"\u{1b}[2J a\\nb\"} 1\n";
+        let text = "narwire_uploads_total{result=\"\u{1b}[2J a\\nb\u{202e}\"} 1\n";
         let rows = between("", text, 1.0).rows(true);
-        assert_eq!(rows.last().unwrap().to_string(), "uploads{result=\"?[2J?a?b\"}");
+        assert_eq!(rows.last().unwrap().to_string(), "uploads{result=\"?[2J?a?b?\"}");
     }
 
     proptest! {

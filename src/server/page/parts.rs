@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 
 use super::Escaped;
 use crate::codec::http::route::encode_escapes;
+use crate::codec::plain::is_plain;
 use crate::codec::store_path::StorePath;
 
 /// A store path, which leads to its page.
@@ -28,23 +29,16 @@ impl Display for Length {
     }
 }
 
-/// Bytes that are a name or a target, whether they are text or not: what is none shows as U+FFFD, and so do the characters that turn the
-/// direction of what follows, for with them one name looks like another.
+/// Bytes that are a name or a target, whether they are text or not: what is none shows as U+FFFD, and so does what is not plain.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a [u8]);
 
 impl Display for Shown<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = String::from_utf8_lossy(self.0);
-        write!(formatter, "{}", Escaped(&text.replace(TURNS, "\u{fffd}")))
+        write!(formatter, "{}", Escaped(&text.replace(|character| !is_plain(character), "\u{fffd}")))
     }
 }
-
-/// The controls of Unicode's bidirectional algorithm (UAX #9).
-const TURNS: [char; 12] = [
-    '\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}',
-    '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
-];
 
 /// A word of a shell, whatever its characters mean to one.
 pub fn shell_word(text: &str) -> String {
