@@ -74,10 +74,10 @@ const FIGURES: [Figure; 31] = [
     ("quarantined_files", |figures| figures.value("narwire_quarantined_files_total")),
     ("database_stale", |figures| figures.value("narwire_database_stale")),
     ("database_errors", |figures| figures.value("narwire_database_errors_total")),
-    ("nar_cache_up", |figures| figures.value("narwire_nar_cache_up")),
+    ("nar_cache_up", |figures| figures.least("narwire_nar_cache_up")),
     ("nar_cache_bytes", |figures| figures.value("narwire_nar_cache_bytes")),
     ("nar_cache_size_max_bytes", |figures| figures.value("narwire_nar_cache_size_max_bytes")),
-    ("scrub_progress_ratio", |figures| figures.worst("narwire_scrub_progress_ratio")),
+    ("scrub_progress_ratio", |figures| figures.least("narwire_scrub_progress_ratio")),
     ("resident_memory_bytes", |figures| figures.value("process_resident_memory_bytes")),
     ("cpu_cores", |figures| figures.rate("process_cpu_seconds_total")),
     ("open_fds", |figures| figures.value("process_open_fds")),
@@ -263,9 +263,9 @@ impl Figures {
         quantiles.collect()
     }
 
-    /// The highest of all series of a gauge.
-    fn worst(&self, name: &str) -> Option<f64> {
-        self.points.get(name)?.iter().map(|point| point.value).reduce(f64::max)
+    /// The lowest of all series of a gauge, which is that of the worst node where 1 is well.
+    pub fn least(&self, name: &str) -> Option<f64> {
+        self.points.get(name)?.iter().map(|point| point.value).reduce(f64::min)
     }
 
     fn quantile(&self, name: &str, is_wanted: impl Fn(&Labels) -> bool, quantile: f64) -> Option<f64> {
@@ -536,6 +536,19 @@ mod tests {
         assert!(!names.iter().any(|name| name.contains("worker=")), "{names:?}");
         let worker = "loop_lag_p99_seconds{worker=\"0\"}";
         assert!(slow.rows(true).iter().any(|row| row.to_string() == worker && row.value.is_some()));
+    }
+
+    #[test]
+    fn what_is_best_at_1_is_as_bad_as_that_of_the_worst_node() {
+        let at = |up: f64, progress: f64| {
+            format!("narwire_nar_cache_up {up}\nnarwire_scrub_progress_ratio {progress}\n")
+        };
+        let nodes = [at(1.0, 1.0), at(0.0, 0.3), at(1.0, 1.0)].map(|after| between("", &after, 2.0));
+        let rows = Figures::total(&nodes).rows(false);
+        for (name, value) in [("nar_cache_up", 0.0), ("scrub_progress_ratio", 0.3)] {
+            let row = rows.iter().find(|row| row.to_string() == name).unwrap();
+            assert_eq!(row.value, Some(value), "{name}");
+        }
     }
 
     #[test]

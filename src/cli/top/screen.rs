@@ -351,7 +351,7 @@ fn inside_entries(figures: &Figures, is_one_node: bool) -> Vec<Entry> {
         Some(_) => format!("{} errors", count(figures.value("narwire_database_errors_total"))),
         None => DASH.to_owned(),
     };
-    let is_down = figures.value("narwire_nar_cache_up") == Some(0.0);
+    let is_down = figures.least("narwire_nar_cache_up") == Some(0.0);
     let cache = if is_down { "down".to_owned() } else { bytes(figures.value("narwire_nar_cache_bytes")) };
     let uploads = format!(
         "{} +{}",
@@ -662,6 +662,15 @@ mod tests {
         press(&mut screen, KeyCode::BackTab);
         let (text, _) = drawn(&screen, 100, 30);
         assert!(text.contains(" does not answer ") && text.contains(" sent –/s"), "{text}");
+    }
+
+    #[test]
+    fn one_nar_cache_that_is_down_shows_among_others() {
+        let well = Scrape::read("narwire_nar_cache_up 1\nnarwire_nar_cache_bytes 1024\n").unwrap();
+        let well = || Some(Ok(Figures::between(None, &well)));
+        let cache = |seen| figure(&drawn(&screen(seen), 80, 24).0, "NAR cache").to_owned();
+        assert_eq!(cache(vec![well(), Some(up(1)), well()]), "down");
+        assert_eq!(cache(vec![well(), well()]), "2.00 KiB");
     }
 
     #[test]
