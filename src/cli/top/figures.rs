@@ -180,9 +180,12 @@ impl Figures {
         self.rate("narwire_http_requests_total")
     }
 
-    /// Those of them whose answer is that something is wrong here.
+    /// Those of them whose answer is that something is wrong here. 501 and 505 are for requests that nobody could answer.
     pub fn errors(&self) -> Option<f64> {
-        let is_error = |labels: &Labels| labels.of("status").is_some_and(|status| status.starts_with('5'));
+        let is_error = |labels: &Labels| {
+            let is_of_server = |status: &str| status.starts_with('5') && !["501", "505"].contains(&status);
+            labels.of("status").is_some_and(is_of_server)
+        };
         self.points.contains_key("narwire_http_requests_total").then_some(())?;
         // There may be no series of an error before the first one.
         self.requests()?;
@@ -466,6 +469,17 @@ mod tests {
     fn errors_are_0_before_the_first_one() {
         let text = "narwire_http_requests_total{route=\"nar\",status=\"200\"} 5\n";
         assert_eq!(between(text, text, 1.0).errors(), Some(0.0));
+    }
+
+    #[test]
+    fn a_request_that_nobody_could_answer_is_no_error_of_the_server() {
+        let at = |count: u64| {
+            let line = |status| {
+                format!("narwire_http_requests_total{{route=\"other\",status=\"{status}\"}} {count}\n")
+            };
+            ["500", "501", "503", "505", "507"].map(line).concat()
+        };
+        assert_eq!(between(&at(1), &at(3), 2.0).errors(), Some(3.0));
     }
 
     #[test]

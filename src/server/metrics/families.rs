@@ -236,7 +236,8 @@ const PLANE: Label = label("plane", || vec!["lookup", "walk", "text", "encode", 
 pub const GROUPS: &[Group] = &[
     Group {
         title: "Requests",
-        watch: "The share of `status=~\"5..\"` and truncated answers with `cause=\"body\"` should be nothing. 503 says that something is \
+        watch: "The share of `status=~\"5..\"` without 501 and 505, which are for requests that nobody could answer, and truncated answers with \
+            `cause=\"body\"` should be nothing. 503 says that something is \
             full, and then `narwire_limits_hit_total` says what, or that a source does not answer: `/health` and the log say which. The time to the first byte of a NAR \
             is also that of walking its tree, if that had to be.",
         is_standard: false,
