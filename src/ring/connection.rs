@@ -15,7 +15,7 @@ use std::ops::Range;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use rustix::io::Errno;
 
-use super::body::{Body, BytesBody};
+use super::body::{Body, BytesBody, Fault};
 use super::descriptor::Descriptor;
 use super::intake::{self, Intake};
 use super::ledger::{Account, Farewell, Ledger, RingLimit, Topic, Way};
@@ -180,6 +180,7 @@ impl Connection {
             self.in_flight -= 1;
         }
         self.count_sent(&outcome, context);
+        count_shortage(&outcome, context.ledger);
         match (outcome, purpose) {
             (Outcome::Received { result, armed }, _) => self.received(result, armed, context),
             (Outcome::ReceivedInto { result, buffer }, _) => self.received_into(result, buffer, context),
@@ -934,6 +935,17 @@ impl Connection {
     fn command(&mut self, op: Op, context: &mut Context<'_>) {
         let token = Token::Connection(self.id, Purpose::Send);
         context.submissions.push(Submission { token, op });
+    }
+}
+
+/// Counts a file that could not be opened for want of descriptors or memory, whoever wanted it.
+fn count_shortage(outcome: &Outcome<'_>, ledger: &Ledger) {
+    let (Outcome::Opened(Err(errno)) | Outcome::Read { result: Err(Fault::File(errno)), .. }) = outcome
+    else {
+        return;
+    };
+    if matches!(*errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM) {
+        ledger.hit(RingLimit::Descriptors);
     }
 }
 

@@ -165,7 +165,7 @@ classes! {
     RingLimit {
         /// Connections: one had to wait until another had gone.
         Connections = "connections",
-        /// Files that the process may have open, or memory: a connection could not be accepted.
+        /// Files that the process may have open, or memory: a connection could not be accepted, or a file not be opened.
         Descriptors = "descriptors",
         /// Buffers that are packed: a transfer had to wait for one.
         SendBuffers = "send_buffers",

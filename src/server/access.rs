@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use super::config::AccessConfig;
+use super::figures::{NodeFigures, NodeLimit};
 use super::proxy::TrustedProxies;
 use crate::codec::http::Status;
 use crate::codec::http::request::Request;
@@ -19,6 +21,7 @@ use crate::codec::token::{TokenName, presented};
 use crate::limits::{FAILING_CLIENTS_MAX, FAILURE_WINDOW, REFUSALS_LOGGED_MAX, WRONG_TOKENS_MAX};
 use crate::ring::admission::client_of;
 use crate::ring::service::{Caller, Reply};
+use crate::tally::Tally as _;
 
 /// What one worker knows of who may do what.
 #[derive(Debug)]
@@ -26,6 +29,7 @@ pub struct Access {
     config: AccessConfig,
     proxies: TrustedProxies,
     failures: Failures,
+    figures: Arc<NodeFigures>,
 }
 
 /// Why a request is refused.
@@ -41,8 +45,8 @@ enum Refused {
 
 impl Access {
     /// Access as it is configured, with these proxies before it.
-    pub fn new(config: AccessConfig, proxies: TrustedProxies) -> Self {
-        Self { config, proxies, failures: Failures::new(Instant::now()) }
+    pub fn new(config: AccessConfig, proxies: TrustedProxies, figures: Arc<NodeFigures>) -> Self {
+        Self { config, proxies, failures: Failures::new(Instant::now()), figures }
     }
 
     /// From now on this is in force.
@@ -109,6 +113,7 @@ impl Access {
         }
         match (refused, wait) {
             (_, Some(wait)) => {
+                self.figures.limits[NodeLimit::WrongTokens as usize].add(1);
                 let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
                 let text = "too many wrong tokens came from your address; try again later\n";
                 Reply::text_with(Status::ServiceUnavailable, Fields::new().retry_after(seconds), text)
@@ -208,8 +213,6 @@ impl Failures {
 mod tests {
     use proptest::prelude::*;
 
-    use std::sync::Arc;
-
     use super::*;
     use crate::codec::token::Token;
     use crate::ring::service::ReplyBody;
@@ -232,7 +235,7 @@ mod tests {
             });
         let tokens = Arc::new(records.concat().parse().unwrap());
         let config = AccessConfig { token_file: None, tokens, is_upload_anonymous, is_private };
-        Access::new(config, TrustedProxies::new(Arc::default()))
+        Access::new(config, TrustedProxies::new(Arc::default()), Arc::default())
     }
 
     fn text(reply: &Reply) -> (u16, String) {

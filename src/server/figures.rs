@@ -189,6 +189,8 @@ classes! {
         Encoders = "encoders",
         /// Memory for layouts: a NAR whose tree would have had to be walked was refused.
         Layouts = "layouts",
+        /// Wrong tokens of one client: it was told to come later.
+        WrongTokens = "wrong_tokens",
     }
 }
 

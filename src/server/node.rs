@@ -114,8 +114,8 @@ impl CacheNode {
         uploads: Option<Uploads>,
         means: Means,
     ) -> Self {
-        let access = Access::new(terms.access.clone(), terms.proxies.clone());
         let (scribe, figures) = (Arc::clone(&means.scribe), Arc::clone(&means.figures));
+        let access = Access::new(terms.access.clone(), terms.proxies.clone(), Arc::clone(&figures));
         let recorder = Recorder::new(terms.access_log, scribe, figures, means.seed);
         Self { sources, pending: HashMap::new(), terms, overview, access, recorder, uploads, means }
     }

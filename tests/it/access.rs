@@ -326,6 +326,7 @@ fn who_sends_many_wrong_tokens_is_told_to_come_later_and_a_right_one_passes() {
         reply.status == 503
     });
     assert_eq!(statuses[0], 401);
+    assert_eq!(server.count("narwire_limits_hit_total{limit=\"wrong_tokens\"}"), Some(1));
     assert!(is_let_in(&put(&server, Some(&bearer(&right)))));
     expect_challenge(put(&server, None));
     let output = server.output();

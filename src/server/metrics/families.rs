@@ -237,9 +237,10 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "Requests",
         watch: "The share of `status=~\"5..\"` without 501 and 505, which are for requests that nobody could answer, and truncated answers with \
-            `cause=\"body\"` should be nothing. 503 says that something is \
-            full, and then `narwire_limits_hit_total` says what, or that a source does not answer: `/health` and the log say which. The time to the first byte of a NAR \
-            is also that of walking its tree, if that had to be.",
+            `cause=\"body\"` should be nothing. 503 says that something is full, and then `narwire_limits_hit_total` says what, or that a source \
+            does not answer: `/health` and the log say which. Seldom it says that something is not ready yet: the index of debug symbols, a NAR \
+            cache that is being opened, a page that takes too long. The time to the first byte of a NAR is also that of walking its tree, if that \
+            had to be.",
         is_standard: false,
         families: &[
             Family {
@@ -836,7 +837,8 @@ pub const GROUPS: &[Group] = &[
         title: "Limits",
         watch: "Each limit keeps memory, descriptors or threads for those who are served. One that is hit now and then is what it is for; one that \
             is hit all the time says what the machine has too little of. `exemptions` says nothing of the kind: so many long bodies were sent \
-            with the usual bound of what the kernel takes beforehand, and as fast as the peer reads.",
+            with the usual bound of what the kernel takes beforehand, and as fast as the peer reads. Nor does `wrong_tokens`: somebody guesses, or \
+            goes on with a token that was revoked.",
         is_standard: false,
         families: &[Family {
             name: "limits_hit",

@@ -240,6 +240,8 @@ fn a_process_that_may_open_nothing_more_says_so_and_goes_on_when_it_may() {
     let reply = uploading.put(&other.nar_target(), &other.file);
     assert!([500, 503, 507].contains(&reply.status), "{reply:?}");
     limit(usize::try_from(before).unwrap());
+    let refused = server.count("narwire_limits_hit_total{limit=\"descriptors\"}");
+    assert!(refused >= Some(16), "a NAR and a file for each of eight: {refused:?}");
     for connection in &mut connections {
         for nar in &nars {
             assert_same_bytes(&connection.get(&nar.targets()[0]).expect(200).body, &nar.bytes, &nar.path);
