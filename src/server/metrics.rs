@@ -90,6 +90,7 @@ impl Format {
 }
 
 /// Of nobody who counts.
+#[cfg(test)]
 impl Default for Metrics {
     fn default() -> Self {
         Self::new(Sources::default())

@@ -39,7 +39,7 @@ use crate::ring::reactor;
 use crate::ring::service::{Answer, Effects, Reply};
 use crate::store::upload::{Accepted, Neighbour, Refusal, Target, Upload, UploadFolder};
 use crate::store::{DatabaseFault, StoreError, is_no_room};
-use crate::tally::{Count, Tally as _};
+use crate::tally::{Count, Tally as _, classes};
 
 /// What all workers share of uploads.
 pub struct SharedUploads {
@@ -71,19 +71,28 @@ pub struct UploadCounts {
     turned_away: Count,
 }
 
-/// Why something is not taken, in classes: those of [`Refusal`], and one more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    Malformed,
-    Mismatch,
-    Conflict,
-    Unsigned,
-    UnknownCoding,
-    TooLarge,
-    NoRoom,
-    Failed,
-    /// Too many wait already, or a database does not answer at the moment.
-    Overloaded,
+classes! {
+    /// Why something is not taken: the reasons of [`Refusal`], and one more.
+    Class {
+        /// It is not what it should be, whatever is in the cache.
+        Malformed = "malformed",
+        /// It is not what its name, or a narinfo, says.
+        Mismatch = "mismatch",
+        /// It does not go with what is in the cache.
+        Conflict = "conflict",
+        /// No key that is required has signed it.
+        Unsigned = "unsigned",
+        /// It is in a coding that cannot be looked into.
+        UnknownCoding = "unknown_coding",
+        /// It is longer than is allowed, or than there is memory for now.
+        TooLarge = "too_large",
+        /// There is no room on the disk for it.
+        NoRoom = "no_room",
+        /// The disk, or a database, has failed.
+        Failed = "failed",
+        /// Too many wait already, or a database does not answer at the moment.
+        Overloaded = "overloaded",
+    }
 }
 
 /// Uploads at once on one worker, by kind.
@@ -195,40 +204,13 @@ impl UploadCounts {
 
     /// How many were stored, broken off by their clients, and refused for which reason.
     pub fn results(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let refused = Class::ALL.into_iter().map(|class| (class.name(), &self.refused[class as usize]));
+        let refused = Class::ALL.into_iter().map(|class| (class.label(), &self.refused[class as usize]));
         let counts = [("stored", &self.stored), ("broken_off", &self.broken_off)].into_iter().chain(refused);
         counts.map(|(result, count)| (result, count.get()))
     }
 }
 
 impl Class {
-    const ALL: [Self; 9] = [
-        Self::Malformed,
-        Self::Mismatch,
-        Self::Conflict,
-        Self::Unsigned,
-        Self::UnknownCoding,
-        Self::TooLarge,
-        Self::NoRoom,
-        Self::Failed,
-        Self::Overloaded,
-    ];
-
-    /// As metrics name it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::Mismatch => "mismatch",
-            Self::Conflict => "conflict",
-            Self::Unsigned => "unsigned",
-            Self::UnknownCoding => "unknown_coding",
-            Self::TooLarge => "too_large",
-            Self::NoRoom => "no_room",
-            Self::Failed => "failed",
-            Self::Overloaded => "overloaded",
-        }
-    }
-
     fn status(self) -> Status {
         match self {
             Self::Malformed => Status::BadRequest,
@@ -628,7 +610,7 @@ impl Uploads {
     }
 
     fn refuse(&self, reason: Reason) -> Answer {
-        debug!("an upload is refused: {}: {}", reason.class.name(), reason.text);
+        debug!("an upload is refused: {}: {}", reason.class.label(), reason.text);
         self.shared.counts.refused[reason.class as usize].add(1);
         Answer::Reply(reason.reply())
     }

@@ -96,6 +96,7 @@ pub struct Now<'a> {
     process: Option<ProcessFigures>,
 }
 
+#[cfg(test)]
 impl Family {
     /// As somebody sees it who reads Prometheus' text format.
     pub fn full_name(&self, group: &Group) -> String {
