@@ -471,7 +471,8 @@ pub const GROUPS: &[Group] = &[
                 name: "cold_reads",
                 kind: Kind::Counter,
                 labels: &[],
-                help: "How often a long file was to be sent and was not in memory, so that it is read first.",
+                help: "How often a long file was to be sent and was not in memory, so that it is read first; that is each time where the kernel (before \
+                    6.5) or the file system (such as tmpfs) does not say what is in memory.",
                 read: |now, samples| samples.count(&[], now.sum(|ring| ring.cold_reads.get())),
             },
         ],
