@@ -202,6 +202,13 @@ fn an_address_has_so_many_connections_and_others_have_theirs() {
         assert!(reply.field("retry-after").is_some() && reply.field("connection") == Some("close"));
         assert!(refused.ends());
     }
+    let metrics = own[0].get("/metrics").expect(200);
+    for counter in [
+        "connections_refused_total{reason=\"address_limit\"}",
+        "limits_hit_total{limit=\"connections_per_address\"}",
+    ] {
+        assert!(metrics.text().contains(&format!("narwire_{counter} 20\n")), "{counter}");
+    }
     connect_from(Ipv4Addr::new(127, 0, 0, 2), &server).get(INFO).expect(200);
     let mut local: Vec<_> = (0..10).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     for connection in &mut local {

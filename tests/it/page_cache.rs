@@ -11,8 +11,9 @@ use rustix::fs::{Advice, fadvise, fsync};
 use tempfile::TempDir;
 
 use crate::support::nar_cache::CacheDir;
+use crate::support::nix::hash_part;
 use crate::support::server::BINARY;
-use crate::support::{Narwire, Nix, Store, eventually, run, text};
+use crate::support::{Narwire, Nix, Store, assert_same_bytes, eventually, run, text};
 
 /// Less than the tree that is read, and more than a server and the hot file need. Bytes.
 const MEMORY: u64 = 80 << 20;
@@ -121,6 +122,28 @@ fn a_scrub_leaves_the_page_cache_to_others() {
     let said = run(command_in(group.as_ref(), BINARY).args(["scrub", "--json"]).args(scene.store.flags()));
     assert!(said.contains("\"storePaths\":1"), "{said}");
     scene.assert_spared();
+}
+
+#[test]
+fn a_long_file_that_has_to_come_from_the_disk_is_a_cold_read() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let store = Store::at(Nix::installed(), folder.path().join("store"));
+    let path = store.add_bytes("long", &vec![7; 4 << 20]);
+    let (server, wanted) = (store.serve(), store.dump(&path));
+    let cold_reads = |what| {
+        assert_same_bytes(&server.nar(hash_part(&path)).expect(200).body, &wanted, what);
+        server.count("narwire_cold_reads_total").unwrap()
+    };
+    if cold_reads("in memory") > 0 {
+        return eprintln!("cold reads are not tried: this kernel does not tell what is in memory");
+    }
+    forget(&store.real(&path));
+    if resident_len(&store.real(&path)) > 0 {
+        return eprintln!("cold reads are not tried: this file system keeps what is not needed in memory");
+    }
+    let from_disk = cold_reads("from the disk");
+    assert!(from_disk > 0);
+    assert_eq!(cold_reads("in memory again"), from_disk);
 }
 
 #[test]

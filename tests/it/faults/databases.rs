@@ -173,11 +173,15 @@ fn one_that_is_locked_for_long_is_503_for_what_is_not_known_and_all_is_well_afte
             server.get(&narinfo(&asked.known)).expect(200);
             server.nar(hash_part(&asked.known)).expect(200);
         }
+        let mut refused = 0;
         for connection in &mut waiting {
             let reply = connection.reply_to("GET");
+            refused += u64::from(reply.status == 503);
             assert!([200, 404, 503].contains(&reply.status), "{reply:?}");
             assert!(reply.status != 503 || reply.field("retry-after").is_some(), "{reply:?}");
         }
+        let failed = server.count("narwire_database_errors_total");
+        assert!(failed >= Some(refused), "{refused} were refused, {failed:?} counted");
         database.execute_batch("rollback").unwrap();
         asked.is_well(&server);
     }
@@ -216,8 +220,10 @@ fn one_whose_index_is_removed_is_said_to_need_a_new_process() {
         "known",
     );
     server.get("/health").expect(503);
+    assert_eq!(server.count("narwire_database_stale"), Some(1));
     drop(server);
     let server = asked.serve();
+    assert_eq!(server.count("narwire_database_stale"), Some(0));
     server.get(&narinfo(&later)).expect(200);
     asked.is_well(&server);
 }
@@ -232,8 +238,10 @@ fn one_whose_index_is_taken_away_and_put_back_is_healthy_again() {
     // Whoever opens the database makes another.
     asked.open().query_row("select count(*) from ValidPaths", [], |_| Ok(())).unwrap();
     eventually("it says so", || server.get("/health").status == 503);
+    assert_eq!(server.count("narwire_database_stale"), Some(1));
     fs::rename(&away, &index).unwrap();
     eventually("all is as it was", || server.get("/health").status == 200);
+    assert_eq!(server.count("narwire_database_stale"), Some(0));
     asked.is_well(&server);
 }
 
