@@ -81,6 +81,8 @@ pub struct Visit<'a> {
     pub is_page: bool,
     /// The URL of this cache, as the visitor knows it.
     pub base_url: &'a BaseUrl,
+    /// The keys that paths are signed with here.
+    pub public_keys: &'a [String],
     /// Whether they still wait.
     pub demand: &'a Demand,
 }
@@ -353,6 +355,7 @@ impl Browser {
             narinfo: &narinfo,
             store_dir: &self.store_dir,
             base_url: &visit.base_url.to_string(),
+            public_keys: visit.public_keys,
             registered_s: surroundings.as_ref().map(|surroundings| surroundings.registered_s),
             closure: surroundings.and_then(|surroundings| surroundings.closure),
             referrers: &referrers,
@@ -855,7 +858,8 @@ mod tests {
     /// What comes of a visit: a status, or why there is none.
     fn visit(browser: &Browser, target: &str) -> Result<Option<Status>, Failure> {
         let (interest, base_url) = (Interest::default(), base_url_of_a_request());
-        let visit = Visit { is_page: false, base_url: &base_url, demand: &interest.demand() };
+        let visit =
+            Visit { is_page: false, base_url: &base_url, public_keys: &[], demand: &interest.demand() };
         let made = browser.show(&Route::parse(target.as_bytes()), &visit, &mut Toolbox::default())?;
         Ok(made.map(|made| made.status))
     }
@@ -884,7 +888,7 @@ mod tests {
         let (_folder, browser, path) = cache(1);
         let base_url = base_url_of_a_request();
         let demand = Interest::default().demand();
-        let visit = Visit { is_page: true, base_url: &base_url, demand: &demand };
+        let visit = Visit { is_page: true, base_url: &base_url, public_keys: &[], demand: &demand };
         let route = Route::parse(format!("/serve/{path}").as_bytes());
         let made = browser.show(&route, &visit, &mut Toolbox::default()).unwrap().unwrap();
         assert_eq!(made.status, Status::ServiceUnavailable);
@@ -892,7 +896,8 @@ mod tests {
 
     fn text(browser: &Browser, target: &str) -> String {
         let (interest, base_url) = (Interest::default(), base_url_of_a_request());
-        let visit = Visit { is_page: true, base_url: &base_url, demand: &interest.demand() };
+        let visit =
+            Visit { is_page: true, base_url: &base_url, public_keys: &[], demand: &interest.demand() };
         let made = browser.show(&Route::parse(target.as_bytes()), &visit, &mut Toolbox::default());
         let MadeContent::Bytes(text) = made.ok().flatten().unwrap().content else { panic!("no page") };
         String::from_utf8(text.to_vec()).unwrap()

@@ -252,9 +252,11 @@ impl CacheNode {
         let (overview, route) = (Arc::clone(&self.overview), wish.route.clone());
         let is_page = names_media_type(request.accept, "text/html");
         let base_url = base_url(request, self.is_proxy_trusted(caller, request));
+        let terms = Arc::clone(&self.terms);
         let question = move |toolbox: &mut Toolbox, demand: &Demand| {
             let _leave = leave;
-            let visit = Visit { is_page, base_url: &base_url, demand };
+            let public_keys = terms.index.public_keys();
+            let visit = Visit { is_page, base_url: &base_url, public_keys, demand };
             overview.browser.as_ref().map_or(Ok(None), |browser| browser.show(&route, &visit, toolbox))
         };
         self.make(caller.id, wish, |planes| &planes.texts, question)

@@ -187,6 +187,37 @@ fn the_page_of_a_path_says_what_it_refers_to_and_what_refers_to_it() {
     assert!(page(&server, &format!("/path/{}", hash_part(program)), 200).contains("href=\"/log/"));
 }
 
+/// The commands on the page of a path, without quotes, and without those characters that HTML writes in other ways.
+fn commands(page: &str) -> Vec<String> {
+    let blocks = page.split("<pre><code>").skip(1).map(|rest| rest.split("</code>").next().unwrap());
+    blocks.map(|block| block.replace("&#39;", "")).collect()
+}
+
+#[test]
+fn the_commands_on_the_page_of_a_path_bring_it_to_who_trusts_nothing_yet() {
+    let (fixture, program) = (fixture(), fixture().path("program-1.0"));
+    let server = fixture.store.serve_signed(&fixture.key);
+    let derivation = fixture.path("program-1.0.drv");
+    for (path, count) in [(program, 2), (derivation, 1)] {
+        let target = format!("/path/{}", hash_part(path));
+        let accept = [("Accept", BROWSER), ("X-Forwarded-Host", &server.url()["http://".len()..])];
+        let shown = server.request("GET", &target, &accept).expect(200).text().to_owned();
+        let commands = commands(&shown);
+        assert_eq!(commands.len(), count, "{shown}");
+        for nix in [Nix::installed, Nix::newer, Nix::newest] {
+            for command in &commands {
+                let store = Store::new(nix());
+                let mut words = command.split(' ');
+                let tool = words.next().unwrap();
+                let to = if tool == "nix" { "--to" } else { "--store" };
+                let arguments: Vec<_> = words.chain([to, store.uri()]).collect();
+                store.nix.run(tool, &arguments);
+                assert!(store.real(path).exists(), "{command}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_not_there_is_a_page_for_people_and_a_short_text_for_others() {
     let absent = "0".repeat(32);

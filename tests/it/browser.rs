@@ -299,7 +299,8 @@ fn a_search_leads_to_a_path_its_references_and_its_log() {
     browser.follow(&base_name(program));
     browser.eventually("document.querySelector('h1').textContent === 'program-1.0'");
     expect_usable(&browser, &browser.url());
-    assert_eq!(copied(&browser, "Get it"), format!("nix copy --from '{}' '{program}'", server.url()));
+    let trust = format!("--extra-trusted-public-keys '{}'", fixture().key.public);
+    assert_eq!(copied(&browser, "Get it"), format!("nix copy --from '{}' {trust} '{program}'", server.url()));
     browser.follow(&base_name(library));
     browser.eventually("document.querySelector('h1').textContent === 'library-1.0'");
     // What refers to it is there as well.

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::parts::{Length, PathLink, breadcrumb, count, shell_word};
+use super::parts::{Length, PathLink, TRUST_WORDS, breadcrumb, count, shell_word, trust_option};
 use super::{Escaped, document};
 use crate::codec::http::date::format_imf_fixdate;
 use crate::codec::http::route::{Route, encode_escapes};
-use crate::codec::narinfo::{Compression, NarInfo};
+use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::REFERENCES_SHOWN_MAX;
 
@@ -19,6 +19,8 @@ pub struct Details<'a> {
     pub store_dir: &'a StoreDir,
     /// The URL of this cache.
     pub base_url: &'a str,
+    /// The keys that paths are signed with here.
+    pub public_keys: &'a [String],
     /// When it was registered, where that is known. Seconds since 1970.
     pub registered_s: Option<u64>,
     /// How many paths it needs, itself included, and the length of their NARs in bytes, where that is known.
@@ -42,7 +44,7 @@ pub struct Referrers {
 
 /// The page.
 pub fn page(details: &Details<'_>) -> String {
-    let Details { narinfo, store_dir, base_url, .. } = details;
+    let Details { narinfo, store_dir, .. } = details;
     let path = &narinfo.info.path;
     let (full, hash_part) = (path.full(store_dir), path.hash_part());
     let url = encode_escapes(path.base_name().as_bytes());
@@ -65,13 +67,7 @@ pub fn page(details: &Details<'_>) -> String {
         let _ = writeln!(body, "<li><a href=\"/log/{name}\">Build log</a></li>");
     }
     body.push_str("</ul>\n");
-    let _ = write!(
-        body,
-        "<h2>Get it</h2>\n<pre><code>nix copy --from {base} {full}</code></pre>\n\
-         <pre><code>nix-store -r {full} --option substituters {base}</code></pre>\n",
-        base = Escaped(&shell_word(base_url)),
-        full = Escaped(&shell_word(&full)),
-    );
+    get_it(&mut body, details);
     body.push_str("<h2>Facts</h2>\n<dl>\n");
     for (term, value) in facts(details) {
         let _ = writeln!(body, "<div><dt>{term}</dt><dd>{value}</dd></div>");
@@ -80,6 +76,34 @@ pub fn page(details: &Details<'_>) -> String {
     references(&mut body, narinfo);
     referrers(&mut body, details.referrers);
     document(path.name(), &body)
+}
+
+/// The commands that bring a path from here, as they work for who does not trust this cache yet.
+fn get_it(body: &mut String, details: &Details<'_>) {
+    let Details { narinfo, store_dir, base_url, public_keys, .. } = details;
+    let PathInfo { path, signatures, .. } = &narinfo.info;
+    let is_signed_with = |key: &&String| {
+        let key_name = key.split(':').next();
+        signatures.iter().any(|signature| Some(signature.key_name.as_str()) == key_name)
+    };
+    let keys: Vec<_> = public_keys.iter().filter(is_signed_with).map(String::as_str).collect();
+    let trust = trust_option(&keys);
+    let (base, full) = (shell_word(base_url), shell_word(&path.full(store_dir)));
+    let is_derivation = path.name().ends_with(".drv");
+    // Without this word its outputs would be meant, and to realise it is to build them.
+    let word = if is_derivation { " --derivation" } else { "" };
+    let mut commands = vec![format!("nix copy{word} --from {base}{trust} {full}")];
+    if !is_derivation {
+        commands.push(format!("nix-store -r {full} --option substituters {base}{trust}"));
+    }
+    body.push_str("<h2>Get it</h2>\n");
+    for command in commands {
+        // Writing to a String cannot fail.
+        let _ = writeln!(body, "<pre><code>{}</code></pre>", Escaped(&command));
+    }
+    if !keys.is_empty() {
+        let _ = writeln!(body, "<p>{}</p>", TRUST_WORDS);
+    }
 }
 
 /// Where the NAR is in this cache, as a link. A narinfo that somebody uploaded may say anything, also what browsers take for another host;
@@ -165,7 +189,7 @@ fn list<'a>(body: &mut String, paths: impl Iterator<Item = &'a StorePath>, itsel
 mod tests {
     use super::*;
     use crate::codec::hash::Sha256Digest;
-    use crate::codec::narinfo::PathInfo;
+    use crate::codec::signature::{KeyName, Signature};
 
     fn path(number: usize, name: &str) -> StorePath {
         StorePath::parse_base_name(&format!("{number:032}-{name}")).unwrap()
@@ -189,6 +213,7 @@ mod tests {
             narinfo,
             store_dir: &StoreDir::parse("/nix/store").unwrap(),
             base_url: "https://[2001:db8::1]",
+            public_keys: &["own-1:AAAA=".to_owned(), "other-1:BBBB=".to_owned()],
             registered_s: Some(784_111_777),
             closure: Some((2, 4096)),
             referrers,
@@ -221,6 +246,26 @@ mod tests {
             assert_eq!(text.matches(part).count(), 1, "{part} in {text}");
         }
         assert!(!shown(&narinfo(), &Referrers::default(), false).contains("/log/"));
+    }
+
+    #[test]
+    fn commands_name_the_keys_of_this_cache_that_have_signed_the_path() {
+        let mut signed = narinfo();
+        assert!(!shown(&signed, &Referrers::default(), false).contains("trusted-public-keys"));
+        let signature = |key: &str| Signature { key_name: KeyName::parse(key).unwrap(), bytes: [1; 64] };
+        signed.info.signatures = vec![signature("own-1"), signature("cache.nixos.org-1")];
+        let text = shown(&signed, &Referrers::default(), false);
+        let option = " --extra-trusted-public-keys &#39;own-1:AAAA=&#39;";
+        assert_eq!(text.matches(option).count(), 2, "{text}");
+        assert!(!text.contains("BBBB") && text.contains("trusted users"), "{text}");
+    }
+
+    #[test]
+    fn a_derivation_is_copied_and_not_built() {
+        let mut derivation = narinfo();
+        derivation.info.path = path(1, "hello-2.12.drv");
+        let text = shown(&derivation, &Referrers::default(), false);
+        assert!(text.contains("nix copy --derivation --from ") && !text.contains("nix-store -r"), "{text}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::fmt::{self, Display, Write as _};
 use std::net::Ipv6Addr;
 
-use super::parts::shell_word;
+use super::parts::{TRUST_WORDS, trust_option};
 use super::{Escaped, fields, live_figures, reply, shell};
 use crate::codec::http::Status;
 use crate::codec::http::field::names_media_type;
@@ -52,12 +52,22 @@ pub enum UploadPolicy {
 pub struct Index {
     text: String,
     html: String,
+    public_keys: Vec<String>,
 }
 
 impl Index {
     /// What there is to say of a cache.
     pub fn new(profile: &Profile) -> Self {
-        Self { text: text(profile), html: shell("Nix binary cache", &html(profile), profile.is_browsable) }
+        Self {
+            text: text(profile),
+            html: shell("Nix binary cache", &html(profile), profile.is_browsable),
+            public_keys: profile.public_keys.clone(),
+        }
+    }
+
+    /// The keys that it names.
+    pub fn public_keys(&self) -> &[String] {
+        &self.public_keys
     }
 
     /// A page for who asks for one, as browsers do, and a text for everybody else.
@@ -196,8 +206,8 @@ fn html(profile: &Profile) -> String {
     snippet(
         &mut html,
         "Copy a path from here",
-        "",
-        &format!("nix copy --from '{URL}' {}/…", profile.store_dir),
+        if public_keys.is_empty() { "" } else { TRUST_WORDS },
+        &format!("nix copy --from '{URL}'{} {}/…", trust_option(public_keys), profile.store_dir),
     );
     html.push_str("</section>\n");
     if takes_uploads {
@@ -303,12 +313,9 @@ fn nix_attributes(name: &str, prefix: &str, public_keys: &[String]) -> String {
 }
 
 fn build_command(public_keys: &[String]) -> String {
-    let keys = if public_keys.is_empty() {
-        String::new()
-    } else {
-        format!(" \\\n      --extra-trusted-public-keys {}", shell_word(&public_keys.join(" ")))
-    };
-    format!("nix build --extra-substituters '{URL}'{keys} nixpkgs#hello")
+    let trust = trust_option(public_keys);
+    let line_end = if trust.is_empty() { "" } else { " \\\n     " };
+    format!("nix build --extra-substituters '{URL}'{line_end}{trust} nixpkgs#hello")
 }
 
 fn copy_command() -> String {
@@ -431,6 +438,7 @@ mod tests {
             "    &quot;b&#39;$\\&quot;{-1:BBBB=&quot;\n",
             "--extra-trusted-public-keys &#39;a-1:AAAA= b&#39;\\&#39;&#39;$&quot;{-1:BBBB=&#39;",
             "machine here login narwire password TOKEN",
+            "nix copy --from &#39;http://here:1&#39; --extra-trusted-public-keys &#39;a-1:AAAA= b",
             "narwire push --to &#39;http://here:1&#39; --token-file token ./result",
         ] {
             assert!(page.contains(snippet), "{snippet} is not in {page}");

@@ -1,5 +1,6 @@
 //! What pages have in common.
 
+use std::borrow::Borrow;
 use std::fmt::{self, Display};
 
 use super::Escaped;
@@ -44,6 +45,18 @@ impl Display for Shown<'_> {
 pub fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
+
+/// How a Nix command is told to trust these keys as well.
+pub fn trust_option<K: Borrow<str>>(keys: &[K]) -> String {
+    if keys.is_empty() {
+        return String::new();
+    }
+    format!(" --extra-trusted-public-keys {}", shell_word(&keys.join(" ")))
+}
+
+/// Whom that option does not help. HTML.
+pub const TRUST_WORDS: &str = "A Nix daemon takes keys from its trusted users alone: for everybody else they have to be in its \
+                               <a href=\"/#use\">nix.conf</a>.";
 
 /// A number with its noun.
 pub fn count(number: u64, one: &str, more: &str) -> String {
