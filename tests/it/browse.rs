@@ -354,8 +354,8 @@ fn directories_are_listed_with_what_is_in_them() {
         let listing = page(&server, &ground.url("/"), 200);
         for part in [
             "<a href=\"docs/\">docs/</a></th><td>directory</td>",
-            "<a href=\"run\">run</a></th><td>executable</td><td>10 B</td>",
-            "<a href=\"README\">README</a></th><td>file</td><td>6 B</td>",
+            "<a href=\"run\">run</a></th><td>executable</td><td class=\"size\">10 B</td>",
+            "<a href=\"README\">README</a></th><td>file</td><td class=\"size\">6 B</td>",
             "<td>link to <code>/etc/passwd</code></td>",
             "href=\"50%25%20a%2Bb%3Fc%23d%3Ae%5C\"",
             "<a href=\"latin-%FC\">latin-\u{fffd}</a>",

@@ -99,6 +99,12 @@ const FAULTS: &str = r"
         if (next > level + 1) faults.push(`${heading.textContent} is a heading of level ${next} behind one of ${level}`);
         level = next;
     }
+    for (const cell of document.querySelectorAll('.size')) {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        const lines = new Set([...range.getClientRects()].map((line) => line.top));
+        if (lines.size > 1) faults.push(`${cell.textContent} is broken into ${lines.size} lines`);
+    }
     const {scrollWidth, clientWidth} = document.scrollingElement;
     if (scrollWidth > clientWidth) faults.push(`${scrollWidth} pixels are shown in ${clientWidth}`);
     if (document.querySelectorAll('main, h1').length !== 2) faults.push('not one main part and one heading');

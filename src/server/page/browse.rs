@@ -80,7 +80,7 @@ pub fn directory(spot: &Spot<'_>, entries: &[Listed], all: u64) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             body,
-            "<tr><th scope=\"row\"><a href=\"{url}{slash}\">{}{slash}</a></th><td>{what}</td><td>{size}</td></tr>",
+            "<tr><th scope=\"row\"><a href=\"{url}{slash}\">{}{slash}</a></th><td>{what}</td><td class=\"size\">{size}</td></tr>",
             Shown(name)
         );
     }
@@ -176,9 +176,9 @@ mod tests {
         let root = "/serve/0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-a%2Bb/";
         for part in [
             "<caption>1,004 entries</caption>",
-            "<a href=\"bin/\">bin/</a></th><td>directory</td><td></td>",
-            "<a href=\"run\">run</a></th><td>executable</td><td>2.00 KiB</td>",
-            "<td>file</td><td>1 B</td>",
+            "<a href=\"bin/\">bin/</a></th><td>directory</td><td class=\"size\"></td>",
+            "<a href=\"run\">run</a></th><td>executable</td><td class=\"size\">2.00 KiB</td>",
+            "<td>file</td><td class=\"size\">1 B</td>",
             "<td>link to <code>../a&amp;b</code></td>",
             "<p>and 1,000 more</p>",
             "<li><a href=\"/path/0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-a%2Bb\">a+b</a></li>",
