@@ -282,7 +282,7 @@ impl Browser {
             _ => None,
         };
         match made {
-            None if visit.is_page => self.page(Status::NotFound, missing()).map(Some),
+            None if visit.is_page => self.page(Status::NotFound, missing(route, true)).map(Some),
             made => Ok(made),
         }
     }

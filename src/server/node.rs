@@ -20,7 +20,7 @@ use super::layouts::WalkNews;
 use super::live_store::{Awaited, LiveStore};
 use super::lookup::{Known, SharedStore};
 use super::metrics::{Format, Metrics};
-use super::page::index::base_url;
+use super::page::{self, index::base_url};
 use super::plane::{Demand, Interest, Plane, Planes, Toolbox};
 use super::refusal::{Failure, not_allowed, not_found, overloaded};
 use super::representation::{CACHE_INFO_TYPE, Conditions, Content, Made, Representation, TEXT_TYPE};
@@ -245,7 +245,7 @@ impl CacheNode {
     /// What people look at.
     fn browse(&mut self, caller: &Caller<'_>, wish: Wish, request: &Request<'_>) -> Answer {
         let leave = match self.overview.browser.as_ref().map(Browser::admit) {
-            None => return Answer::Reply(not_found()),
+            None => return Answer::Reply(self.unknown(request)),
             Some(Err(failure)) => return Answer::Reply(failure.reply()),
             Some(Ok(leave)) => leave,
         };
@@ -260,6 +260,18 @@ impl CacheNode {
             overview.browser.as_ref().map_or(Ok(None), |browser| browser.show(&route, &visit, toolbox))
         };
         self.make(caller.id, wish, |planes| &planes.texts, question)
+    }
+
+    /// The answer to what only a person could have meant: no Nix client asks for it, and none says that it takes pages.
+    fn unknown(&self, request: &Request<'_>) -> Reply {
+        if !names_media_type(request.accept, "text/html") {
+            return not_found();
+        }
+        page::reply(
+            Status::NotFound,
+            page::fields(),
+            page::missing(&Route::NotFound, self.overview.browser.is_some()),
+        )
     }
 
     /// Whether what a request says of the way that it has come can be believed.
@@ -311,7 +323,7 @@ impl CacheNode {
             return Answer::Reply(reply);
         }
         match wish.route {
-            Route::NotFound => Answer::Reply(not_found()),
+            Route::NotFound => Answer::Reply(self.unknown(request)),
             Route::Import if self.uploads.is_some() => {
                 Answer::Reply(not_allowed(Uploads::methods(&wish.route), IMPORT_TEXT))
             }

@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::codec::http::Status;
 use crate::codec::http::response::{CacheControl, Fields};
+use crate::codec::http::route::Route;
 use crate::ring::service::{Reply, ReplyBody};
 
 /// The media type of a page.
@@ -50,10 +51,18 @@ pub fn document(title: &str, body: &str) -> String {
     shell(title, body, true)
 }
 
-/// What is shown in the place of what is not there.
-pub fn missing() -> String {
-    let text = "<h1>Not found</h1>\n<p>This cache has no such path, or there is nothing of that name in it. It may have been deleted.</p>\n";
-    document("Not found", text)
+/// What is shown in the place of what is not there, with a field to search in if there is a search.
+pub fn missing(route: &Route, has_search: bool) -> String {
+    let words = match route {
+        Route::Contents(request) if !request.path.is_root() => format!(
+            "There is nothing of that name in <a href=\"/serve/{}/?listing\">this store path</a>, or the path itself is not here.",
+            request.hash_part
+        ),
+        Route::NotFound => "This cache has no such page.".to_owned(),
+        _ => "This cache has no such path. It may have been deleted.".to_owned(),
+    };
+    let body = format!("<h1>Not found</h1>\n<p>{words}</p>\n<p><a href=\"/\">What this cache is</a></p>\n");
+    shell("Not found", &body, has_search)
 }
 
 /// The same, or one without that field where there is nothing to search.
@@ -84,7 +93,7 @@ fn split<'a>(text: &'a str, mark: &str) -> (&'a str, &'a str) {
 }
 
 /// The answer that is this page, with these fields.
-fn reply(status: Status, fields: Fields, document: String) -> Reply {
+pub fn reply(status: Status, fields: Fields, document: String) -> Reply {
     let fields = fields.content_length(document.len() as u64).finish();
     Reply { status, fields, body: ReplyBody::Bytes(document.into()) }
 }

@@ -227,8 +227,20 @@ fn what_is_not_there_is_a_page_for_people_and_a_short_text_for_others() {
             assert!(page(&server, &target, 404).contains("<h1>Not found</h1>"));
             server.get(&target).expect_absent();
         }
+        for target in ["/nothing", "/path", "/path/", "/path/0c8r7p", "/serve", "/serve/", "/a/b/c/d", "/%"] {
+            let shown = page(&server, target, 404);
+            assert!(
+                shown.contains("<a href=\"/\">What this cache is</a>") && shown.contains("<form"),
+                "{shown}"
+            );
+            server.get(target).expect_absent();
+        }
+        let small = hash_part(fixture().path("small"));
+        let link = format!("<a href=\"/serve/{small}/?listing\">");
+        assert!(page(&server, &format!("/serve/{small}/nothing"), 404).contains(&link));
+        page(&server, &format!("/path/{small}/"), 200);
+        // What Nix asks for is answered to everybody alike.
         server.request("GET", &format!("/{absent}.narinfo"), &[("Accept", BROWSER)]).expect_absent();
-        server.request("GET", "/nothing", &[("Accept", BROWSER)]).expect_absent();
     }
 }
 
@@ -260,7 +272,8 @@ fn nobody_browses_where_that_is_turned_off() {
     ] {
         let target = target.replace("HASH", hash_part(path));
         server.get(&target).expect_absent();
-        server.request("GET", &target, &[("Accept", BROWSER)]).expect_absent();
+        let shown = page(&server, &target, 404);
+        assert!(shown.contains("no such page") && !shown.contains("<form"), "{shown}");
     }
     server.get(&format!("/{}.narinfo", hash_part(path))).expect(200);
 }

@@ -251,8 +251,10 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
     }
     let mut segments = path.split(|&byte| byte == b'/');
     let first = decode_segment(segments.next()?)?;
-    if first == "serve" {
-        return parse_contents(segments, query);
+    match &*first {
+        "path" => return parse_details(segments),
+        "serve" => return parse_contents(segments, query),
+        _ => {}
     }
     let mut next_segment = || match segments.next() {
         Some(segment) => decode_segment(segment).map(Some),
@@ -270,7 +272,6 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
         ("metrics", None, None) => Some(Route::Metrics),
         ("search", None, None) => parse_search(query),
         (file, None, None) => parse_path_file(file, query),
-        ("path", Some(name), None) => parse_path_name(name.as_bytes()).map(Route::Details),
         ("nar", Some(file), None) => parse_nar(file, query),
         ("log", Some(name), None) => parse_log(name, query),
         ("realisations", Some(file), None) => parse_realisation(file),
@@ -313,6 +314,13 @@ fn parse_search(query: Option<&[u8]>) -> Option<Route> {
     let text = decode_escapes(&spaced)?;
     let is_short = text.len() <= SEARCH_TEXT_LEN_MAX;
     is_short.then(|| Route::Search(text.into()))
+}
+
+/// What follows `/path/`; a slash at the end, which people type, says nothing more.
+fn parse_details<'a>(mut segments: impl Iterator<Item = &'a [u8]>) -> Option<Route> {
+    let hash_part = parse_path_name(decode_segment(segments.next()?)?.as_bytes())?;
+    let is_end = segments.next().is_none_or(<[u8]>::is_empty) && segments.next().is_none();
+    is_end.then_some(Route::Details(hash_part))
 }
 
 /// What follows `/serve/`. Names in a store path are any bytes, so each is decoded for itself, and none can be `..` or have a slash.
@@ -540,6 +548,7 @@ mod tests {
             ("/search?a&q=%25_%2a*%00", Route::Search("%_**\0".into())),
             ("/path/OUT", Route::Details(hash_part)),
             ("/path/OUT?a", Route::Details(hash_part)),
+            ("/path/OUT/", Route::Details(hash_part)),
             ("/path/OUT-a+b%2B", Route::Details(hash_part)),
             ("/serve/OUT", contents(&[], "")),
             ("/serve/OUT?a", contents(&[], "")),
@@ -673,7 +682,8 @@ mod tests {
             "/search?q=%FF",
             "/path",
             "/path/",
-            "/path/OUT/",
+            "/path/OUT//",
+            "/path/OUT/a",
             "/path/OUTx",
             "/path/OUT-",
             "/path/x",
