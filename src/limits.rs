@@ -28,7 +28,7 @@ pub const HOST_LEN_MAX: usize = 253;
 pub const HOST_LABEL_LEN_MAX: usize = 63;
 /// Longest decoded segment of a request path: the longest name a Linux directory entry can have. Bytes.
 pub const SEGMENT_LEN_MAX: usize = 255;
-/// Longest text to search for: more than a store path has, wherever the store is. Bytes.
+/// Longest text to search for: more than a store path has, wherever the store is. What is longer is cut. Bytes.
 pub const SEARCH_TEXT_LEN_MAX: usize = 512;
 
 const _: () =
@@ -327,8 +327,9 @@ pub const LONG_LOOKS_MAX: usize = TEXT_THREADS / 2;
 pub const BROWSING_JOBS_MAX: usize = 32;
 /// A name of which less than this was typed is not searched for. Bytes.
 pub const SEARCH_NAME_LEN_MIN: usize = 2;
-/// Digits of a hash part that are taken for its beginning; less are met with in names all the time.
-pub const SEARCH_DIGITS_MIN: usize = 6;
+/// Digits of a hash part that are taken for its beginning: of a million paths one begins with these, and with three digits thirty, among
+/// which the names would be lost.
+pub const SEARCH_DIGITS_MIN: usize = 4;
 /// Paths on the page of a search.
 pub const SEARCH_FOUND_MAX: usize = 200;
 /// How long a search may take in all sources together, which share it; then it says how far it has come. A live store of a million paths

@@ -100,7 +100,7 @@ fn a_search_finds_by_hash_by_path_and_by_the_beginning_of_the_name() {
         {
             expect_redirect(server.get(&format!("/search?q={typed}")), &page_url);
         }
-        for typed in ["program-1.0", "pro", "PROGRAM", &hash_part(path)[..31], &hash_part(path)[..8]] {
+        for typed in ["program-1.0", "pro", "PROGRAM", &hash_part(path)[..31], &hash_part(path)[..4]] {
             assert!(found(&server, typed).contains(&base_name(path).to_owned()), "{typed}");
         }
         assert!(found(&server, "library-1").iter().all(|name| name[33..].starts_with("library-1")));
@@ -110,6 +110,12 @@ fn a_search_finds_by_hash_by_path_and_by_the_beginning_of_the_name() {
         let shown = page(&server, "/search?q=%3Cscript%3Ealert(1)%3C/script%3E", 200);
         assert!(!shown.contains("<script>alert"), "{shown}");
         assert!(page(&server, &format!("/search?q={}", "0".repeat(32)), 200).contains("no such path"));
+        for typed in ["%FF", "%", &"a".repeat(600)] {
+            assert!(
+                page(&server, &format!("/search?q={typed}"), 200).contains("No path is called that"),
+                "{typed}"
+            );
+        }
     }
 }
 

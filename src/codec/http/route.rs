@@ -270,7 +270,7 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
         ("version", None, None) => Some(Route::Version),
         ("health", None, None) => Some(Route::Health),
         ("metrics", None, None) => Some(Route::Metrics),
-        ("search", None, None) => parse_search(query),
+        ("search", None, None) => Some(parse_search(query)),
         (file, None, None) => parse_path_file(file, query),
         ("nar", Some(file), None) => parse_nar(file, query),
         ("log", Some(name), None) => parse_log(name, query),
@@ -307,13 +307,15 @@ fn parse_path_name(name: &[u8]) -> Option<HashPart> {
     })
 }
 
-/// What was typed into a form, which says `+` for a space.
-fn parse_search(query: Option<&[u8]>) -> Option<Route> {
+/// What was typed into a form, which says `+` for a space. What is no text or too long has characters in it that no name has, so it finds
+/// nothing, and whoever typed it sees what it was taken for.
+fn parse_search(query: Option<&[u8]>) -> Route {
     let text = parameters(query).find_map(|parameter| parameter.strip_prefix(b"q=")).unwrap_or_default();
     let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
-    let text = decode_escapes(&spaced)?;
-    let is_short = text.len() <= SEARCH_TEXT_LEN_MAX;
-    is_short.then(|| Route::Search(text.into()))
+    let bytes = decode_bytes(&spaced).unwrap_or(spaced);
+    let text = String::from_utf8_lossy(&bytes);
+    let cut = text.floor_char_boundary(SEARCH_TEXT_LEN_MAX);
+    Route::Search(if cut < text.len() { format!("{}…", &text[..cut]).into() } else { text.into() })
 }
 
 /// What follows `/path/`; a slash at the end, which people type, says nothing more.
@@ -546,6 +548,8 @@ mod tests {
             ("/search?a=b", Route::Search("".into())),
             ("/search?q=a+b%2Bc%26%20%C3%A9&q=x", Route::Search("a b+c& \u{e9}".into())),
             ("/search?a&q=%25_%2a*%00", Route::Search("%_**\0".into())),
+            ("/search?q=%", Route::Search("%".into())),
+            ("/search?q=%FF", Route::Search("\u{fffd}".into())),
             ("/path/OUT", Route::Details(hash_part)),
             ("/path/OUT?a", Route::Details(hash_part)),
             ("/path/OUT/", Route::Details(hash_part)),
@@ -678,8 +682,6 @@ mod tests {
             "/debuginfo/0123456789ABCDEF0123456789abcdef01234567",
             "/search/",
             "/search/a",
-            "/search?q=%",
-            "/search?q=%FF",
             "/path",
             "/path/",
             "/path/OUT//",
@@ -723,8 +725,11 @@ mod tests {
         assert!(matches!(route(&deepest), Route::Contents(_)));
         assert_eq!(route(&(deepest + "/a")), Route::NotFound);
         let longest = format!("/search?q={}", "a".repeat(SEARCH_TEXT_LEN_MAX));
-        assert!(matches!(route(&longest), Route::Search(_)));
-        assert_eq!(route(&(longest + "a")), Route::NotFound);
+        assert_eq!(route(&longest), Route::Search("a".repeat(SEARCH_TEXT_LEN_MAX).into()));
+        for more in ["a", "%C3%A9"] {
+            let cut = "a".repeat(SEARCH_TEXT_LEN_MAX) + "…";
+            assert_eq!(route(&(longest.clone() + more)), Route::Search(cut.into()));
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::parts::{PathLink, breadcrumb, count};
 use super::{Escaped, shell};
 use crate::codec::search::Pattern;
 use crate::codec::store_path::StorePath;
-use crate::limits::SEARCH_NAME_LEN_MIN;
+use crate::limits::{SEARCH_DIGITS_MIN, SEARCH_NAME_LEN_MIN};
 
 /// What a search has come to.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub fn page(results: &Results<'_>) -> String {
     // Writing to a String cannot fail.
     let _ = write!(
         body,
-        "<h1>Search</h1>\n<form action=\"/search\"><label for=\"text\">Hash, name or store path</label>\n\
+        "<h1>Search</h1>\n<form action=\"/search\"><label for=\"text\">Beginning of a name or of a hash, or a store path</label>\n\
          <input id=\"text\" type=\"search\" name=\"q\" value=\"{typed}\" autocomplete=\"off\" autocapitalize=\"off\" \
          spellcheck=\"false\">\n<button>Search</button></form>\n"
     );
@@ -54,7 +54,7 @@ pub fn page(results: &Results<'_>) -> String {
         Pattern::Short if text.trim().is_empty() => {
             writeln!(
                 body,
-                "<p>Type the beginning of a package&#39;s name, a hash of 32 characters, or a store path.</p>"
+                "<p>Type the beginning of a package&#39;s name, {SEARCH_DIGITS_MIN} characters or more of a hash, or a store path.</p>"
             )
         }
         Pattern::Short => {
@@ -66,7 +66,17 @@ pub fn page(results: &Results<'_>) -> String {
                 (None, Some(_)) => "There is no such path among those that are known",
                 (None, None) => "There is no such path here",
             };
-            writeln!(body, "<p role=\"status\">{what}: <code>{typed}</code></p>")
+            let how = match pattern {
+                Pattern::Nothing => {
+                    " No path is called that: it is too long, or has characters that are in no name."
+                        .to_owned()
+                }
+                Pattern::Names { .. } => format!(
+                    " Names are found by how they begin, and hashes by their first {SEARCH_DIGITS_MIN} characters or more."
+                ),
+                Pattern::Path(_) | Pattern::Short => String::new(),
+            };
+            writeln!(body, "<p role=\"status\">{what}: <code>{typed}</code>{how}</p>")
         }
         _ => {
             let found_count = count(found.len() as u64, "path", "paths");
@@ -126,7 +136,9 @@ mod tests {
             text.contains("value=\"&quot;&gt;&lt;script&gt;") && !text.contains("<script>alert"),
             "{text}"
         );
-        assert!(text.contains("There is no such path here"));
+        assert!(text.contains("There is no such path here") && text.contains("No path is called that"));
+        let text = shown("llo", &[], false, None);
+        assert!(text.contains("Names are found by how they begin, and hashes by their first 4"), "{text}");
     }
 
     #[test]
