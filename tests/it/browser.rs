@@ -223,6 +223,9 @@ fn figures_that_a_proxy_keeps_back_are_not_shown() {
     browser.eventually("document.getElementById('live').checkVisibility()");
     browser.script("window.fetch = async () => new Response('', { status: 404 })");
     browser.eventually("!document.getElementById('live').checkVisibility()");
+    // Nothing leads to where they would be either.
+    let links = "[...document.querySelectorAll('a[href=\"/metrics\"]')].filter((link) => link.checkVisibility())";
+    assert_eq!(browser.script(&format!("return {links}.length")), json!(0));
 }
 
 /// What the page is given for figures, ask by ask, and `shown`: what it had made of those before. Hours go by before the third.
