@@ -489,10 +489,10 @@ fn space(directory: &Directory) -> Result<(u64, u64), StoreError> {
 fn reason(text: impl Display) -> String {
     let mut line = String::new();
     for character in text.to_string().chars() {
-        if !is_plain(character) {
-            line.extend(character.escape_default());
-        } else {
+        if is_plain(character) {
             line.push(character);
+        } else {
+            line.extend(character.escape_default());
         }
         if line.len() >= REASON_LEN_MAX {
             break;

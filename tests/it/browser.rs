@@ -224,7 +224,8 @@ fn figures_that_a_proxy_keeps_back_are_not_shown() {
     browser.script("window.fetch = async () => new Response('', { status: 404 })");
     browser.eventually("!document.getElementById('live').checkVisibility()");
     // Nothing leads to where they would be either.
-    let links = "[...document.querySelectorAll('a[href=\"/metrics\"]')].filter((link) => link.checkVisibility())";
+    let links =
+        "[...document.querySelectorAll('a[href=\"/metrics\"]')].filter((link) => link.checkVisibility())";
     assert_eq!(browser.script(&format!("return {links}.length")), json!(0));
 }
 

@@ -89,7 +89,7 @@ fn get_it(body: &mut String, details: &Details<'_>) {
     let keys: Vec<_> = public_keys.iter().filter(is_signed_with).map(String::as_str).collect();
     let trust = trust_option(&keys);
     let (base, full) = (shell_word(base_url), shell_word(&path.full(store_dir)));
-    let is_derivation = path.name().ends_with(".drv");
+    let is_derivation = path.name().as_bytes().ends_with(b".drv");
     // Without this word its outputs would be meant, and to realise it is to build them.
     let word = if is_derivation { " --derivation" } else { "" };
     let mut commands = vec![format!("nix copy{word} --from {base}{trust} {full}")];
@@ -102,7 +102,7 @@ fn get_it(body: &mut String, details: &Details<'_>) {
         let _ = writeln!(body, "<pre><code>{}</code></pre>", Escaped(&command));
     }
     if !keys.is_empty() {
-        let _ = writeln!(body, "<p>{}</p>", TRUST_WORDS);
+        let _ = writeln!(body, "<p>{TRUST_WORDS}</p>");
     }
 }
 
