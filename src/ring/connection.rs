@@ -626,8 +626,10 @@ impl Connection {
 
     /// Answers the request, and counts that. What is no request is one about that.
     fn reply(&mut self, reply: Reply, asked: Asked, context: &mut Context<'_>) {
-        let account = self.account.take();
-        let mut account = account.unwrap_or_else(|| context.ledger.begin(Topic::MALFORMED, None));
+        let mut account = self.account.take().unwrap_or_else(|| {
+            let witness = context.service.misunderstood(&Caller { id: self.id, socket: &self.socket });
+            context.ledger.begin(Topic::MALFORMED, witness)
+        });
         context.ledger.answered(&mut account, reply.status);
         let start = self.output.len();
         self.put_reply(reply, asked, context);

@@ -21,6 +21,11 @@ pub trait Service {
     /// A request. Each connection has at most one that is not answered.
     fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called;
 
+    /// What has come is no request; it is answered already. Says who wants to know how that ends.
+    fn misunderstood(&mut self, _: &Caller<'_>) -> Option<Witness> {
+        None
+    }
+
     /// What came of [`Answer::Open`].
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer;
 

@@ -46,17 +46,23 @@ struct Desk {
     figures: Arc<NodeFigures>,
 }
 
-/// What is known of a request.
+/// What is known of a request, or of what was to be one.
 #[derive(Debug)]
 pub struct Record {
+    asked: Option<Asked>,
+    client: Option<IpAddr>,
+    proxy: Option<Proxy>,
+    outcome: Outcome,
+}
+
+/// What it says, if it could be understood.
+#[derive(Debug)]
+struct Asked {
     method: Method,
     version: Version,
     target: Text,
     user_agent: Option<Text>,
-    client: Option<IpAddr>,
-    proxy: Option<Proxy>,
     began: Instant,
-    outcome: Outcome,
 }
 
 /// What a peer has sent, as far as it is logged.
@@ -79,7 +85,7 @@ enum Proxy {
 struct Outcome {
     status: u16,
     sent_len_bytes: u64,
-    took: Duration,
+    took: Option<Duration>,
     /// The line may be written much later.
     ended: Option<SystemTime>,
     is_whole: bool,
@@ -103,11 +109,11 @@ impl Recorder {
         }
     }
 
-    /// Who wants to know how this request ends, if there is to be a line of it.
+    /// Who wants to know how this request ends, or what was to be one, if there is to be a line of it.
     pub fn witness(
         &mut self,
         caller: &Caller<'_>,
-        request: &Request<'_>,
+        request: Option<&Request<'_>>,
         proxies: &TrustedProxies,
     ) -> Option<Witness> {
         self.is_next().then(|| {
@@ -155,30 +161,28 @@ impl Desk {
 }
 
 impl Record {
-    fn of(request: &Request<'_>, peer: Option<IpAddr>, proxies: &TrustedProxies) -> Self {
-        let client = proxies.client_address(peer, request.x_forwarded_for);
+    fn of(request: Option<&Request<'_>>, peer: Option<IpAddr>, proxies: &TrustedProxies) -> Self {
+        let client = proxies.client_address(peer, request.and_then(|request| request.x_forwarded_for));
         let proxy = (client != peer).then(|| peer.map_or(Proxy::UnixSocket, Proxy::At));
         Self { client, proxy, ..Self::of_stranger(request) }
     }
 
-    fn of_stranger(request: &Request<'_>) -> Self {
-        Self {
+    fn of_stranger(request: Option<&Request<'_>>) -> Self {
+        let asked = request.map(|request| Asked {
             method: request.method,
             version: request.version,
             target: Text::of(request.target),
             user_agent: request.user_agent.map(Text::of),
-            client: None,
-            proxy: None,
             began: Instant::now(),
-            outcome: Outcome::default(),
-        }
+        });
+        Self { asked, client: None, proxy: None, outcome: Outcome::default() }
     }
 
     fn end(&mut self, ending: &Ending) {
         self.outcome = Outcome {
             status: ending.status.map_or(STATUS_GONE, Status::code),
             sent_len_bytes: ending.sent_len_bytes,
-            took: self.began.elapsed(),
+            took: self.asked.as_ref().map(|asked| asked.began.elapsed()),
             ended: Some(SystemTime::now()),
             is_whole: ending.is_whole,
         };
@@ -186,25 +190,29 @@ impl Record {
 
     /// What it takes in memory.
     fn len_bytes(&self) -> usize {
-        let texts = [Some(&self.target), self.user_agent.as_ref()];
-        size_of::<Self>() + texts.iter().flatten().map(|text| text.bytes.len()).sum::<usize>()
+        let of_texts = self.asked.as_ref().map_or(0, |asked| {
+            asked.target.bytes.len() + asked.user_agent.as_ref().map_or(0, |text| text.bytes.len())
+        });
+        size_of::<Self>() + of_texts
     }
 
     fn log(&self) {
         let Outcome { status, sent_len_bytes, took, is_whole, .. } = self.outcome;
         #[expect(clippy::cast_precision_loss, reason = "exact for 285 years")]
-        let duration_ms = took.as_micros() as f64 / 1000.0;
-        let version = match self.version {
+        let duration_ms = took.map(|took| took.as_micros() as f64 / 1000.0);
+        let asked = self.asked.as_ref();
+        let version = asked.map(|asked| match asked.version {
             Version::Http10 => "1.0",
             Version::Http11 => "1.1",
-        };
+        });
+        let user_agent = asked.and_then(|asked| asked.user_agent.as_ref()).map(Text::to_text);
         info!(
             target: TARGET,
             client = self.client.map(field::display),
-            method = %self.method.name(),
+            method = asked.map(|asked| field::display(asked.method.name())),
             // JSON has a `target` already.
-            uri = %self.target.to_text(),
-            http_version = %version,
+            uri = asked.map(|asked| field::display(asked.target.to_text())),
+            http_version = version.map(field::display),
             status,
             bytes = sent_len_bytes,
             duration_ms,
@@ -213,7 +221,7 @@ impl Record {
                 Proxy::At(address) => field::display(address.to_string()),
                 Proxy::UnixSocket => field::display("unix".to_owned()),
             }),
-            user_agent = self.user_agent.as_ref().map(Text::to_text).as_deref(),
+            user_agent = user_agent.as_deref(),
         );
     }
 }
@@ -302,7 +310,7 @@ mod tests {
         let head = [head, b"\r\nHost: here\r\n\r\n"].concat();
         let Ok(Parsed::Complete { request, .. }) = parse(&head, 0) else { panic!("{head:?}") };
         let proxies = TrustedProxies::new(Arc::from(["10.0.0.1".parse().unwrap()]));
-        Record::of(&request, peer.map(|peer| peer.parse().unwrap()), &proxies)
+        Record::of(Some(&request), peer.map(|peer| peer.parse().unwrap()), &proxies)
     }
 
     const WHOLE: Ending = Ending { status: Some(Status::Ok), sent_len_bytes: 512, is_whole: true };
@@ -343,6 +351,15 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_what_is_no_request_says_who_sent_it_and_what_came_of_it() {
+        let proxies = TrustedProxies::new(Arc::default());
+        let mut record = Record::of(None, Some("192.0.2.1".parse().unwrap()), &proxies);
+        record.end(&Ending { status: Some(Status::BadRequest), sent_len_bytes: 100, is_whole: true });
+        let expected = [("bytes", "100"), ("client", "192.0.2.1"), ("is_whole", "true"), ("status", "400")];
+        assert_eq!(fields(&record), expected.map(|(name, value)| (name, value.to_owned())).into());
+    }
+
+    #[test]
     fn nothing_of_a_peer_means_anything_to_a_terminal_or_has_no_end() {
         let long = [b"GET /".as_slice(), &[b'a'; 3000], b" HTTP/1.1\r\nUser-Agent: ", &[0xe4; 3000]].concat();
         let said = fields(&record(&long, None));
@@ -353,7 +370,7 @@ mod tests {
         // What a head may have: a tab, and bytes beyond ASCII.
         let hostile = "GET / HTTP/1.1\r\nUser-Agent: a\tb\u{9b}31m\u{2028}c\u{202e}d\u{200f}\\\"e";
         let record = record(hostile.as_bytes(), None);
-        let text = record.user_agent.as_ref().unwrap().to_text();
+        let text = record.asked.as_ref().unwrap().user_agent.as_ref().unwrap().to_text();
         assert_eq!(text, "a\u{fffd}b\u{fffd}31m\u{fffd}c\u{fffd}d\u{fffd}\\\"e");
         assert_eq!(fields(&record)["user_agent"], format!("{text:?}"));
     }

@@ -38,7 +38,7 @@ use crate::codec::store_path::HashPart;
 use crate::ring::inbox::Mailbox;
 use crate::ring::op::{ConnectionId, OpenedFile};
 use crate::ring::reactor;
-use crate::ring::service::{Answer, Called, Caller, Effects, Node, Reply, ReplyBody, Service};
+use crate::ring::service::{Answer, Called, Caller, Effects, Node, Reply, ReplyBody, Service, Witness};
 use crate::store::catalog::NarKey;
 use crate::store::fault;
 
@@ -384,10 +384,14 @@ impl Service for CacheNode {
     fn call(&mut self, caller: &Caller<'_>, request: &Request<'_>) -> Called {
         let route = Route::parse(request.target);
         let topic = Subject::of(request.method, &route).topic();
-        let witness = self.recorder.witness(caller, request, &self.terms.proxies);
+        let witness = self.recorder.witness(caller, Some(request), &self.terms.proxies);
         let mut answer = self.respond(caller, request, route);
         self.seal(&mut answer);
         Called { topic, witness, answer }
+    }
+
+    fn misunderstood(&mut self, caller: &Caller<'_>) -> Option<Witness> {
+        self.recorder.witness(caller, None, &self.terms.proxies)
     }
 
     fn opened(&mut self, id: ConnectionId, result: Result<OpenedFile, Errno>) -> Answer {

@@ -293,6 +293,21 @@ fn every_request_is_a_line_of_the_full_access_log() {
 }
 
 #[test]
+fn what_is_no_request_is_a_line_of_the_access_log_as_well() {
+    let site = Site::new(JSON);
+    let server = site.serve();
+    server.connect().try_request("GET", "no target", &[]).unwrap().expect(400);
+    let reply = server.connect().try_request("GET", &format!("/{}", "x".repeat(1 << 16)), &[]).unwrap();
+    let lines = accesses(&server, 2);
+    for (line, status) in lines.iter().zip([400, reply.status]) {
+        assert_eq!((&line["status"], &line["client"]), (&status.into(), &"127.0.0.1".into()), "{line}");
+        assert!(line["bytes"].as_u64().unwrap() > 0 && line["is_whole"] == true, "{line}");
+        let of_requests = ["method", "uri", "http_version", "user_agent", "duration_ms"];
+        assert!(of_requests.iter().all(|name| line.get(name).is_none()), "{line}");
+    }
+}
+
+#[test]
 fn the_access_log_is_turned_on_off_and_down_while_it_serves() {
     let site = Site::new("log-format = 'json'");
     let server = site.serve();
