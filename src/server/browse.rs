@@ -17,10 +17,11 @@ use bytes::Bytes;
 
 use super::figures::{Query, SharedFigures};
 use super::lookup::{SharedStore, TextRoom};
-use super::page::browse::{self, Spot, contents_url};
+use super::page::browse::{self, Spot};
 use super::page::details::{self, Details, Referrers, nar_link};
 use super::page::index::BaseUrl;
 use super::page::missing;
+use super::page::parts::{contents_url, path_url};
 use super::page::search::{self, Results, Unfinished};
 use super::plane::{Demand, Toolbox};
 use super::refusal::Failure;
@@ -28,7 +29,7 @@ use super::representation::{JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL}
 use crate::codec::hash::Sha256;
 use crate::codec::http::field::ETag;
 use crate::codec::http::response::{CacheControl, Fields};
-use crate::codec::http::route::{ContentsRequest, Route, encode_escapes};
+use crate::codec::http::route::{ContentsRequest, Route};
 use crate::codec::http::{Status, media};
 use crate::codec::nar::find::{Found, Listed};
 use crate::codec::nar::inner_path::InnerPath;
@@ -765,11 +766,6 @@ fn first_by_name<'a>(paths: impl Iterator<Item = &'a StorePath>) -> (Vec<StorePa
         }
     }
     (first.into_iter().map(|(_, path)| path.clone()).collect(), count)
-}
-
-/// The URL of the page of a path.
-pub(super) fn path_url(path: &StorePath) -> String {
-    format!("/path/{}", encode_escapes(path.base_name().as_bytes()))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::parts::{Length, Shown, breadcrumb, count};
+use super::parts::{Length, Shown, breadcrumb, contents_url, count, path_url};
 use super::{Escaped, document};
 use crate::codec::http::route::encode_escapes;
 use crate::codec::nar::find::{Listed, ListedKind};
@@ -37,7 +37,7 @@ impl Spot<'_> {
         let names: Vec<_> = self.inner.names().collect();
         let mut above = vec![
             ("/".to_owned(), "Cache".to_owned()),
-            (super::super::browse::path_url(self.path), Escaped(self.path.name()).to_string()),
+            (path_url(self.path), Escaped(self.path.name()).to_string()),
         ];
         let mut url = contents_url(self.path, &InnerPath::default());
         let mut here = "contents".to_owned();
@@ -49,12 +49,6 @@ impl Spot<'_> {
         let head = breadcrumb(&above, &here);
         document(&self.title(), &format!("{head}<h1><code>{}</code></h1>\n{body}", self.shown()))
     }
-}
-
-/// The URL of what is in a store path; that of its root ends with a slash.
-pub fn contents_url(path: &StorePath, inner: &InnerPath) -> String {
-    let path = encode_escapes(path.base_name().as_bytes());
-    format!("/serve/{path}/{}", encode_escapes(inner.as_bytes()))
 }
 
 /// The page of a directory of `all` entries, of which these are the first.

@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::parts::{Length, PathLink, TRUST_WORDS, breadcrumb, count, shell_word, trust_option};
+use super::parts::{
+    Length, PathLink, TRUST_WORDS, breadcrumb, contents_url, count, shell_word, trust_option,
+};
 use super::{Escaped, document};
 use crate::codec::http::date::format_imf_fixdate;
 use crate::codec::http::route::{Route, encode_escapes};
+use crate::codec::nar::inner_path::InnerPath;
 use crate::codec::narinfo::{Compression, NarInfo, PathInfo};
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::REFERENCES_SHOWN_MAX;
@@ -47,13 +50,13 @@ pub fn page(details: &Details<'_>) -> String {
     let Details { narinfo, store_dir, .. } = details;
     let path = &narinfo.info.path;
     let (full, hash_part) = (path.full(store_dir), path.hash_part());
-    let url = encode_escapes(path.base_name().as_bytes());
+    let contents_url = contents_url(path, &InnerPath::default());
     let above = [("/".to_owned(), "Cache".to_owned()), ("/search".to_owned(), "Search".to_owned())];
     let mut body = breadcrumb(&above, &Escaped(path.name()).to_string());
     // Writing to a String cannot fail.
     let _ = write!(
         body,
-        "<h1>{}</h1>\n<p><code>{}</code></p>\n<ul>\n<li><a href=\"/serve/{url}/\">Contents</a></li>\n\
+        "<h1>{}</h1>\n<p><code>{}</code></p>\n<ul>\n<li><a href=\"{contents_url}\">Contents</a></li>\n\
          <li><a href=\"/{hash_part}.narinfo\">narinfo</a></li>\n\
          <li><a href=\"/{hash_part}.narinfo?json\">narinfo as JSON</a></li>\n",
         Escaped(path.name()),

@@ -5,8 +5,20 @@ use std::fmt::{self, Display};
 
 use super::Escaped;
 use crate::codec::http::route::encode_escapes;
+use crate::codec::nar::inner_path::InnerPath;
 use crate::codec::plain::is_plain;
 use crate::codec::store_path::StorePath;
+
+/// The URL of the page of a path.
+pub fn path_url(path: &StorePath) -> String {
+    format!("/path/{}", encode_escapes(path.base_name().as_bytes()))
+}
+
+/// The URL of what is in a store path; that of its root ends with a slash.
+pub fn contents_url(path: &StorePath, inner: &InnerPath) -> String {
+    let path = encode_escapes(path.base_name().as_bytes());
+    format!("/serve/{path}/{}", encode_escapes(inner.as_bytes()))
+}
 
 /// A store path, which leads to its page.
 #[derive(Clone, Copy, Debug)]
@@ -15,8 +27,7 @@ pub struct PathLink<'a>(pub &'a StorePath);
 impl Display for PathLink<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let base_name = self.0.base_name();
-        let url = encode_escapes(base_name.as_bytes());
-        write!(formatter, "<a href=\"/path/{url}\"><code>{}</code></a>", Escaped(base_name))
+        write!(formatter, "<a href=\"{}\"><code>{}</code></a>", path_url(self.0), Escaped(base_name))
     }
 }
 
