@@ -4,6 +4,9 @@
 //! No Nix client asks for any of this. It goes over all sources at once, in their order: the first that has a path is the one whose
 //! path it is, as for its narinfo.
 
+mod contents;
+mod search;
+
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -13,40 +16,26 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::figures::{Query, SharedFigures};
 use super::lookup::{SharedStore, TextRoom};
-use super::page::browse::{self, Spot};
-use super::page::details::{self, Details, Referrers, nar_link};
+use super::page::details::{self, Details, Referrers};
 use super::page::index::BaseUrl;
 use super::page::missing;
-use super::page::parts::{contents_url, path_url};
-use super::page::search::{self, Results, Unfinished};
 use super::plane::{Demand, Toolbox};
 use super::refusal::Failure;
-use super::representation::{JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL};
-use crate::codec::hash::Sha256;
-use crate::codec::http::field::ETag;
-use crate::codec::http::response::{CacheControl, Fields};
-use crate::codec::http::route::{ContentsRequest, Route};
-use crate::codec::http::{Status, media};
-use crate::codec::nar::find::{Found, Listed};
-use crate::codec::nar::inner_path::InnerPath;
-use crate::codec::narinfo::{Compression, NarInfo};
-use crate::codec::search::Pattern;
+use super::representation::{JSON_TYPE, Made, NARINFO_CACHE_CONTROL};
+use crate::codec::http::Status;
+use crate::codec::http::route::Route;
+use crate::codec::narinfo::NarInfo;
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::limits::{
-    BROWSED_AT_ONCE_LEN_MAX, BROWSED_ENTRIES_MAX, BROWSED_START_LEN, BROWSED_TIME_MAX, BROWSING_JOBS_MAX,
-    INDEX_BUSY_POLL, LONG_LOOKS_MAX, PAGES_LEN_MAX, REFERRERS_COUNTED_MAX, REFERRERS_SHOWN_MAX,
-    REFERRERS_TIME_MAX, SEARCH_BATCH, SEARCH_FOUND_MAX, SEARCH_TIME_MAX,
+    BROWSING_JOBS_MAX, INDEX_BUSY_POLL, LONG_LOOKS_MAX, PAGES_LEN_MAX, REFERRERS_COUNTED_MAX,
+    REFERRERS_SHOWN_MAX, REFERRERS_TIME_MAX,
 };
 use crate::store::cache_index::{CacheIndex, Coverage};
-use crate::store::db::{Database, Surroundings};
+use crate::store::db::Surroundings;
 use crate::store::directory::Directory;
-use crate::store::inside::{self, Entries, Node};
-use crate::store::nar_file::{self, Outcome};
-use crate::store::{StoreError, log, walk};
+use crate::store::log;
 use crate::tally::{Count, Tally as _};
 
 /// Shows people around in all sources.
@@ -165,97 +154,6 @@ impl SharedDirectory {
     }
 }
 
-/// A search under way.
-struct Search<'a> {
-    pattern: &'a Pattern,
-    /// What several sources have counts once.
-    found: BTreeSet<StorePath>,
-    looked_at: u64,
-    /// Paths of those places that were not searched to their end, as far as they were counted.
-    missed: u64,
-    /// Whether there are such places.
-    is_time_up: bool,
-    /// Whether another search goes on in one of them: what was read of a directory is kept, a store is looked through from its beginning.
-    is_kept: bool,
-    /// How many paths are known of those directories that are too large, and of how many.
-    too_large: Option<(u64, u64)>,
-}
-
-impl Search<'_> {
-    /// Whether as many were found as a page has, and one more.
-    fn is_full(&self) -> bool {
-        self.found.len() > SEARCH_FOUND_MAX
-    }
-
-    fn store(
-        &mut self,
-        store: &SharedStore,
-        toolbox: &mut Toolbox,
-        goes_on: &dyn Fn() -> bool,
-    ) -> Result<(), Failure> {
-        let prefix = format!("{}/", store.places().store_dir);
-        let wanted = |base_name: &str| self.pattern.is_met_by(base_name);
-        // What begins with these digits stands together.
-        if let Pattern::Names { digits: Some(digits), .. } = self.pattern {
-            let after = format!("{prefix}{digits}");
-            let limit = u32::try_from(SEARCH_FOUND_MAX).unwrap_or(u32::MAX);
-            let scan = store
-                .ask_database(toolbox, Query::Search, |database| database.scan(&after, limit, &wanted))?;
-            self.found.extend(scan.found);
-        }
-        let (mut after, before) = (Some(prefix), self.looked_at);
-        while let Some(last) = after
-            && !self.is_full()
-        {
-            if !goes_on() {
-                let all = store.ask_database(toolbox, Query::Search, Database::count)?;
-                self.missed += all.saturating_sub(self.looked_at - before);
-                self.is_time_up = true;
-                break;
-            }
-            let scan = store.ask_database(toolbox, Query::Search, |database| {
-                database.scan(&last, SEARCH_BATCH, &wanted)
-            })?;
-            self.found.extend(scan.found);
-            self.looked_at += scan.looked_at;
-            after = scan.last;
-        }
-        Ok(())
-    }
-
-    fn directory(
-        &mut self,
-        directory: &SharedDirectory,
-        store_dir: &StoreDir,
-        goes_on: &dyn Fn() -> bool,
-    ) -> Result<(), Failure> {
-        let found = &mut self.found;
-        let asked = directory.ask_index(store_dir, goes_on, |index| {
-            for path in index.find(|name| self.pattern.is_met_by(name)) {
-                if found.len() > SEARCH_FOUND_MAX {
-                    break;
-                }
-                if !found.contains(path) {
-                    found.insert(path.clone());
-                }
-            }
-        })?;
-        let Some(((), coverage)) = asked else {
-            (self.is_time_up, self.is_kept) = (true, true);
-            return Ok(());
-        };
-        self.looked_at += coverage.read;
-        if coverage.is_full {
-            let (known, all) = self.too_large.unwrap_or_default();
-            self.too_large = Some((known + coverage.read, all + coverage.all));
-        } else if !coverage.is_whole() {
-            self.missed += coverage.all.saturating_sub(coverage.read);
-            (self.is_time_up, self.is_kept) = (true, true);
-        }
-        Ok(())
-    }
-}
-
 impl Browser {
     /// Shows what is in `places`.
     pub fn new(places: Vec<Place>, store_dir: StoreDir, figures: Arc<SharedFigures>) -> Self {
@@ -298,48 +196,6 @@ impl Browser {
             cache_control: NARINFO_CACHE_CONTROL,
             ..Made::immutable(JSON_TYPE, narinfo.to_json(&self.store_dir))
         }))
-    }
-
-    fn search(&self, text: &str, visit: &Visit<'_>, toolbox: &mut Toolbox) -> Result<Option<Made>, Failure> {
-        let pattern = Pattern::of(text, &self.store_dir);
-        if let Pattern::Path(hash_part) = pattern
-            && let Some((_, narinfo)) = self.find(hash_part, toolbox)?
-        {
-            return Ok(Some(Made::elsewhere(&path_url(&narinfo.info.path))));
-        }
-        let mut time = self.time_shares(SEARCH_TIME_MAX, visit.demand);
-        let mut search = Search {
-            pattern: &pattern,
-            found: BTreeSet::new(),
-            looked_at: 0,
-            missed: 0,
-            is_time_up: false,
-            is_kept: false,
-            too_large: None,
-        };
-        if let Pattern::Names { .. } = pattern {
-            let _long = self.must_look_long()?;
-            for place in &self.places {
-                let goes_on = time.next();
-                match place {
-                    Place::Store(store) => search.store(store, toolbox, &goes_on)?,
-                    Place::Directory(directory) => search.directory(directory, &self.store_dir, &goes_on)?,
-                }
-                if search.is_full() {
-                    break;
-                }
-            }
-        }
-        let has_more = search.is_full();
-        let Search { found, looked_at, missed, is_time_up, is_kept, too_large, .. } = search;
-        let mut found: Vec<_> = found.into_iter().collect();
-        sort_by_name(&mut found);
-        found.truncate(SEARCH_FOUND_MAX);
-        let unfinished = Unfinished { looked_at, all: looked_at + missed, is_kept };
-        let unfinished = (is_time_up && !has_more).then_some(unfinished);
-        let too_large = too_large.filter(|_| !has_more);
-        let results = Results { text, pattern: &pattern, found: &found, has_more, unfinished, too_large };
-        self.page(Status::Ok, search::page(&results)).map(Some)
     }
 
     fn details(
@@ -416,140 +272,6 @@ impl Browser {
         Ok((referrers, of_home))
     }
 
-    /// What is in a path, of the first source that has the path.
-    fn contents(
-        &self,
-        request: &ContentsRequest,
-        visit: &Visit<'_>,
-        toolbox: &mut Toolbox,
-    ) -> Result<Option<Made>, Failure> {
-        for place in &self.places {
-            let narinfo = match place.narinfo(toolbox, request.hash_part, &self.store_dir) {
-                Ok(Some(narinfo)) => narinfo,
-                Ok(None) | Err(Failure::Damaged) => continue,
-                Err(failure) => return Err(failure),
-            };
-            let path = &narinfo.info.path;
-            let found = match place {
-                Place::Store(store) => look_into_store(store, &narinfo, request, visit, toolbox),
-                Place::Directory(directory) => {
-                    // A flat one as well: it can be a million small files, of which each is met with on the way.
-                    let is_long = narinfo.info.nar_size > BROWSED_AT_ONCE_LEN_MAX;
-                    let _long = if is_long { Some(self.must_look_long()?) } else { None };
-                    self.look_into_nar(&directory.directory, &narinfo, request, visit)
-                }
-            };
-            let inside = match found {
-                Ok(Some(inside)) => inside,
-                Ok(None) => return Ok(None),
-                Err(Failure::Damaged) => continue,
-                Err(failure) => return Err(failure),
-            };
-            let spot = Spot { store_dir: &self.store_dir, path, inner: &request.path };
-            return match inside {
-                // What it has is relative to it.
-                Inside::Directory { .. } if !request.has_slash => {
-                    let query = if request.is_listing_wanted { "?listing" } else { "" };
-                    Ok(Some(Made::elsewhere(&format!(
-                        "{}/{query}",
-                        contents_url(path, &request.path).trim_end_matches('/')
-                    ))))
-                }
-                Inside::Directory { entries, count } => {
-                    self.page(Status::Ok, browse::directory(&spot, &entries, count)).map(Some)
-                }
-                // Nothing is in a file. The root has a slash because of what its page leads to.
-                Inside::File { inner, .. }
-                    if request.has_slash && !inner.is_root() && inner == request.path =>
-                {
-                    Ok(None)
-                }
-                Inside::File { name, inner, start, content } => {
-                    let tag = [&narinfo.info.nar_hash.0, inner.as_bytes()].concat();
-                    Ok(Some(Made {
-                        etag: ETag::new(Sha256::digest(&tag).to_nix32().as_bytes()),
-                        cache_control: CONTENTS_CACHE_CONTROL,
-                        fields: file_guards(),
-                        content,
-                        ..Made::immutable(media::of(&name, &start), Bytes::new())
-                    }))
-                }
-                Inside::Link { target, depth } => match destination(&spot, &target, depth) {
-                    Some((path, inner)) if (&path, &inner) != (spot.path, spot.inner) => {
-                        Ok(Some(Made::elsewhere(&contents_url(&path, &inner))))
-                    }
-                    _ => self.page(Status::Ok, browse::link(&spot, &target)).map(Some),
-                },
-                Inside::TooMuch => self
-                    .page(
-                        Status::NotImplemented,
-                        browse::too_much(&spot, &nar_link(&narinfo.url).unwrap_or_default()),
-                    )
-                    .map(Some),
-                Inside::TooSlow => self
-                    .page(
-                        Status::ServiceUnavailable,
-                        browse::too_slow(&spot, &nar_link(&narinfo.url).unwrap_or_default()),
-                    )
-                    .map(Some),
-            };
-        }
-        Ok(None)
-    }
-
-    /// What is in a path of a cache directory, which is a NAR in a file.
-    fn look_into_nar(
-        &self,
-        directory: &Directory,
-        narinfo: &NarInfo,
-        request: &ContentsRequest,
-        visit: &Visit<'_>,
-    ) -> Result<Option<Inside>, Failure> {
-        let path = &narinfo.info.path;
-        let failed = |error: StoreError| Failure::log(&error);
-        // Elsewhere, or of a shape that nobody serves here.
-        let Some(name) = Route::parse(format!("/{}", narinfo.url).as_bytes()).file_name() else {
-            return Ok(None);
-        };
-        let Some(file) = directory.open_beneath(name.as_str()).map_err(failed)? else { return Ok(None) };
-        let (goes_on, compression) = (within(BROWSED_TIME_MAX, visit.demand), narinfo.compression);
-        // Without a slash it is enough that it is a directory: what is in it is asked for next.
-        let entries_max = if request.has_slash { BROWSED_ENTRIES_MAX } else { 0 };
-        let look = |inner: &InnerPath| {
-            nar_file::find(&file, name.as_str(), compression, inner, entries_max, &goes_on).map_err(failed)
-        };
-        let mut inner = request.path.clone();
-        let mut found = look(&inner)?;
-        if let (Outcome::Found(Some(Found::Directory { .. })), Some(index)) = (&found, index_of(request)) {
-            let of_index = look(&index)?;
-            if matches!(of_index, Outcome::Found(Some(Found::Regular { .. }))) {
-                (inner, found) = (index, of_index);
-            }
-        }
-        let found = match found {
-            Outcome::Found(None) => return Ok(None),
-            Outcome::Found(Some(found)) => found,
-            Outcome::Stopped => return Ok(Some(Inside::TooSlow)),
-        };
-        Ok(Some(match found {
-            Found::Directory { entries, count } => Inside::Directory { entries, count },
-            Found::Symlink { target, depth } => Inside::Link { target, depth },
-            Found::Regular { contents: Some(contents), .. } => {
-                let start = contents[..contents.len().min(BROWSED_START_LEN)].to_vec();
-                let content = MadeContent::Bytes(self.pages.claim(contents)?);
-                Inside::File { name: file_name(path, &inner), inner, start, content }
-            }
-            Found::Regular { size, contents_offset, .. } if compression == Compression::None => {
-                let start_len = usize::try_from(size).unwrap_or(usize::MAX).min(BROWSED_START_LEN);
-                let start = inside::start(&file, contents_offset, start_len);
-                let content =
-                    MadeContent::FilePart(file, contents_offset..contents_offset.saturating_add(size));
-                Inside::File { name: file_name(path, &inner), inner, start, content }
-            }
-            Found::Regular { .. } => Inside::TooMuch,
-        }))
-    }
-
     /// The first source that has a path, and what its narinfo says.
     fn find(&self, hash_part: HashPart, toolbox: &mut Toolbox) -> Result<Option<(&Place, NarInfo)>, Failure> {
         for place in &self.places {
@@ -584,135 +306,6 @@ impl Browser {
 fn refused(count: &Count) -> Failure {
     count.add(1);
     Failure::Busy
-}
-
-/// What is in a path of a live store. As for a NAR, the root is opened first, which keeps the garbage collector away, and the path has
-/// to be valid after that.
-fn look_into_store(
-    store: &SharedStore,
-    narinfo: &NarInfo,
-    request: &ContentsRequest,
-    visit: &Visit<'_>,
-    toolbox: &mut Toolbox,
-) -> Result<Option<Inside>, Failure> {
-    let path = &narinfo.info.path;
-    let failed = |error: StoreError| Failure::log(&error);
-    let Some(root) = walk::open_root(store.places(), path).map_err(failed)? else { return Ok(None) };
-    let now = store.look_up(toolbox, request.hash_part, None)?;
-    if now.present_path().is_none_or(|now| now.nar_hash != narinfo.info.nar_hash) {
-        return Ok(None);
-    }
-    let file = |inner: &InnerPath, file: OwnedFd, size: u64| Inside::File {
-        name: file_name(path, inner),
-        inner: inner.clone(),
-        start: inside::start(&file, 0, BROWSED_START_LEN),
-        content: MadeContent::File(file, size),
-    };
-    Ok(match inside::open(&root, &request.path).map_err(failed)? {
-        None => None,
-        Some(Node::Regular(opened, size)) => Some(file(&request.path, opened, size)),
-        Some(Node::Symlink { target, depth }) => Some(Inside::Link { target, depth }),
-        Some(Node::Directory(directory)) => {
-            if let Some(index) = index_of(request)
-                && let Some(Node::Regular(opened, size)) = inside::open(&root, &index).map_err(failed)?
-            {
-                return Ok(Some(file(&index, opened, size)));
-            }
-            if !request.has_slash {
-                return Ok(Some(Inside::Directory { entries: Vec::new(), count: 0 }));
-            }
-            let goes_on = within(BROWSED_TIME_MAX, visit.demand);
-            let listed = inside::list(&directory, &root, BROWSED_ENTRIES_MAX, &goes_on).map_err(failed)?;
-            Some(
-                listed.map_or(Inside::TooSlow, |Entries { entries, count }| Inside::Directory {
-                    entries,
-                    count,
-                }),
-            )
-        }
-    })
-}
-
-/// What was found in a path.
-enum Inside {
-    Directory {
-        /// The first of them.
-        entries: Vec<Listed>,
-        count: u64,
-    },
-    File {
-        name: Vec<u8>,
-        /// Where it is, which need not be what was asked for.
-        inner: InnerPath,
-        /// What it begins with.
-        start: Vec<u8>,
-        content: MadeContent,
-    },
-    Link {
-        target: Vec<u8>,
-        /// How many names lead to it.
-        depth: usize,
-    },
-    /// It is not taken out of its NAR.
-    TooMuch,
-    /// The time was up.
-    TooSlow,
-}
-
-/// Others may keep what is in a path for a while: it can be deleted. The entity tag tells whether it is the same later.
-const CONTENTS_CACHE_CONTROL: CacheControl = CacheControl::MaxAge(300);
-
-/// What keeps a file of a store path from doing anything in the name of this cache: it is shown, with its pictures, styles and fonts, and
-/// nothing in it runs or sends a form. It keeps its origin, for without one a browser would take those from another site's, which get
-/// nothing; who runs no script can do nothing with an origin.
-fn file_guards() -> Fields {
-    const POLICY: &str = "sandbox allow-same-origin; default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; \
-                          font-src 'self'; media-src 'self'; base-uri 'none'; form-action 'none'";
-    Fields::new().content_security_policy(POLICY).no_sniff().referrer_policy("no-referrer").same_origin()
-}
-
-/// The page that a directory has of its own, if that may be shown.
-fn index_of(request: &ContentsRequest) -> Option<InnerPath> {
-    is_index(request).then(|| request.path.join(b"index.html").ok()).flatten()
-}
-
-fn is_index(request: &ContentsRequest) -> bool {
-    request.has_slash && !request.is_listing_wanted
-}
-
-/// What a file is called, for its type.
-fn file_name(path: &StorePath, inner: &InnerPath) -> Vec<u8> {
-    inner.last().unwrap_or(path.name().as_bytes()).to_vec()
-}
-
-/// Where in the store a link leads that `depth` names of the place lead to, and with it the rest of these names.
-fn destination(spot: &Spot<'_>, target: &[u8], depth: usize) -> Option<(StorePath, InnerPath)> {
-    let store_dir = spot.store_dir.as_str().as_bytes();
-    let mut names: Vec<&[u8]> = Vec::new();
-    let target = if target.starts_with(b"/") {
-        target.strip_prefix(store_dir)?.strip_prefix(b"/")?
-    } else if depth > 0 {
-        // Relative to the directory that the link is in; the root itself is in the store directory.
-        names.push(spot.path.base_name().as_bytes());
-        names.extend(spot.inner.names().take(depth - 1));
-        target
-    } else {
-        target
-    };
-    for name in target.split(|&byte| byte == b'/').chain(spot.inner.names().skip(depth)) {
-        match name {
-            b"" | b"." => {}
-            b".." => drop(names.pop()?),
-            name => names.push(name),
-        }
-    }
-    let (base_name, rest) = names.split_first()?;
-    let path = StorePath::parse_base_name(str::from_utf8(base_name).ok()?).ok()?;
-    let mut inner = InnerPath::default();
-    for name in rest {
-        inner.push(name).ok()?;
-    }
-    Some((path, inner))
 }
 
 /// What a live store knows of a path of any source, with its closure if it is served from there.
@@ -776,43 +369,13 @@ mod tests {
     use super::*;
     use crate::codec::http::request::{Parsed, parse};
     use crate::codec::nar::naive::{Tree, nar};
+    use crate::limits::{BROWSED_AT_ONCE_LEN_MAX, SEARCH_FOUND_MAX};
     use crate::server::page::index::base_url;
     use crate::server::plane::Interest;
+    use crate::server::representation::MadeContent;
 
     const HERE: &str = "0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-here";
     const OTHER: &str = "1c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-other";
-
-    /// Where a link leads whose place, with what stands behind it, is `inner`.
-    fn leads(inner: &str, depth: usize, target: &str) -> Option<String> {
-        let mut path = InnerPath::default();
-        inner.split('/').filter(|name| !name.is_empty()).for_each(|name| path.push(name.as_bytes()).unwrap());
-        let (store_dir, here) =
-            (StoreDir::parse("/nix/store").unwrap(), StorePath::parse_base_name(HERE).unwrap());
-        let spot = Spot { store_dir: &store_dir, path: &here, inner: &path };
-        let target = target.replace("HERE", HERE).replace("OTHER", OTHER);
-        let (path, inner) = destination(&spot, target.as_bytes(), depth)?;
-        let text = format!("{path}:{}", String::from_utf8_lossy(inner.as_bytes()));
-        Some(text.replace(HERE, "HERE").replace(OTHER, "OTHER"))
-    }
-
-    #[test]
-    fn links_lead_to_what_is_in_the_store() {
-        for (inner, depth, target, expected) in [
-            ("a/link", 2, "x", "HERE:a/x"),
-            ("a/link", 2, "./x//y/", "HERE:a/x/y"),
-            ("a/link", 2, "../x", "HERE:x"),
-            ("a/link", 2, "../../HERE", "HERE:"),
-            ("a/link", 2, "../../OTHER/b", "OTHER:b"),
-            ("a/link/c/d", 2, "../b", "HERE:b/c/d"),
-            ("link", 1, "/nix/store/OTHER", "OTHER:"),
-            ("link/c", 1, "/nix/store/OTHER/b", "OTHER:b/c"),
-            ("link", 1, "/nix/store/HERE/..//OTHER", "OTHER:"),
-            ("", 0, "OTHER", "OTHER:"),
-            ("c", 0, "/nix/store/OTHER/b", "OTHER:b/c"),
-        ] {
-            assert_eq!(leads(inner, depth, target).as_deref(), Some(expected), "{inner} {target}");
-        }
-    }
 
     fn narinfo(folder: &Path, base_name: &str, url: &str, nar_size: u64, references: &str) {
         let text = format!(
@@ -969,24 +532,5 @@ mod tests {
         visits.pop();
         assert!(browser.admit().is_ok());
         assert_eq!((browser.figures.browsing_refused.get(), browser.figures.looks_refused.get()), (1, 0));
-    }
-
-    #[test]
-    fn links_that_lead_out_lead_nowhere() {
-        for (inner, depth, target) in [
-            ("a/link", 2, "../.."),
-            ("a/link", 2, "../../.."),
-            ("a/link", 2, "../../../../etc/passwd"),
-            ("a/link", 2, "../../no-store-path/x"),
-            ("link", 1, "/etc/passwd"),
-            ("link", 1, "/nix/store"),
-            ("link", 1, "/nix/store/"),
-            ("link", 1, "/nix/storeOTHER"),
-            ("link", 1, "/nix/store/../../etc"),
-            ("link", 1, "/nix/store/.links/x"),
-            ("", 0, "../x"),
-        ] {
-            assert_eq!(leads(inner, depth, target), None, "{target}");
-        }
     }
 }
