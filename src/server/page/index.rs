@@ -153,11 +153,18 @@ fn is_host_name(name: &str) -> bool {
 fn text(profile: &Profile) -> String {
     let Profile { store_dir, public_keys, uploads, .. } = profile;
     let mut text = format!(
-        "This is a Nix binary cache for {store_dir}, served by narwire {}.\n\nUse it with\n\n    {}\n\n\
-         or in nix.conf with\n\n",
-        env!("CARGO_PKG_VERSION"),
-        build_command(public_keys),
+        "This is a Nix binary cache for {store_dir}, served by narwire {}.\n\n",
+        env!("CARGO_PKG_VERSION")
     );
+    if let Some(why) = token_use(profile) {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "{why}. Nix sends it with this in /etc/nix/netrc (the login does not matter):\n\n    {}\n\n",
+            netrc()
+        );
+    }
+    let _ = write!(text, "Use it with\n\n    {}\n\nor in nix.conf with\n\n", build_command(public_keys));
     for line in nix_conf(public_keys).lines() {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "    {line}");
@@ -169,7 +176,7 @@ fn text(profile: &Profile) -> String {
 }
 
 fn html(profile: &Profile) -> String {
-    let Profile { public_keys, is_private, uploads, .. } = profile;
+    let Profile { public_keys, uploads, .. } = profile;
     let store_dir = profile.store_dir.to_string();
     let takes_uploads = *uploads != UploadPolicy::Nobody;
     let upload_link = if takes_uploads { "<li><a href=\"#upload\">Upload to it</a></li>\n" } else { "" };
@@ -183,15 +190,14 @@ fn html(profile: &Profile) -> String {
     html.push_str(live_figures());
     html.push_str(&about(profile));
     html.push_str("<section aria-labelledby=\"use\">\n<h2 id=\"use\">Use this cache</h2>\n");
-    if *is_private || *uploads == UploadPolicy::WithToken {
-        let why = if *is_private { "This cache is private" } else { "Uploads need a token" };
+    if let Some(why) = token_use(profile) {
         snippet(
             &mut html,
             "/etc/nix/netrc",
             &format!(
                 "{why}. Nix sends the token that <code>narwire token create</code> has printed; the login does not matter."
             ),
-            &format!("machine {MACHINE} login narwire password TOKEN"),
+            &netrc(),
         );
     }
     snippet(&mut html, "nix.conf", "For every command on a machine.", &nix_conf(public_keys));
@@ -278,6 +284,19 @@ fn snippet(html: &mut String, heading: &str, words: &str, text: &str) {
         let _ = writeln!(html, "<p>{words}</p>");
     }
     let _ = writeln!(html, "<pre><code>{}</code></pre>", Escaped(text));
+}
+
+/// What a token is for here, if for anything.
+fn token_use(profile: &Profile) -> Option<&'static str> {
+    match profile {
+        Profile { is_private: true, .. } => Some("This cache is private: reading needs a token"),
+        Profile { uploads: UploadPolicy::WithToken, .. } => Some("Uploads need a token"),
+        _ => None,
+    }
+}
+
+fn netrc() -> String {
+    format!("machine {MACHINE} login narwire password TOKEN")
 }
 
 fn nix_conf(public_keys: &[String]) -> String {
@@ -462,6 +481,21 @@ mod tests {
         let private =
             answer(&Profile { is_private: true, ..bare }, "Host: here\r\nAccept: text/html\r\n", false);
         assert!(private.contains("This cache is private"), "{private}");
+    }
+
+    #[test]
+    fn the_text_says_how_a_token_is_sent_as_the_page_does() {
+        let host = "Host: here\r\n";
+        for (profile, words) in [
+            (Profile { is_private: true, ..profile() }, Some("This cache is private")),
+            (profile(), Some("Uploads need a token")),
+            (Profile { uploads: UploadPolicy::Everybody, ..profile() }, None),
+        ] {
+            let text = answer(&profile, host, false);
+            let line = "\n    machine here login narwire password TOKEN\n";
+            assert_eq!(text.contains(line), words.is_some(), "{text}");
+            assert!(words.is_none_or(|words| text.contains(words)), "{text}");
+        }
     }
 
     proptest! {
