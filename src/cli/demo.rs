@@ -108,9 +108,12 @@ fn url(listener: &Listener) -> Option<String> {
 
 /// What to type in another terminal.
 fn instructions(url: &str, store_dir: &StoreDir, paths: &[StorePath], public_key: &PublicKey) -> String {
-    let mut text =
-        format!("\nA store of {} paths is served until Ctrl-C. In another terminal:\n", paths.len());
-    let _ = writeln!(text, "\n  curl {url}/nix-cache-info");
+    let mut text = format!(
+        "\nA store of {} paths is served until Ctrl-C. Open {url}/ in a browser, or in another terminal:\n",
+        paths.len()
+    );
+    let _ = writeln!(text, "\n  narwire top {url}");
+    let _ = writeln!(text, "  curl {url}/nix-cache-info");
     if let Some(path) = paths.first() {
         let (hash_part, full) = (path.hash_part(), path.full(store_dir));
         let _ = writeln!(text, "  curl {url}/{hash_part}.narinfo");
@@ -141,6 +144,8 @@ mod tests {
         let public_key = random_key(KEY_NAME).unwrap().public();
         let text = instructions("http://127.0.0.1:5000", &store_dir, &[path], &public_key);
         for part in [
+            "Open http://127.0.0.1:5000/ in a browser",
+            "narwire top http://127.0.0.1:5000",
             "curl http://127.0.0.1:5000/nix-cache-info",
             "curl http://127.0.0.1:5000/00000000000000000000000000000000.narinfo",
             &format!("trusted-public-keys '{public_key}'"),
