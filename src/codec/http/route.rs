@@ -389,10 +389,10 @@ fn parse_hash_parameter(query: Option<&[u8]>) -> Result<Option<HashPart>, ()> {
 }
 
 fn parse_log(name: &str, query: Option<&[u8]>) -> Option<Route> {
-    // `?` is a legal character of store paths, and older clients send it as it is.
+    // `?` is a legal character of store paths, and older clients send it as it is. But the name of a derivation has come to its end here.
     let name = match query {
-        Some(query) => Cow::Owned(format!("{name}?{}", decode_segment(query)?)),
-        None => Cow::Borrowed(name),
+        Some(query) if !name.ends_with(".drv") => Cow::Owned(format!("{name}?{}", decode_segment(query)?)),
+        _ => Cow::Borrowed(name),
     };
     StorePath::parse_base_name(&name).ok().map(Route::Log)
 }
@@ -585,6 +585,7 @@ mod tests {
             ("/log/OUT-a+b.drv", Route::Log(store_path("a+b.drv"))),
             ("/log/OUT-a%3Fb.drv", Route::Log(store_path("a?b.drv"))),
             ("/log/OUT-a?b.drv", Route::Log(store_path("a?b.drv"))), // as older clients send it
+            ("/log/OUT-a.drv?x=%", Route::Log(store_path("a.drv"))),
             ("/log/OUT-a", Route::Log(store_path("a"))),
             (
                 "/realisations/sha256:HEX!out.doi",
