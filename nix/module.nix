@@ -333,6 +333,8 @@ in
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $host;
+            # With the port, for the URLs on the page. A client need not say it (HTTP/1.0, HTTP/3); then nothing is passed on.
+            proxy_set_header X-Forwarded-Host $http_host;
             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
             proxy_set_header X-Forwarded-Proto $scheme;
             # A NAR can be larger than the disk for temporary files, in both directions.

@@ -220,13 +220,16 @@ fn uploads_are_sent_once_and_say_who_sends_them() {
             let url = format!("{URL}/{target}");
             let form =
                 ["--http1.1", "--request", "PUT", "--data-binary", "body", "--write-out", "%{http_code}"];
-            let claim = ["--header", "X-Forwarded-For: 198.51.100.7", "--output", "/dev/null", &url];
+            let claims =
+                ["--header", "X-Forwarded-For: 198.51.100.7", "--header", "X-Forwarded-Host: elsewhere"];
+            let claim = [&claims[..], &["--output", "/dev/null", &url]].concat();
             run(&mut fleet.curl(&[&form[..], &claim[..]].concat()))
         };
         eventually("the writer is seen", || put("taken") == "201");
         let head = recorder.heads_of("PUT /taken ").pop().unwrap().to_ascii_lowercase();
         let forwarded: Vec<_> = head.lines().filter(|line| line.starts_with("x-forwarded-for:")).collect();
         assert_eq!(forwarded, ["x-forwarded-for: 192.0.2.2"], "{kind:?}: {head}");
+        assert!(!head.contains("elsewhere"), "{kind:?}: {head}");
         assert!(put("broken-off").starts_with('5'));
         assert_eq!(recorder.heads_of("PUT /broken-off ").len(), 1, "{kind:?}");
     }

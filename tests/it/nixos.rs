@@ -532,6 +532,13 @@ http {{
         run(curl.args(arguments))
     };
     assert!(curl(&["http://cache.example.org/nix-cache-info"]).contains("StoreDir: /nix/store"));
+    // The port is that of the URL, wherever nginx listens, and no client can say another.
+    let said = curl(&["--header", "X-Forwarded-Host: elsewhere", "http://cache.example.org:8080/"]);
+    assert!(said.contains("extra-substituters = http://cache.example.org:8080\n"), "{said}");
+    assert!(
+        curl(&["--http1.0", "--header", "Host:", "http://cache.example.org/"])
+            .contains("http://cache.example.org\n")
+    );
     let status = ["--output", "/dev/null", "--write-out", "%{http_code}", "http://cache.example.org/metrics"];
     let mut asked = Command::new("curl");
     asked.args(["--silent", "--unix-socket", &front]).args(status);
