@@ -84,7 +84,7 @@ pub fn page(details: &Details<'_>) -> String {
 /// The commands that bring a path from here, as they work for who does not trust this cache yet.
 fn get_it(body: &mut String, details: &Details<'_>) {
     let Details { narinfo, store_dir, base_url, public_keys, .. } = details;
-    let PathInfo { path, signatures, .. } = &narinfo.info;
+    let PathInfo { path, signatures, ca, .. } = &narinfo.info;
     let is_signed_with = |key: &&String| {
         let key_name = key.split(':').next();
         signatures.iter().any(|signature| Some(signature.key_name.as_str()) == key_name)
@@ -106,6 +106,10 @@ fn get_it(body: &mut String, details: &Details<'_>) {
     }
     if !keys.is_empty() {
         let _ = writeln!(body, "<p>{TRUST_WORDS}</p>");
+    } else if signatures.is_empty() && ca.is_none() {
+        body.push_str(
+            "<p>It is not signed, so Nix takes it from trusted users alone, who say <code>--option require-sigs false</code>.</p>\n",
+        );
     }
 }
 
@@ -120,7 +124,10 @@ pub fn nar_link(url: &str) -> Option<String> {
 fn facts(details: &Details<'_>) -> Vec<(&'static str, String)> {
     let NarInfo { info, compression, file_hash, file_size, .. } = details.narinfo;
     let code = |text: &str| format!("<code>{}</code>", Escaped(text));
-    let bytes = |len| format!("{} ({})", Length(len), count(len, "byte", "bytes"));
+    let bytes = |len| match count(len, "byte", "bytes") {
+        all if len < 1024 => all,
+        all => format!("{} ({all})", Length(len)),
+    };
     let mut facts = vec![("NAR hash", code(&info.nar_hash.to_string())), ("NAR size", bytes(info.nar_size))];
     if *compression != Compression::None {
         facts.push(("Compression", code(compression.as_str())));
@@ -133,6 +140,9 @@ fn facts(details: &Details<'_>) -> Vec<(&'static str, String)> {
     facts.extend(info.deriver.as_ref().map(|deriver| ("Deriver", code(deriver.base_name()))));
     facts.extend(info.ca.as_deref().map(|ca| ("Content address", code(ca))));
     facts.extend(info.signatures.iter().map(|signature| ("Signature", code(&signature.to_string()))));
+    if info.signatures.is_empty() {
+        facts.push(("Signature", "not signed".to_owned()));
+    }
     if let Some(registered_s) = details.registered_s {
         let date = format_imf_fixdate(registered_s);
         facts.push(("Registered", String::from_utf8_lossy(&date).into_owned()));
@@ -240,6 +250,7 @@ mod tests {
             "<dd>3.00 MiB (3,145,728 bytes)</dd>",
             "<dd>1.00 KiB (1,024 bytes)</dd>",
             "<dd>2 paths, 4.00 KiB (4,096 bytes)</dd>",
+            "<dt>Signature</dt><dd>not signed</dd>",
             "<code>text:&lt;b&gt;</code>",
             "Sun, 06 Nov 1994 08:49:37 GMT",
             "</a> (itself)</li>",
@@ -261,6 +272,25 @@ mod tests {
         let option = " --extra-trusted-public-keys &#39;own-1:AAAA=&#39;";
         assert_eq!(text.matches(option).count(), 2, "{text}");
         assert!(!text.contains("BBBB") && text.contains("trusted users"), "{text}");
+    }
+
+    #[test]
+    fn a_length_that_is_read_at_once_is_said_once() {
+        let mut small = narinfo();
+        small.info.nar_size = 224;
+        let text = shown(&small, &Referrers::default(), false);
+        assert!(text.contains("<dt>NAR size</dt><dd>224 bytes</dd>"), "{text}");
+    }
+
+    #[test]
+    fn who_cannot_check_a_path_is_told_what_nix_wants() {
+        let mut unsigned = narinfo();
+        assert!(
+            !shown(&unsigned, &Referrers::default(), false).contains("require-sigs"),
+            "its contents make its name"
+        );
+        unsigned.info.ca = None;
+        assert!(shown(&unsigned, &Referrers::default(), false).contains("--option require-sigs false"));
     }
 
     #[test]
