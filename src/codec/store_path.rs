@@ -161,6 +161,11 @@ impl StorePath {
         &self.0[HASH_PART_LEN + 1..]
     }
 
+    /// Whether it is a derivation, by its name.
+    pub fn is_derivation(&self) -> bool {
+        self.name().ends_with(".drv")
+    }
+
     /// `<hash part>-<name>`.
     pub fn base_name(&self) -> &str {
         &self.0

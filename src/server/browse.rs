@@ -208,6 +208,7 @@ impl Browser {
         let path = &narinfo.info.path;
         let (referrers, surroundings) = self.referrers(path, place, visit, toolbox)?;
         let deriver = narinfo.info.deriver.as_ref();
+        let derivation = if path.is_derivation() { Some(path) } else { deriver };
         let document = details::page(&Details {
             narinfo: &narinfo,
             store_dir: &self.store_dir,
@@ -216,7 +217,9 @@ impl Browser {
             registered_s: surroundings.as_ref().map(|surroundings| surroundings.registered_s),
             closure: surroundings.and_then(|surroundings| surroundings.closure),
             referrers: &referrers,
-            has_log: deriver.is_some_and(|deriver| self.places.iter().any(|place| place.has_log(deriver))),
+            has_deriver: deriver
+                .is_some_and(|deriver| matches!(self.find(deriver.hash_part(), toolbox), Ok(Some(_)))),
+            logged: derivation.filter(|derivation| self.places.iter().any(|place| place.has_log(derivation))),
         });
         self.page(Status::Ok, document).map(Some)
     }

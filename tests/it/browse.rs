@@ -190,7 +190,13 @@ fn the_page_of_a_path_says_what_it_refers_to_and_what_refers_to_it() {
         }
     }
     let server = fixture.store.serve();
-    assert!(page(&server, &format!("/path/{}", hash_part(program)), 200).contains("href=\"/log/"));
+    let derivation = fixture.path("program-1.0.drv");
+    let log = format!("href=\"/log/{}\"", base_name(derivation));
+    let deriver = format!("<dt>Deriver</dt><dd><a href=\"/path/{}\">", base_name(derivation));
+    let [of_program, of_derivation] =
+        [program, derivation].map(|path| page(&server, &format!("/path/{}", hash_part(path)), 200));
+    assert!(of_program.contains(&log) && of_program.contains(&deriver), "{of_program}");
+    assert!(of_derivation.contains(&log), "{of_derivation}");
 }
 
 /// The commands on the page of a path, without quotes, and without those characters that HTML writes in other ways.
@@ -202,21 +208,27 @@ fn commands(page: &str) -> Vec<String> {
 #[test]
 fn the_commands_on_the_page_of_a_path_bring_it_to_who_trusts_nothing_yet() {
     let (fixture, program) = (fixture(), fixture().path("program-1.0"));
-    let server = fixture.store.serve_signed(&fixture.key);
+    let (signed, unsigned) = (fixture.store.serve_signed(&fixture.key), fixture.store.serve());
+    // The words of the page.
+    let careless = ["--option", "require-sigs", "false"];
     let derivation = fixture.path("program-1.0.drv");
-    for (path, count) in [(program, 2), (derivation, 1)] {
+    for (server, path, count, options) in
+        [(&signed, program, 2, &[][..]), (&signed, derivation, 1, &[]), (&unsigned, program, 2, &careless)]
+    {
         let target = format!("/path/{}", hash_part(path));
         let accept = [("Accept", BROWSER), ("X-Forwarded-Host", &server.url()["http://".len()..])];
         let shown = server.request("GET", &target, &accept).expect(200).text().to_owned();
         let commands = commands(&shown);
         assert_eq!(commands.len(), count, "{shown}");
+        assert_eq!(shown.contains(&careless.join(" ")), !options.is_empty(), "{shown}");
         for nix in [Nix::installed, Nix::newer, Nix::newest] {
             for command in &commands {
                 let store = Store::new(nix());
                 let mut words = command.split(' ');
                 let tool = words.next().unwrap();
                 let to = if tool == "nix" { "--to" } else { "--store" };
-                let arguments: Vec<_> = words.chain([to, store.uri()]).collect();
+                let arguments: Vec<_> =
+                    words.chain([to, store.uri()]).chain(options.iter().copied()).collect();
                 store.nix.run(tool, &arguments);
                 assert!(store.real(path).exists(), "{command}");
             }

@@ -30,8 +30,10 @@ pub struct Details<'a> {
     pub closure: Option<(u64, u64)>,
     /// What refers to it.
     pub referrers: &'a Referrers,
-    /// Whether its build log is here.
-    pub has_log: bool,
+    /// Whether what it was made by is here.
+    pub has_deriver: bool,
+    /// The derivation whose build log is here: that which it was made by, or it itself.
+    pub logged: Option<&'a StorePath>,
 }
 
 /// What refers to a path, itself excepted.
@@ -65,8 +67,8 @@ pub fn page(details: &Details<'_>) -> String {
     if let Some(link) = nar_link(&narinfo.url) {
         let _ = writeln!(body, "<li><a href=\"{}\">NAR</a></li>", Escaped(&link));
     }
-    if let Some(deriver) = narinfo.info.deriver.as_ref().filter(|_| details.has_log) {
-        let name = encode_escapes(deriver.base_name().as_bytes());
+    if let Some(derivation) = details.logged {
+        let name = encode_escapes(derivation.base_name().as_bytes());
         let _ = writeln!(body, "<li><a href=\"/log/{name}\">Build log</a></li>");
     }
     body.push_str("</ul>\n");
@@ -92,7 +94,7 @@ fn get_it(body: &mut String, details: &Details<'_>) {
     let keys: Vec<_> = public_keys.iter().filter(is_signed_with).map(String::as_str).collect();
     let trust = trust_option(&keys);
     let (base, full) = (shell_word(base_url), shell_word(&path.full(store_dir)));
-    let is_derivation = path.name().as_bytes().ends_with(b".drv");
+    let is_derivation = path.is_derivation();
     // Without this word its outputs would be meant, and to realise it is to build them.
     let word = if is_derivation { " --derivation" } else { "" };
     let mut commands = vec![format!("nix copy{word} --from {base}{trust} {full}")];
@@ -137,7 +139,10 @@ fn facts(details: &Details<'_>) -> Vec<(&'static str, String)> {
     if let Some((paths, nar_size)) = details.closure {
         facts.push(("Closure", format!("{}, {}", count(paths, "path", "paths"), bytes(nar_size))));
     }
-    facts.extend(info.deriver.as_ref().map(|deriver| ("Deriver", code(deriver.base_name()))));
+    facts.extend(info.deriver.as_ref().map(|deriver| {
+        let is_here = details.has_deriver;
+        ("Deriver", if is_here { PathLink(deriver).to_string() } else { code(deriver.base_name()) })
+    }));
     facts.extend(info.ca.as_deref().map(|ca| ("Content address", code(ca))));
     facts.extend(info.signatures.iter().map(|signature| ("Signature", code(&signature.to_string()))));
     if info.signatures.is_empty() {
@@ -230,7 +235,8 @@ mod tests {
             registered_s: Some(784_111_777),
             closure: Some((2, 4096)),
             referrers,
-            has_log,
+            has_deriver: has_log,
+            logged: narinfo.info.deriver.as_ref().filter(|_| has_log),
         })
     }
 
@@ -247,6 +253,7 @@ mod tests {
             &format!("href=\"/serve/{path}/\""),
             "href=\"/nar/x.nar.xz\"",
             &format!("href=\"/log/{:032}-hello-2.12.drv\"", 3),
+            &format!("<dt>Deriver</dt><dd><a href=\"/path/{:032}-hello-2.12.drv\">", 3),
             "<dd>3.00 MiB (3,145,728 bytes)</dd>",
             "<dd>1.00 KiB (1,024 bytes)</dd>",
             "<dd>2 paths, 4.00 KiB (4,096 bytes)</dd>",
@@ -259,7 +266,8 @@ mod tests {
         ] {
             assert_eq!(text.matches(part).count(), 1, "{part} in {text}");
         }
-        assert!(!shown(&narinfo(), &Referrers::default(), false).contains("/log/"));
+        let text = shown(&narinfo(), &Referrers::default(), false);
+        assert!(!text.contains("/log/") && text.contains("<dt>Deriver</dt><dd><code>"), "{text}");
     }
 
     #[test]
