@@ -79,7 +79,7 @@ pub fn page(details: &Details<'_>) -> String {
     }
     body.push_str("</dl>\n");
     references(&mut body, narinfo);
-    referrers(&mut body, details.referrers);
+    referrers(&mut body, details);
     document(path.name(), &body)
 }
 
@@ -167,8 +167,8 @@ fn references(body: &mut String, narinfo: &NarInfo) {
     }
 }
 
-fn referrers(body: &mut String, referrers: &Referrers) {
-    let Referrers { paths, count, may_be_more } = referrers;
+fn referrers(body: &mut String, details: &Details<'_>) {
+    let Referrers { paths, count, may_be_more } = details.referrers;
     let least = if *may_be_more { "at least " } else { "" };
     let _ = writeln!(body, "<h2>Referrers ({least}{})</h2>", indicatif::HumanCount(*count));
     if paths.is_empty() {
@@ -186,7 +186,13 @@ fn referrers(body: &mut String, referrers: &Referrers) {
         body.push_str("</ul>\n");
     }
     if let Some(more @ 1..) = count.checked_sub(paths.len() as u64) {
-        let _ = writeln!(body, "<p>and {least}{} more</p>", indicatif::HumanCount(more));
+        let full = details.narinfo.info.path.full(details.store_dir);
+        let command = format!("nix-store --query --referrers {}", shell_word(&full));
+        // Nix knows that of a store alone.
+        let how = details.registered_s.map_or_else(String::new, |_| {
+            format!(": on the machine of this cache <code>{}</code> lists all", Escaped(&command))
+        });
+        let _ = writeln!(body, "<p>and {least}{} more{how}</p>", indicatif::HumanCount(more));
     }
 }
 
@@ -317,7 +323,7 @@ mod tests {
             Referrers { paths: vec![path(8, "z"), path(9, "z")], count: 100_002, may_be_more: true };
         let text = shown(&many, &referrers, false);
         assert!(
-            text.contains("<p>and 1,235 more</p>") && text.contains("<p>and at least 100,000 more</p>"),
+            text.contains("<p>and 1,235 more</p>") && text.contains("<p>and at least 100,000 more: on the machine of this cache <code>nix-store --query --referrers "),
             "{text}"
         );
         assert_eq!(text.matches("-a</code>").count(), REFERENCES_SHOWN_MAX);
