@@ -1,9 +1,10 @@
 //! `narwire top`: what one node or several are doing, in a terminal, or as a table for scripts, from what they say at `/metrics`.
 //!
-//! [`figures`] reckons, [`screen`] draws what it is given and [`table`] prints it, all three without asking anybody; [`nodes`] asks. Here
-//! is what holds them together, and the terminal.
+//! [`figures`] reckons, [`screen`] draws what it is given ([`grid`]: into the room there is) and [`table`] prints it, all without asking
+//! anybody; [`nodes`] asks. Here is what holds them together, and the terminal.
 
 mod figures;
+mod grid;
 mod nodes;
 mod screen;
 mod table;

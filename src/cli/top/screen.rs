@@ -8,10 +8,11 @@ use ratatui::Frame;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Margin, Rect};
 use ratatui::style::{Style, Stylize};
-use ratatui::text::{Line, Span, Text};
-use ratatui::widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableState, Wrap};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Paragraph, Sparkline, TableState, Wrap};
 
 use super::figures::Figures;
+use super::grid::{Column, Grid, len, shortened, shortened_inside};
 use super::nodes::Seen;
 use super::table::DASH;
 use crate::limits::TOP_HISTORY_MAX;
@@ -34,31 +35,43 @@ queued          jobs that wait for a thread
 damaged         store paths that are not what the database says: narwire scrub names them
 database        stale: start narwire anew";
 
-/// A terminal with so many columns has room for all there is of a node.
-const WIDE: u16 = 100;
+/// What the panels need at least so that no figure in them is cut.
+const SIZE_MIN: (u16, u16) = (30, 13);
+
+/// Of the panel of clients, whose names and figures are that long.
+const CLIENTS_WIDTH: u16 = 25;
+/// Likewise.
+const INSIDE_WIDTH: u16 = 27;
+/// Names of limits are longer; where there is room they are shown whole.
+const INSIDE_WIDTH_MAX: u16 = 44;
+/// What is left has to be so wide for routes to stand beside the others.
+const ROUTES_WIDTH_MIN: u16 = 26;
+/// A list that is lower says too little.
+const LIST_HEIGHT_MIN: u16 = 5;
+/// The border, the header, and the busiest route.
+const ROUTES_HEIGHT_MIN: u16 = 4;
 
 /// A figure of each node.
-struct Column {
-    title: &'static str,
-    width: u16,
-    figure: fn(&Figures) -> String,
-    /// Whether it is worth its place where there is little.
-    is_in_narrow: bool,
-}
+type NodeFigure = fn(&Figures) -> String;
 
-const COLUMNS: [Column; 8] = {
-    const fn column(title: &'static str, width: u16, figure: fn(&Figures) -> String) -> Column {
-        Column { title, width, figure, is_in_narrow: true }
+const NODE_COLUMNS: [(Column, NodeFigure); 8] = {
+    const fn column(
+        title: &'static str,
+        width: usize,
+        worth: u8,
+        figure: NodeFigure,
+    ) -> (Column, NodeFigure) {
+        (Column { title, width, worth }, figure)
     }
     [
-        column("sent/s", 10, |figures| bytes(figures.throughput())),
-        column("req/s", 6, |figures| count(figures.requests())),
-        column("p99", 7, |figures| seconds(figures.first_byte(0.99))),
-        Column { is_in_narrow: false, ..column("hits", 6, |figures| percent(figures.nar_cache_hit_ratio())) },
-        column("conns", 6, |figures| count(figures.value("narwire_connections"))),
-        Column { is_in_narrow: false, ..column("lag", 7, |figures| seconds(figures.loop_lag())) },
-        column("memory", 10, |figures| bytes(figures.value("process_resident_memory_bytes"))),
-        column("CPU", 6, |figures| percent(figures.rate("process_cpu_seconds_total"))),
+        column("sent/s", 10, 8, |figures| bytes(figures.throughput())),
+        column("req/s", 5, 7, |figures| count(figures.requests())),
+        column("p99", 7, 6, |figures| seconds(figures.first_byte(0.99))),
+        column("hits", 5, 2, |figures| percent(figures.nar_cache_hit_ratio())),
+        column("conns", 5, 5, |figures| count(figures.value("narwire_connections"))),
+        column("lag", 7, 1, |figures| seconds(figures.loop_lag())),
+        column("memory", 10, 3, |figures| bytes(figures.value("process_resident_memory_bytes"))),
+        column("CPU", 5, 4, |figures| percent(figures.rate("process_cpu_seconds_total"))),
     ]
 };
 
@@ -154,13 +167,26 @@ impl Screen {
 
     /// Draws all of it.
     pub fn draw(&self, frame: &mut Frame) {
-        let table_height =
-            u16::try_from(self.rows() + 3).unwrap_or(u16::MAX).min(frame.area().height / 3).max(4);
+        let Rect { width, height, .. } = frame.area();
+        if width < SIZE_MIN.0 || height < SIZE_MIN.1 {
+            let words = format!("too small: {} x {} at least", SIZE_MIN.0, SIZE_MIN.1);
+            frame.render_widget(Paragraph::new(words).wrap(Wrap { trim: true }), frame.area());
+            return;
+        }
+        if self.has_help {
+            return draw_help(frame);
+        }
+        let nodes_height = u16::try_from(self.rows() + 3).unwrap_or(u16::MAX).min(height / 3).max(4);
+        let throughput_height = match height {
+            ..24 => 3,
+            24..30 => 4,
+            _ => 5,
+        };
         let [title, throughput, middle, nodes, keys] = Layout::vertical([
             Constraint::Length(1),
-            Constraint::Length(5),
-            Constraint::Min(4),
-            Constraint::Length(table_height),
+            Constraint::Length(throughput_height),
+            Constraint::Fill(1),
+            Constraint::Length(nodes_height),
             Constraint::Length(1),
         ])
         .areas(frame.area());
@@ -180,10 +206,9 @@ impl Screen {
             (None, _) => draw_text(frame, middle, "", "is asked", Style::new().dim()),
         }
         self.draw_nodes(frame, nodes, &total);
-        frame.render_widget("up/down choose   p pause   ? help   q quit".dim(), keys);
-        if self.has_help {
-            draw_help(frame);
-        }
+        let words = ["up/down choose   p pause   ? help   q quit", "? help   q quit"];
+        let words = words.into_iter().find(|words| len(words) <= usize::from(keys.width));
+        frame.render_widget(words.unwrap_or_default().dim(), keys);
     }
 
     /// Rows of the table of nodes: one for all, where they are several.
@@ -210,58 +235,68 @@ impl Screen {
             Some(node) => node.name.clone(),
             None => format!("{} nodes", self.nodes.len()),
         };
-        let mut line = Line::from(vec!["narwire top".bold(), format!("  {of}").into()]);
-        if let Some(version) = self.chosen().and_then(Shown::figures).and_then(Figures::version) {
-            line.push_span(format!("  version {version}").dim());
-        }
-        if down > 0 {
-            line.push_span(format!("  {down} of {} silent", self.nodes.len()).red().bold());
-        }
         let state = if self.is_paused {
             "paused".yellow().bold()
         } else {
             format!("every {} s", self.interval.as_secs_f64()).dim()
         };
-        frame.render_widget(line, area);
-        frame.render_widget(Line::from(state).right_aligned(), area);
+        let version = self.chosen().and_then(Shown::figures).and_then(Figures::version);
+        let version = version.map(|version| format!("version {version}").dim());
+        let silent = (down > 0).then(|| format!("{down} of {} silent", self.nodes.len()).red().bold());
+        // What matters least is left out first.
+        let mut room = usize::from(area.width);
+        let of = shortened_inside(&of, room);
+        room -= len(&of);
+        let mut take = |span: Option<Span<'static>>| {
+            let span = span.filter(|span| len(&span.content) + 2 <= room)?;
+            room -= len(&span.content) + 2;
+            Some(span)
+        };
+        let (silent, state) = (take(silent), take(Some(state)));
+        let (program, version) = (take(Some("narwire top".bold())), take(version));
+        let spans = [program, Some(of.into()), version, silent].into_iter().flatten();
+        let spans = spans.flat_map(|span| [Span::raw("  "), span]).skip(1);
+        frame.render_widget(spans.collect::<Line>(), area);
+        frame.render_widget(state.into_iter().collect::<Line>().right_aligned(), area);
     }
 
     fn draw_nodes(&self, frame: &mut Frame, area: Rect, total: &Figures) {
-        let columns: Vec<&Column> =
-            COLUMNS.iter().filter(|column| area.width >= WIDE || column.is_in_narrow).collect();
-        let row = |name: &str, figures: &Figures| {
-            let figures = columns.iter().map(|column| (column.figure)(figures));
-            figure_row([name.to_owned()].into_iter().chain(figures))
+        let row = |name: &str, figures: Option<&Figures>| {
+            let figures =
+                figures.map(|figures| NODE_COLUMNS.iter().map(|(_, figure)| figure(figures)).collect());
+            (name.to_owned(), figures.unwrap_or_default())
         };
-        let header = ["node"].into_iter().chain(columns.iter().map(|column| column.title));
-        let widths = columns.iter().map(|column| Constraint::Length(column.width));
-        let all = self.has_total().then(|| row("all", total));
-        let rows = self
-            .nodes
-            .iter()
-            .map(|node| node.figures().map_or_else(|| Row::new([""]), |figures| row(&node.name, figures)));
-        let mut table =
-            Table::new(all.into_iter().chain(rows), [Constraint::Fill(1)].into_iter().chain(widths))
-                .header(figure_row(header).dim())
-                .column_spacing(1)
-                .block(Block::bordered().title(" nodes "));
+        let all = self.has_total().then(|| row("all", Some(total)));
+        let nodes = self.nodes.iter().map(|node| row(&node.name, node.figures()));
+        let grid = Grid {
+            title: "node",
+            columns: NODE_COLUMNS.iter().map(|(column, _)| *column).collect(),
+            rows: all.into_iter().chain(nodes).collect(),
+        };
+        // Beneath the border and the header.
+        let inside = area.inner(Margin::new(1, 1));
+        let lines = usize::from(inside.height.saturating_sub(1));
+        let (table, name_width) = grid.table(usize::from(inside.width));
+        let mut table = table.block(block(" nodes ", self.rows().saturating_sub(lines)));
         if self.rows() > 1 {
             table = table.row_highlight_style(Style::new().reversed());
         }
         let mut state = TableState::new().with_selected(self.selected);
         frame.render_stateful_widget(table, area, &mut state);
-        // Beneath the border and the header; in place of figures, and as wide as all of them.
-        let inside = area.inner(Margin::new(1, 1));
+        // In place of figures, and as wide as all of them.
+        let skipped = u16::try_from(name_width + 2).unwrap_or(u16::MAX).min(inside.width);
+        let (x, width) = (inside.x + skipped, inside.width - skipped);
         for (index, node) in self.nodes.iter().enumerate() {
             let row = index + usize::from(self.has_total());
             let line = row.checked_sub(state.offset()).and_then(|line| u16::try_from(line + 1).ok());
             let Some(line) = line.filter(|line| *line < inside.height) else { continue };
-            let text = match &node.seen {
+            let (text, style) = match &node.seen {
                 Some(Ok(_)) => continue,
-                Some(Err(cause)) => format!("{}  {cause}", node.name).red(),
-                None => format!("{}  is asked", node.name).dim(),
+                Some(Err(cause)) => (cause.as_str(), Style::new().red()),
+                None => ("is asked", Style::new().dim()),
             };
-            frame.render_widget(text, Rect { y: inside.y + line, height: 1, ..inside });
+            let text = Span::styled(shortened(text, usize::from(width)), style);
+            frame.render_widget(text, Rect { x, y: inside.y + line, width, height: 1 });
         }
     }
 }
@@ -272,10 +307,10 @@ impl Shown {
     }
 }
 
-/// A name, and behind it figures whose ends are below each other.
-fn figure_row<'a>(cells: impl IntoIterator<Item = impl Into<Text<'a>>>) -> Row<'a> {
-    let align = |(index, cell): (usize, Text<'a>)| if index == 0 { cell } else { cell.right_aligned() };
-    Row::new(cells.into_iter().map(Into::into).enumerate().map(align))
+/// Around a panel; says how much there was no room for.
+fn block(title: &str, hidden: usize) -> Block<'_> {
+    let block = Block::bordered().title(title);
+    if hidden == 0 { block } else { block.title_bottom(format!(" +{hidden} more ").dim()) }
 }
 
 fn draw_throughput(frame: &mut Frame, area: Rect, figures: Option<&Figures>, history: &VecDeque<u64>) {
@@ -284,7 +319,10 @@ fn draw_throughput(frame: &mut Frame, area: Rect, figures: Option<&Figures>, his
     let now = bytes(figures.and_then(Figures::throughput));
     let mut title = vec![" sent ".into(), format!("{now}/s").bold(), " ".into()];
     if let Some(most) = newest.iter().max() {
-        title.push(format!("(at most {}/s) ", HumanBytes(*most)).dim());
+        let most = format!("(at most {}/s) ", HumanBytes(*most)).dim();
+        if title.iter().map(Span::width).sum::<usize>() + most.width() <= width {
+            title.push(most);
+        }
     }
     let block = Block::bordered().title(Line::from(title));
     let padding = vec![0; width - newest.len()];
@@ -293,17 +331,61 @@ fn draw_throughput(frame: &mut Frame, area: Rect, figures: Option<&Figures>, his
 }
 
 fn draw_figures(frame: &mut Frame, area: Rect, figures: &Figures, is_one_node: bool) {
-    let [clients, routes, inside] =
-        Layout::horizontal([Constraint::Length(25), Constraint::Fill(1), Constraint::Length(27)]).areas(area);
-    draw_list(frame, clients, " clients ", &client_entries(figures));
-    draw_routes(frame, routes, figures);
-    draw_list(frame, inside, " inside ", &inside_entries(figures, is_one_node));
+    let (clients, inside) = (client_entries(figures), inside_entries(figures, is_one_node));
+    let places = places(area, &inside);
+    draw_list(frame, places.clients, " clients ", clients);
+    if let Some(place) = places.inside {
+        draw_list(frame, place, " inside ", inside);
+    }
+    if let Some(place) = places.routes {
+        draw_routes(frame, place, figures);
+    }
+}
+
+/// Where the panels of figures are.
+struct Places {
+    clients: Rect,
+    inside: Option<Rect>,
+    routes: Option<Rect>,
+}
+
+/// Beside each other where all of it fits, else as many as there is room for beneath each other.
+fn places(area: Rect, inside_entries: &[Entry]) -> Places {
+    let spare = area.width.saturating_sub(CLIENTS_WIDTH + INSIDE_WIDTH);
+    if spare >= ROUTES_WIDTH_MIN {
+        let longest = inside_entries.iter().map(|(name, figure, _)| len(name) + len(figure) + 3).max();
+        let wanted = u16::try_from(longest.unwrap_or(0)).unwrap_or(u16::MAX).min(INSIDE_WIDTH_MAX);
+        let inside_width = wanted.clamp(INSIDE_WIDTH, INSIDE_WIDTH + (spare - ROUTES_WIDTH_MIN) / 2);
+        let widths =
+            [Constraint::Length(CLIENTS_WIDTH), Constraint::Fill(1), Constraint::Length(inside_width)];
+        let [clients, routes, inside] = Layout::horizontal(widths).areas(area);
+        return Places { clients, inside: Some(inside), routes: Some(routes) };
+    }
+    let are_lists_beside = area.width >= CLIENTS_WIDTH + INSIDE_WIDTH;
+    let lists_height = if are_lists_beside { LIST_HEIGHT_MIN } else { 2 * LIST_HEIGHT_MIN };
+    let has_routes = area.height >= lists_height + ROUTES_HEIGHT_MIN;
+    let routes_height = if has_routes { (area.height / 3).max(ROUTES_HEIGHT_MIN) } else { 0 };
+    let heights = [
+        Constraint::Fill(1),
+        Constraint::Length(routes_height.min(area.height - lists_height.min(area.height))),
+    ];
+    let [lists, routes] = Layout::vertical(heights).areas(area);
+    let routes = has_routes.then_some(routes);
+    let halves = [Constraint::Fill(1); 2];
+    let [clients, inside] = if are_lists_beside {
+        Layout::horizontal(halves).areas(lists)
+    } else if area.height >= lists_height {
+        Layout::vertical(halves).areas(lists)
+    } else {
+        return Places { clients: lists, inside: None, routes };
+    };
+    Places { clients, inside: Some(inside), routes }
 }
 
 /// A name, a figure, and whether it is one to worry about.
 type Entry = (String, String, bool);
 
-/// What clients have of it; what matters most is first, because the last are cut where there is no room.
+/// What clients have of it; what matters most is first, because the last are left out where there is no room.
 fn client_entries(figures: &Figures) -> Vec<Entry> {
     let is_more_than_0 = |figure: Option<f64>| figure.is_some_and(|figure| figure > 0.0);
     let truncated = figures.rates_by("narwire_http_truncated_responses_total", "cause");
@@ -401,45 +483,55 @@ fn plain(name: impl Into<String>, figure: String) -> Entry {
     (name.into(), figure, false)
 }
 
-fn draw_list(frame: &mut Frame, area: Rect, title: &str, entries: &[Entry]) {
-    let width = usize::from(area.width.saturating_sub(2));
-    let lines: Vec<Line> = entries
-        .iter()
-        .map(|(name, figure, is_alarming)| {
-            let room = width.saturating_sub(figure.chars().count() + 1);
-            let name: String = name.chars().take(room).collect();
-            let figure = format!(" {figure:>room$}", room = width.saturating_sub(name.chars().count() + 1));
-            let figure = Span::from(figure);
-            Line::from(vec![name.dim(), if *is_alarming { figure.red().bold() } else { figure }])
-        })
-        .collect();
-    frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(title)), area);
+fn draw_list(frame: &mut Frame, area: Rect, title: &str, mut entries: Vec<Entry>) {
+    let (width, height) =
+        (usize::from(area.width.saturating_sub(2)), usize::from(area.height.saturating_sub(2)));
+    let hidden = entries.len().saturating_sub(height);
+    if hidden > 0 {
+        // What is to worry about is never among those that are left out.
+        entries.sort_by_key(|(_, _, is_alarming)| !is_alarming);
+    }
+    let line = |(name, figure, is_alarming): Entry| {
+        let name = shortened(&name, width.saturating_sub(len(&figure) + 1));
+        let figure = format!(" {figure:>room$}", room = width.saturating_sub(len(&name) + 1));
+        let figure = Span::from(figure);
+        Line::from(vec![name.dim(), if is_alarming { figure.red().bold() } else { figure }])
+    };
+    let lines: Vec<Line> = entries.into_iter().take(height).map(line).collect();
+    frame.render_widget(Paragraph::new(lines).block(block(title, hidden)), area);
 }
 
-/// Those routes that were ever asked for.
+/// Those routes that were ever asked for, the busiest first.
 fn draw_routes(frame: &mut Frame, area: Rect, figures: &Figures) {
     let asked = figures.values_by("narwire_http_requests_total", "route");
     let requests = figures.rates_by("narwire_http_requests_total", "route");
     let sent = figures.rates_by("narwire_http_response_bytes_total", "route");
     let [p50, p99] = [0.5, 0.99]
         .map(|quantile| figures.quantiles_by("narwire_http_first_byte_seconds", "route", quantile));
-    let is_wide = area.width >= WIDE / 2;
-    let rows = asked.into_iter().filter(|(_, asked)| *asked > 0.0).map(|(route, _)| {
+    let mut routes: Vec<_> =
+        asked.into_iter().filter(|(_, asked)| *asked > 0.0).map(|(route, _)| route).collect();
+    let rate = |route: &String| requests.get(route).copied().unwrap_or_default();
+    routes.sort_by(|one, other| rate(other).total_cmp(&rate(one)).then_with(|| one.cmp(other)));
+    let rows = routes.into_iter().map(|route| {
         let of = |figures: &BTreeMap<String, f64>| figures.get(&route).copied();
-        let mut cells = vec![route.clone(), count(of(&requests)), seconds(of(&p99))];
-        if is_wide {
-            cells.extend([seconds(of(&p50)), bytes(of(&sent))]);
-        }
-        figure_row(cells)
+        let figures = vec![count(of(&requests)), seconds(of(&p99)), seconds(of(&p50)), bytes(of(&sent))];
+        (route, figures)
     });
-    let mut header = vec!["route", "req/s", "p99"];
-    let mut widths = vec![Constraint::Fill(1), Constraint::Length(6), Constraint::Length(8)];
-    if is_wide {
-        header.extend(["p50", "sent/s"]);
-        widths.extend([Constraint::Length(8), Constraint::Length(10)]);
-    }
-    let table = Table::new(rows, widths).header(figure_row(header).dim()).column_spacing(1);
-    frame.render_widget(table.block(Block::bordered().title(" routes ")), area);
+    let column = |title, width, worth| Column { title, width, worth };
+    let grid = Grid {
+        title: "route",
+        columns: vec![
+            column("req/s", 5, 4),
+            column("p99", 7, 3),
+            column("p50", 7, 1),
+            column("sent/s", 10, 2),
+        ],
+        rows: rows.collect(),
+    };
+    let inside = area.inner(Margin::new(1, 1));
+    let hidden = grid.rows.len().saturating_sub(usize::from(inside.height.saturating_sub(1)));
+    let (table, _) = grid.table(usize::from(inside.width));
+    frame.render_widget(table.block(block(" routes ", hidden)), area);
 }
 
 fn draw_text(frame: &mut Frame, area: Rect, title: &str, text: &str, style: Style) {
@@ -449,7 +541,6 @@ fn draw_text(frame: &mut Frame, area: Rect, title: &str, text: &str, style: Styl
 
 fn draw_help(frame: &mut Frame) {
     let area = frame.area();
-    frame.render_widget(Clear, area);
     let block = Block::bordered().title(" help ");
     frame.render_widget(Paragraph::new(HELP).wrap(Wrap { trim: false }).block(block), area);
 }
@@ -476,7 +567,7 @@ fn bytes(number: Option<f64>) -> String {
 }
 
 fn percent(ratio: Option<f64>) -> String {
-    ratio.map_or_else(|| DASH.to_owned(), |ratio| format!("{:.0} %", ratio * 100.0))
+    ratio.map_or_else(|| DASH.to_owned(), |ratio| format!("{} %", count(Some((ratio * 100.0).round()))))
 }
 
 /// Three digits or so.
@@ -487,7 +578,8 @@ fn count(number: Option<f64>) -> String {
         ..1e4 => format!("{number:.0}"),
         ..1e6 => format!("{:.0}k", number / 1e3),
         ..1e9 => format!("{:.1}M", number / 1e6),
-        _ => format!("{:.1}G", number / 1e9),
+        ..1e12 => format!("{:.1}G", number / 1e9),
+        _ => format!("{number:.0e}"),
     }
 }
 
@@ -497,12 +589,14 @@ fn seconds(number: Option<f64>) -> String {
         ..1e-3 => format!("{:.0} µs", number * 1e6),
         ..1e-2 => format!("{:.1} ms", number * 1e3),
         ..1.0 => format!("{:.0} ms", number * 1e3),
-        _ => format!("{number:.1} s"),
+        ..1e3 => format!("{number:.1} s"),
+        _ => format!("{} s", count(Some(number.round()))),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fmt::Write as _;
 
     use ratatui::Terminal;
@@ -619,6 +713,203 @@ mod tests {
             ("truncated: body", "3"),
         ] {
             assert_eq!(figure(&text, name), wanted, "{name} in\n{text}");
+        }
+    }
+
+    /// A node whose figures have many digits, so that no part of one is another.
+    #[expect(clippy::unnecessary_wraps, reason = "as a node is seen")]
+    fn busy(seed: f64) -> Seen {
+        let text = |factor: f64| {
+            let mut text = String::from("narwire_build_info{version=\"1.2.3\"} 1\n");
+            let routes = [
+                "nar",
+                "narinfo",
+                "realisation",
+                "cache_info",
+                "debuginfo",
+                "health",
+                "metrics",
+                "page",
+                "log",
+            ];
+            for (index, route) in (0_u32..).zip(routes) {
+                let many = seed * factor * (f64::from(index) * 371.0 + 173.0).round();
+                let _ = writeln!(
+                    text,
+                    "narwire_http_requests_total{{route=\"{route}\",status=\"200\"}} {many}\n\
+                     narwire_http_response_bytes_total{{route=\"{route}\"}} {}\n\
+                     narwire_http_first_byte_seconds_bucket{{route=\"{route}\",le=\"0.000878\"}} {many}\n\
+                     narwire_http_first_byte_seconds_bucket{{route=\"{route}\",le=\"+Inf\"}} {many}",
+                    many * 68_987.0
+                );
+            }
+            for cause in ["body", "peer", "slow"] {
+                let _ = writeln!(
+                    text,
+                    "narwire_http_truncated_responses_total{{cause=\"{cause}\"}} {}",
+                    factor * 4567.0
+                );
+            }
+            let _ = writeln!(
+                text,
+                "narwire_connections 3789\nnarwire_connections_max 15876\nnarwire_http_requests_in_flight 987\n\
+                 narwire_database_stale 0\nnarwire_database_errors_total 68\nnarwire_nar_cache_up 1\n\
+                 narwire_nar_cache_bytes 78965436789\nnarwire_damaged_paths 876\nnarwire_quarantined_files_total 769\n\
+                 narwire_uploads_under_way 36\nnarwire_uploads_waiting 58\nnarwire_cold_reads_total {}\n\
+                 narwire_plane_queue_length{{plane=\"lookup\"}} 4763\n\
+                 narwire_nar_cache_requests_total{{result=\"hit\"}} {}\n\
+                 narwire_nar_cache_requests_total{{result=\"miss\"}} {}\n\
+                 narwire_limits_hit_total{{limit=\"connections_per_address\"}} 6873\n\
+                 narwire_ring_turn_seconds_bucket{{worker=\"0\",le=\"0.000789\"}} {factor}\n\
+                 narwire_ring_turn_seconds_bucket{{worker=\"0\",le=\"+Inf\"}} {factor}\n\
+                 process_resident_memory_bytes {}\nprocess_cpu_seconds_total {}",
+                factor * 3458.0,
+                factor * 67.0,
+                factor * 33.0,
+                seed * 789_654_321.0,
+                factor * 3.58,
+            );
+            text
+        };
+        let (before, after) = (Scrape::read(&text(1.0)).unwrap(), Scrape::read(&text(2.0)).unwrap());
+        Ok(Figures::between(Some((&before, 2.0)), &after))
+    }
+
+    fn busy_screen() -> Screen {
+        let names =
+            ["http://cache.example.org:6001", "http://cache.example.org:6002", "http://c.example.org:6003"];
+        let mut screen = Screen::new(names.map(str::to_owned).to_vec(), Duration::from_secs(2));
+        for (index, seen) in [busy(1.37), busy(7.89), down()].into_iter().enumerate() {
+            screen.take(index, seen);
+        }
+        screen.tick();
+        screen
+    }
+
+    /// Whatever is drawn that begins with a digit, with its unit.
+    fn numbers(text: &str) -> Vec<String> {
+        let text = text.replace("│200/s ", "│a status ");
+        let text =
+            text.replace(|character: char| "│┌┐└┘─()█▇▆▅▄▃▂▁".contains(character), "  ").replace("/s ", "  ");
+        let words: Vec<&str> = text.split(' ').collect();
+        let mut numbers = Vec::new();
+        for (index, word) in words.iter().enumerate() {
+            if !word.starts_with(|character: char| character.is_ascii_digit()) {
+                continue;
+            }
+            let next = words.get(index + 1).copied().unwrap_or_default();
+            let is_unit = ["µs", "ms", "s", "%", "B", "errors"].contains(&next) || next.ends_with("iB");
+            let is_pair = next.starts_with('+');
+            numbers.push(if is_unit || is_pair { format!("{word} {next}") } else { (*word).to_owned() });
+        }
+        numbers
+    }
+
+    /// All that may be drawn of these figures.
+    fn whole_figures(figures: &Figures, history: &VecDeque<u64>) -> BTreeSet<String> {
+        let mut whole: BTreeSet<String> = NODE_COLUMNS.iter().map(|(_, figure)| figure(figures)).collect();
+        let entries = client_entries(figures).into_iter().chain(inside_entries(figures, true));
+        whole.extend(entries.map(|(_, figure, _)| figure));
+        let by_route = |figures: BTreeMap<String, f64>, text: fn(Option<f64>) -> String| {
+            figures.into_values().map(|value| text(Some(value))).collect::<Vec<_>>()
+        };
+        whole.extend(by_route(figures.rates_by("narwire_http_requests_total", "route"), count));
+        whole.extend(by_route(figures.rates_by("narwire_http_response_bytes_total", "route"), bytes));
+        for quantile in [0.5, 0.99] {
+            let quantiles = figures.quantiles_by("narwire_http_first_byte_seconds", "route", quantile);
+            whole.extend(by_route(quantiles, seconds));
+        }
+        whole.extend(history.iter().map(|sent| HumanBytes(*sent).to_string()));
+        whole
+    }
+
+    #[test]
+    fn a_figure_is_shown_whole_or_not_at_all() {
+        let mut screen = busy_screen();
+        let mut whole = whole_figures(&screen.total(), &screen.history);
+        for node in screen.nodes.iter().filter(|node| node.figures().is_some()) {
+            whole.extend(whole_figures(node.figures().unwrap(), &node.history));
+        }
+        let sizes =
+            [(30, 13), (40, 24), (52, 17), (60, 20), (77, 24), (78, 24), (80, 24), (120, 30), (200, 50)];
+        for (width, height) in sizes {
+            for selected in [0, 1, 2] {
+                screen.selected = selected;
+                let (text, _) = drawn(&screen, width, height);
+                // The first line has no figures, but counts of nodes.
+                let (_, figures) = text.split_once('\n').unwrap();
+                let numbers = numbers(figures);
+                assert!(numbers.len() >= 4, "{text}");
+                for number in numbers {
+                    assert!(whole.contains(&number), "{number:?} at {width} x {height}:\n{text}\n{whole:#?}");
+                }
+                let shown = |metric: &str, name: &str| {
+                    assert!(
+                        text.lines().any(|line| line.contains(name)),
+                        "{metric} at {width} x {height}:\n{text}"
+                    );
+                };
+                shown("requests", "requests/s ");
+                if height > SIZE_MIN.1 {
+                    shown("damage is to worry about", "damaged paths ");
+                }
+                if selected == 0 {
+                    shown("throughput of all", &format!(" sent {}/s ", bytes(screen.total().throughput())));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nodes_and_routes_have_names_in_narrow_terminals() {
+        for (width, height) in [(40, 24), (60, 20), (80, 24), (200, 50)] {
+            let (text, _) = drawn(&busy_screen(), width, height);
+            for port in ["6001 ", "6002 ", "6003 "] {
+                if height < 24 && port == "6003 " {
+                    assert!(text.contains(" +1 more "), "{text}");
+                    continue;
+                }
+                assert!(text.contains(port), "{port} at {width} x {height}:\n{text}");
+            }
+            assert_eq!(text.contains("http://cache.example.org:6001"), width == 200, "{text}");
+            if width > 40 {
+                assert!(text.contains("│log  "), "the busiest route at {width} x {height}:\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wide_terminal_does_not_part_names_from_figures() {
+        let (text, _) = drawn(&busy_screen(), 200, 50);
+        for name in
+            ["│log", "│http://cache.example.org:6001", "│connections ", "│hit: connections_per_address"]
+        {
+            let (_, rest) = text.lines().find_map(|line| line.split_once(name)).unwrap();
+            let blanks = rest.chars().take_while(|character| *character == ' ').count();
+            assert!((1..20).contains(&blanks), "{blanks} behind {name}:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_busiest_routes_are_first_and_what_is_left_out_is_counted() {
+        let (text, _) = drawn(&busy_screen(), 80, 24);
+        let place = |name: &str| text.find(&format!("│{name} ")).unwrap_or_else(|| panic!("{name}:\n{text}"));
+        assert!(place("log") < place("page") && place("page") < place("metrics"), "{text}");
+        let asked =
+            |route: &str| format!("narwire_http_requests_total{{route=\"{route}\",status=\"200\"}} 1\n");
+        let routes: String =
+            "zyxwvutsrqponmlkjihgfedcba".chars().map(|route| asked(&route.to_string())).collect();
+        let figures = Figures::between(None, &Scrape::read(&routes).unwrap());
+        let (text, _) = drawn(&screen(vec![Some(Ok(figures))]), 80, 24);
+        assert!(text.contains("│a  ") && !text.contains("│z  ") && text.contains(" +15 more "), "{text}");
+    }
+
+    #[test]
+    fn a_terminal_that_is_too_small_is_told_how_large_it_should_be() {
+        for (width, height) in [(20, 8), (29, 13), (30, 12), (200, 8)] {
+            let (text, _) = drawn(&busy_screen(), width, height);
+            let words: Vec<&str> = text.split_whitespace().collect();
+            assert_eq!(words.join(" "), "too small: 30 x 13 at least");
         }
     }
 
@@ -747,7 +1038,7 @@ mod tests {
             (Some(9999.0), "9999"),
             (Some(123_456.0), "123k"),
             (Some(2.5e6), "2.5M"),
-            (Some(1e300), "10000000"),
+            (Some(1e300), "1e300"),
         ] {
             assert!(count(number).starts_with(text), "{number:?}: {}", count(number));
         }
