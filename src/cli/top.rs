@@ -47,8 +47,8 @@ use crate::store::fault;
 
 const HELP: &str = "\
 Throughput, requests, the wait for the first byte, hit ratios, connections, queues, damage and more: of each node, and of all together. A \
-figure that a node does not have is shown as a dash. All but totals since the start are of the last interval. A node that does not answer \
-is asked again.
+figure that a node does not have is shown as a dash. All but totals since the start are of the last interval. \
+Requests for metrics are left out, but for their row among the routes. A node that does not answer is asked again.
 
 Keys:
   up, down, tab   choose a node, or all of them

@@ -58,14 +58,16 @@ fn a_server_that_does_everything_has_every_figure() {
     let server = Narwire::start(flags.into_iter().chain(["--with-store".to_owned()]));
     let (table, _, status) = piped(&[&server.url()]);
     assert_eq!(status, Some(0));
-    // Nothing was asked for but what it does itself.
-    let ratios = ["nar_cache_hit_ratio", "answer_cache_hit_ratio", "layout_cache_hit_ratio"];
+    // Nothing was asked for but the figures, which do not count themselves.
+    let of_requests =
+        ["nar_cache_hit_ratio", "answer_cache_hit_ratio", "layout_cache_hit_ratio", "first_byte_p"];
     let unknown: Vec<_> = table.lines().filter(|line| line.ends_with("–")).collect();
-    assert!(unknown.iter().all(|line| ratios.iter().any(|ratio| line.starts_with(ratio))), "{unknown:#?}");
-    assert!(
-        figures(&table, "requests_per_second")[0].parse::<f64>().unwrap() > 0.0,
-        "the scrapes themselves"
-    );
+    assert!(unknown.iter().all(|line| of_requests.iter().any(|name| line.starts_with(name))), "{unknown:#?}");
+    for name in ["requests_per_second", "throughput_bytes_per_second", "requests_in_flight"] {
+        assert_eq!(figures(&table, name), ["0"], "{name}");
+    }
+    let scrapes = figures(&table, "requests_per_second{route=\"metrics\"}");
+    assert!(scrapes[0].parse::<f64>().unwrap() > 0.0, "the scrapes themselves");
     for name in
         ["queue_length{plane=\"walk\"}", "limits_hit{limit=\"descriptors\"}", "uploads{result=\"failed\"}"]
     {

@@ -53,7 +53,7 @@ const FIGURES: [Figure; 31] = [
     ("throughput_bytes_per_second", Figures::throughput),
     ("requests_per_second", Figures::requests),
     ("errors_per_second", Figures::errors),
-    ("requests_in_flight", |figures| figures.value("narwire_http_requests_in_flight")),
+    ("requests_in_flight", Figures::in_flight),
     ("first_byte_p50_seconds", |figures| figures.first_byte(0.5)),
     ("first_byte_p99_seconds", |figures| figures.first_byte(0.99)),
     ("nar_cache_hit_ratio", Figures::nar_cache_hit_ratio),
@@ -86,7 +86,7 @@ const FIGURES: [Figure; 31] = [
 /// What is one number for each value of a label, likewise.
 const FIGURES_BY_LABEL: [(&str, &str, ByLabel); 8] = [
     ("requests_per_second", "route", |figures| figures.rates_by("narwire_http_requests_total", "route")),
-    ("requests_per_second", "status", |figures| figures.rates_by("narwire_http_requests_total", "status")),
+    ("requests_per_second", "status", Figures::requests_by_status),
     ("first_byte_p99_seconds", "route", |figures| {
         figures.quantiles_by("narwire_http_first_byte_seconds", "route", 0.99)
     }),
@@ -172,12 +172,12 @@ impl Figures {
 
     /// Bytes sent each second.
     pub fn throughput(&self) -> Option<f64> {
-        self.rate("narwire_http_response_bytes_total")
+        self.sum("narwire_http_response_bytes_total", Labels::are_of_others, |point| point.rate)
     }
 
     /// Requests answered each second.
     pub fn requests(&self) -> Option<f64> {
-        self.rate("narwire_http_requests_total")
+        self.sum("narwire_http_requests_total", Labels::are_of_others, |point| point.rate)
     }
 
     /// Those of them whose answer is that something is wrong here. 501 and 505 are for requests that nobody could answer.
@@ -192,9 +192,21 @@ impl Figures {
         Some(self.sum("narwire_http_requests_total", is_error, |point| point.rate).unwrap_or_default())
     }
 
+    /// The same for each status.
+    pub fn requests_by_status(&self) -> BTreeMap<String, f64> {
+        let rate = |point: &Point| point.rate.filter(|_| point.labels.are_of_others());
+        self.sums_by("narwire_http_requests_total", "status", rate)
+    }
+
+    /// Requests without a whole answer. The one that asks each node for this is none of them.
+    pub fn in_flight(&self) -> Option<f64> {
+        let others = |point: &Point| Some((point.value - 1.0).max(0.0));
+        self.sum("narwire_http_requests_in_flight", |_| true, others)
+    }
+
     /// How long clients wait for the first byte. Uploads are left out: their time is the client's own.
     pub fn first_byte(&self, quantile: f64) -> Option<f64> {
-        let is_download = |labels: &Labels| labels.of("route") != Some("upload");
+        let is_download = |labels: &Labels| labels.of("route") != Some("upload") && labels.are_of_others();
         self.quantile("narwire_http_first_byte_seconds", is_download, quantile)
     }
 
@@ -324,6 +336,11 @@ impl fmt::Display for Row {
 }
 
 impl Labels {
+    /// Whether they are of no request for metrics: who looks at figures does not want to see that.
+    fn are_of_others(&self) -> bool {
+        self.of("route") != Some("metrics")
+    }
+
     fn of(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
@@ -510,6 +527,31 @@ mod tests {
         let idle = between(&after, &after, 2.0);
         assert_eq!(idle.first_byte(0.5), None);
         assert_eq!(idle.quantiles_by("narwire_http_first_byte_seconds", "route", 0.5), BTreeMap::new());
+    }
+
+    #[test]
+    fn whoever_asks_for_figures_is_not_in_them() {
+        let at = |count: u64| {
+            let requests = |route: &str, count: u64| {
+                format!(
+                    "narwire_http_requests_total{{route=\"{route}\",status=\"200\"}} {count}\n\
+                     narwire_http_response_bytes_total{{route=\"{route}\"}} {count}\n"
+                )
+            };
+            requests("metrics", 1000 * count)
+                + &requests("nar", count)
+                + "narwire_http_requests_in_flight 1\n"
+        };
+        let after = at(2) + &first_bytes("nar", [5, 0, 0]) + &first_bytes("metrics", [0, 0, 1000]);
+        let figures = between(&at(0), &after, 2.0);
+        assert_eq!((figures.requests(), figures.throughput()), (Some(1.0), Some(1.0)));
+        assert_eq!(figures.requests_by_status(), BTreeMap::from([("200".to_owned(), 1.0)]));
+        assert_near(figures.first_byte(0.5), 0.0005);
+        assert_eq!(figures.in_flight(), Some(0.0));
+        let busy = between("", "narwire_http_requests_in_flight 4\n", 2.0);
+        assert_eq!(Figures::total([&busy, &figures, &busy]).in_flight(), Some(6.0));
+        let by_route = figures.rates_by("narwire_http_requests_total", "route");
+        assert_eq!(by_route["metrics"], 1000.0, "there it is what it is");
     }
 
     #[test]

@@ -24,7 +24,8 @@ p               pause, and go on
 ?               this text, and back
 q, Esc, Ctrl-C  quit
 
-All but totals since the start are of the last interval.
+All but totals since the start are of the last interval. Requests for
+metrics are left out, but for their row among the routes.
 
 first byte      from the end of a request to the first byte of the answer; p50: half of them took no longer, p99: 99 of 100
 hits            how much was there already: NARs in the NAR cache; what is known of paths, and the trees of NARs, in memory
@@ -399,7 +400,7 @@ fn client_entries(figures: &Figures) -> Vec<Entry> {
         plain("first byte p50", seconds(figures.first_byte(0.5))),
         plain("first byte p99", seconds(figures.first_byte(0.99))),
         plain("connections", connections),
-        plain("in flight", count(figures.value("narwire_http_requests_in_flight"))),
+        plain("in flight", count(figures.in_flight())),
         plain("NAR cache hits", percent(figures.nar_cache_hit_ratio())),
         plain("answer hits", percent(figures.answer_cache_hit_ratio())),
         plain("tree hits", percent(figures.layout_cache_hit_ratio())),
@@ -412,9 +413,7 @@ fn client_entries(figures: &Figures) -> Vec<Entry> {
     let labelled = |figures: BTreeMap<String, f64>, name: fn(&str) -> String| {
         figures.into_iter().map(move |(of, figure)| plain(name(&of), count(Some(figure)))).collect::<Vec<_>>()
     };
-    entries.extend(labelled(figures.rates_by("narwire_http_requests_total", "status"), |status| {
-        format!("{status}/s")
-    }));
+    entries.extend(labelled(figures.requests_by_status(), |status| format!("{status}/s")));
     entries.extend(labelled(figures.values_by("narwire_http_truncated_responses_total", "cause"), |cause| {
         format!("truncated: {cause}")
     }));
