@@ -91,7 +91,7 @@ const SIGNALLED: i32 = 128;
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct TopArguments {
-    /// Nodes to watch, with or without /metrics at the end [default: http://127.0.0.1:5000]
+    /// Nodes to watch, with or without http:// and /metrics [default: http://127.0.0.1:5000]
     #[arg(value_name = "URL")]
     pub nodes: Vec<String>,
     /// How often they are asked [default: 2]
@@ -123,7 +123,7 @@ pub enum TopFailure {
         /// Which one, counted from 1: it may have a password, and so is not repeated.
         number: usize,
         /// What is wrong with it.
-        cause: AddressError,
+        cause: String,
     },
     /// It would be counted twice.
     #[error("{0} is named twice: its figures would count double")]
@@ -196,7 +196,15 @@ fn nodes(
     let mut known = HashSet::new();
     let mut nodes = Vec::new();
     for (index, typed) in typed.iter().enumerate() {
-        let address = address(typed).map_err(|cause| TopFailure::Address { number: index + 1, cause })?;
+        let address = address(typed).map_err(|cause| {
+            // The words for caches are about what somebody does to one.
+            let cause = match cause {
+                AddressError::Scheme(scheme) => format!("nodes are asked over http or https, not {scheme}"),
+                AddressError::Query => "leave out what begins with `?` or `#`".to_owned(),
+                cause => cause.to_string(),
+            };
+            TopFailure::Address { number: index + 1, cause }
+        })?;
         if !known.insert(address.to_string()) {
             return Err(TopFailure::Twice(address));
         }
@@ -207,10 +215,11 @@ fn nodes(
     Ok(nodes)
 }
 
-/// Prometheus is told of the same places with the path.
+/// Prometheus is told of the same places with the path, or as a host and a port.
 fn address(typed: &str) -> Result<Address, AddressError> {
     let typed = typed.trim_end_matches('/');
-    typed.strip_suffix("/metrics").unwrap_or(typed).parse()
+    let typed = typed.strip_suffix("/metrics").unwrap_or(typed);
+    if typed.contains("://") { typed.parse() } else { format!("http://{typed}").parse() }
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -385,8 +394,9 @@ mod tests {
     #[test]
     fn nodes_are_named_as_in_a_browser_or_as_for_prometheus() {
         assert_eq!(names("narwire top").unwrap(), ["http://127.0.0.1:5000"]);
-        let line = "narwire top http://a:1/metrics https://user:secret@b/cache/ http://c/metrics/";
-        assert_eq!(names(line).unwrap(), ["http://a:1", "https://b/cache", "http://c"]);
+        let line = "narwire top http://a:1/metrics https://user:secret@b/cache/ http://c/metrics/ d:5000 [::1]:1/metrics";
+        let nodes = ["http://a:1", "https://b/cache", "http://c", "http://d:5000", "http://[::1]:1"];
+        assert_eq!(names(line).unwrap(), nodes);
     }
 
     #[test]
@@ -394,10 +404,9 @@ mod tests {
         let many: Vec<String> = (0..=TOP_NODES_MAX).map(|number| format!("http://h{number}")).collect();
         let many = format!("narwire top {}", many.join(" "));
         for (line, word) in [
-            (
-                "narwire top http://a localhost:5000",
-                "URL 2: a cache is named with its scheme, such as http://localhost:5000",
-            ),
+            ("narwire top http://a s3://b", "URL 2: nodes are asked over http or https, not s3"),
+            ("narwire top http://a?compression=xz", "URL 1: leave out what begins with `?` or `#`"),
+            ("narwire top localhost:port", "URL 1: that is no valid URL"),
             ("narwire top http://a http://user:secret@a/metrics", "http://a is named twice"),
             ("narwire top http://u:secret@a --token-file /x", "--token-file"),
             ("narwire top http://a --token-file /nonexistent", "/nonexistent"),

@@ -418,7 +418,7 @@ impl Uploads {
             _ => None,
         };
         let target = match target {
-            None => return Answer::Reply(not_allowed(Self::methods(&route), "it cannot be uploaded\n")),
+            None => return Answer::Reply(not_allowed(Self::methods(&route), refusal_of(request.method))),
             Some(Err(text)) => return self.refuse(Reason::new(Class::Malformed, text)),
             Some(Ok(target)) => target,
         };
@@ -687,6 +687,18 @@ impl Order {
             | Target::BuildTrace { .. }
             | Target::DebugInfo { .. } => Kind::Short,
         }
+    }
+}
+
+/// Why this method changes nothing here.
+fn refusal_of(method: Method) -> &'static str {
+    match method {
+        Method::Put => "it cannot be uploaded\n",
+        Method::Post => "nothing is taken with POST but exports, at /import\n",
+        Method::Delete => {
+            "nothing is deleted over HTTP: whoever runs the cache deletes files where they are\n"
+        }
+        _ => "no such method here\n",
     }
 }
 

@@ -85,7 +85,7 @@ fn a_node_that_is_down_is_said_and_does_not_hide_the_other() {
     assert_eq!(figures(&table, "figure"), [NOBODY, &url, "all"]);
     assert_eq!(figures(&table, "up"), ["0", "1", "1"]);
     assert_eq!(figures(&table, "uploads_under_way"), ["–", "0", "0"]);
-    assert!(said.contains(&format!("cannot reach {NOBODY}: Connection refused")), "{said}");
+    assert!(said.contains(&format!("narwire: {NOBODY}: cannot be reached: Connection refused")), "{said}");
     assert!(said.ends_with("narwire: 1 of 2 nodes has not answered\n"), "{said}");
 }
 
@@ -122,7 +122,7 @@ fn a_private_node_is_watched_with_a_token() {
 #[test]
 fn what_makes_no_sense_is_one_line() {
     for (arguments, word) in [
-        (&["localhost:5000"][..], "http://localhost:5000"),
+        (&["s3://bucket"][..], "not s3"),
         (&["http://h", "--interval", "0"], "--interval"),
         (&["http://h", "http://h/metrics"], "twice"),
     ] {

@@ -567,6 +567,7 @@ fn each_resource_says_what_can_be_done_with_it() {
         let reply = server.request(method, &target, &[]).expect(405);
         assert_eq!(reply.field("allow"), Some(allowed), "{method} {target}");
     }
+    server.request("DELETE", &package.nar_target(), &[]).expect_reason(405, "nothing is deleted over HTTP");
     server.request("PUT", &package.nar_target(), &[]).expect_reason(411, "Content-Length");
     let fields = [("If-None-Match", "*")];
     server.connect().upload("PUT", &package.nar_target(), &fields, &package.file).expect(501);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::figures::{Figures, Scrape};
 use crate::codec::exposition::ExpositionError;
 use crate::limits::{EXPOSITION_LEN_MAX, TOP_TICK};
-use crate::push::client::{Cache, ClientError};
+use crate::push::client::{Answer, Cache, ClientError};
 
 /// A node with what it is to be compared with.
 pub struct Node {
@@ -29,7 +29,14 @@ pub struct News(Arc<[Mutex<Option<Seen>>]>);
 #[derive(Debug, thiserror::Error)]
 enum LookError {
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(ClientError),
+    // Whoever reads this reads the URL in front of it.
+    #[error("cannot be reached: {0}")]
+    Unreachable(String),
+    #[error(
+        "wants to know who asks ({0}): name a file with a token with --token-file, put a login into the URL, or into a netrc file"
+    )]
+    Unauthorized(Answer),
     #[error("it has no /metrics: name the node itself, for a load balancer may hide them")]
     Absent,
     #[error("its /metrics are longer than {EXPOSITION_LEN_MAX} bytes")]
@@ -38,6 +45,16 @@ enum LookError {
     Malformed(#[from] ExpositionError),
     #[error("its /metrics are not those of a narwire")]
     Stranger,
+}
+
+impl From<ClientError> for LookError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Unreachable { cause, .. } => Self::Unreachable(cause),
+            ClientError::Unauthorized { answer, .. } => Self::Unauthorized(answer),
+            error => Self::Client(error),
+        }
+    }
 }
 
 impl News {
@@ -175,7 +192,7 @@ mod tests {
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let cache = Cache::new(format!("http://{nobody}").parse().unwrap(), None, None).unwrap();
         let error = Node::new(cache).see().unwrap_err();
-        assert!(error.starts_with(&format!("cannot reach http://{nobody}: ")), "{error}");
+        assert!(error.starts_with("cannot be reached: Connection refused"), "{error}");
     }
 
     #[test]
