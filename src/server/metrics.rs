@@ -56,8 +56,18 @@ pub struct Metrics {
     /// Those of this program, whose names begin alike, and those that every program has.
     registries: [Registry; 2],
     sources: Arc<Sources>,
-    /// The last text in each [`Format`], and when its making began. Only the plane for metrics ever waits for this.
-    last: [Mutex<Option<(Instant, Bytes)>>; 2],
+    /// The last text in each [`Format`]. Only the plane for metrics ever waits for this.
+    last: [Mutex<Option<Kept>>; 2],
+}
+
+/// A text that others may share.
+#[derive(Debug)]
+struct Kept {
+    /// When its making began.
+    begun: Instant,
+    text: Bytes,
+    /// The same compressed, once somebody has asked for that.
+    gzipped: Option<Bytes>,
 }
 
 /// How metrics are written down.
@@ -110,17 +120,20 @@ impl Metrics {
         Self { registries, sources, last: Default::default() }
     }
 
-    /// What `/metrics` says to who has asked at this moment. All who have waited since before a text was begun share it, so that it costs
-    /// the same for many as for one, and none is told of what was before the question.
-    pub fn text_since(&self, asked: Instant, format: Format) -> Bytes {
+    /// What `/metrics` says to who has asked at this moment, compressed with gzip or not. All who have waited since before a text was begun
+    /// share it, so that it costs the same for many as for one, and none is told of what was before the question.
+    pub fn text_since(&self, asked: Instant, format: Format, is_gzipped: bool) -> Bytes {
         let mut last = self.last[format as usize].lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, text)) = last.as_ref().filter(|(begun, _)| *begun >= asked) {
-            return text.clone();
+        let kept = match last.take().filter(|kept| kept.begun >= asked) {
+            Some(kept) => kept,
+            None => Kept { begun: Instant::now(), text: Bytes::from(self.text(format)), gzipped: None },
+        };
+        let kept = last.insert(kept);
+        if is_gzipped {
+            kept.gzipped.get_or_insert_with(|| Bytes::from(text::gzipped(&kept.text))).clone()
+        } else {
+            kept.text.clone()
         }
-        let begun = Instant::now();
-        let text = Bytes::from(self.text(format));
-        *last = Some((begun, text.clone()));
-        text
     }
 
     /// What there is to say now. The library writes OpenMetrics; the other format is made of that, line by line.
@@ -201,8 +214,11 @@ mod tests {
     use std::collections::{BTreeSet, HashMap};
     use std::fmt::Write as _;
     use std::fs;
+    use std::io::Read as _;
     use std::path::Path;
     use std::time::Duration;
+
+    use flate2::read::GzDecoder;
 
     use super::families::{Group, Values};
     use super::*;
@@ -303,17 +319,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_compressed_is_the_text_of_the_same_moment() {
+        let metrics = Metrics::new(whole(4, working()));
+        let asked = Instant::now();
+        let [plain, gzipped] =
+            [false, true].map(|is_gzipped| metrics.text_since(asked, Format::OpenMetrics, is_gzipped));
+        let mut decoded = String::new();
+        GzDecoder::new(&gzipped[..]).read_to_string(&mut decoded).unwrap();
+        assert_eq!(decoded.as_bytes(), plain);
+        assert!(gzipped.len() < plain.len() / 8, "{} of {}", gzipped.len(), plain.len());
+        let again = metrics.text_since(asked, Format::OpenMetrics, true);
+        assert_eq!(again.as_ptr(), gzipped.as_ptr(), "it is compressed once");
+    }
+
+    #[test]
     fn those_who_wait_share_one_text_and_nobody_is_told_of_what_was_before() {
         let metrics = Metrics::new(whole(1, working()));
         let asked = Instant::now();
-        let first = metrics.text_since(asked, Format::Prometheus);
+        let first = metrics.text_since(asked, Format::Prometheus, false);
         metrics.sources.workers[0].ring.accepted.add(1);
-        assert_eq!(metrics.text_since(asked, Format::Prometheus).as_ptr(), first.as_ptr());
+        assert_eq!(metrics.text_since(asked, Format::Prometheus, false).as_ptr(), first.as_ptr());
         let sample = |accepted| [("narwire_connections_accepted_total", accepted)];
         let read = |text: &Bytes| String::from_utf8(text.to_vec()).unwrap();
         assert_samples(&read(&first), &sample(0));
-        assert_samples(&read(&metrics.text_since(asked, Format::OpenMetrics)), &sample(1));
-        assert_samples(&read(&metrics.text_since(Instant::now(), Format::Prometheus)), &sample(1));
+        assert_samples(&read(&metrics.text_since(asked, Format::OpenMetrics, false)), &sample(1));
+        assert_samples(&read(&metrics.text_since(Instant::now(), Format::Prometheus, false)), &sample(1));
     }
 
     #[test]

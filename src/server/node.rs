@@ -29,7 +29,7 @@ use super::scribe::Scribe;
 use super::topic::Subject;
 use super::uploads::Uploads;
 
-use crate::codec::http::field::names_media_type;
+use crate::codec::http::field::{accepts_coding, names_media_type};
 use crate::codec::http::request::Request;
 use crate::codec::http::response::{CacheControl, Fields};
 use crate::codec::http::route::Route;
@@ -338,10 +338,13 @@ impl CacheNode {
             Route::Metrics => {
                 // On a thread: who counts may be asked in a way that waits.
                 let (overview, format) = (Arc::clone(&self.overview), Format::accepted(request.accept));
+                let is_gzipped = accepts_coding(request.accept_encoding, "gzip");
                 let asked = Instant::now();
                 let question = move |_: &mut Toolbox, _: &Demand| {
-                    let text = Made::fresh(format.media_type(), overview.metrics.text_since(asked, format));
-                    Ok(Some(Made { fields: Fields::new().vary("Accept"), ..text }))
+                    let text = overview.metrics.text_since(asked, format, is_gzipped);
+                    let fields = Fields::new().vary("Accept, Accept-Encoding");
+                    let fields = if is_gzipped { fields.content_encoding("gzip") } else { fields };
+                    Ok(Some(Made { fields, ..Made::fresh(format.media_type(), text) }))
                 };
                 self.make(id, wish, |planes| &planes.metrics, question)
             }

@@ -1,6 +1,6 @@
 //! What `/metrics` says is what has happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use crate::support::client::request_head;
 use crate::support::nar_cache::Nar;
 use crate::support::nix::hash_part;
 use crate::support::upload::{Package, Packing, UploadDir};
-use crate::support::{Narwire, Nix, Reply, Store, eventually, fixture, printed, text};
+use crate::support::{Narwire, Nix, Reply, Store, eventually, fixture, printed, run, text};
 
 const OPENMETRICS: (&str, &str) = ("Accept", "application/openmetrics-text; version=1.0.0");
 
@@ -90,7 +90,8 @@ fn prometheus_finds_nothing_to_complain_about() {
     server.nar(hash_part(fixture().path("large"))).expect(200);
     let metrics = server.get("/metrics").expect(200);
     assert_eq!(metrics.field("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    assert_eq!((metrics.field("cache-control"), metrics.field("vary")), (Some("no-store"), Some("Accept")));
+    assert_eq!(metrics.field("cache-control"), Some("no-store"));
+    assert_eq!(metrics.field("vary"), Some("Accept, Accept-Encoding"));
     assert_eq!(judge("promtool", &["check", "metrics"], metrics.text()), "");
 
     let metrics = server.request("GET", "/metrics", &[OPENMETRICS]).expect(200);
@@ -105,6 +106,21 @@ fn prometheus_finds_nothing_to_complain_about() {
     fs::write(&file, dated.collect::<String>()).unwrap();
     let blocks = folder.path().join("blocks");
     judge("promtool", &["tsdb", "create-blocks-from", "openmetrics", text(&file), text(&blocks)], "");
+
+    for accept in ["*/*", OPENMETRICS.1] {
+        let fields = [("Accept", accept), ("Accept-Encoding", "gzip")];
+        let gzipped = server.request("GET", "/metrics", &fields).expect(200);
+        assert_eq!(gzipped.field("content-encoding"), Some("gzip"));
+        assert_eq!(gzipped.field("vary"), Some("Accept, Accept-Encoding"));
+        let plain = server.request("GET", "/metrics", &fields[..1]).expect(200);
+        assert_eq!(plain.field("content-encoding"), None);
+        assert!(gzipped.body.len() < plain.body.len() / 5, "{} of {}", gzipped.body.len(), plain.body.len());
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--compressed", "--header", &format!("Accept: {accept}")]);
+        let read = run(curl.arg(format!("{}/metrics", server.url())));
+        let names = |text: &str| Scrape::read(text).0.into_keys().collect::<BTreeSet<_>>();
+        assert_eq!(names(&read), names(plain.text()));
+    }
 
     let head = server.request("HEAD", "/metrics", &[]).expect(200);
     assert!(head.body.is_empty() && head.field("content-length").is_some());
