@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Failure;
 use super::arguments::DemoArguments;
 use super::key::random_key;
+use super::log::LogFormat;
 use crate::codec::signature::PublicKey;
 use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{PORT_DEFAULT, PRIORITY_DEFAULT};
@@ -59,7 +60,7 @@ pub fn run(arguments: &DemoArguments, scribe: &Arc<Scribe>, cores: usize) -> Res
     let store_dir = config.store_dir.clone();
     let nothing = || Err("a demo has no settings that could be read again".to_owned());
     let result = server::run(config, scribe, nothing, |listeners| {
-        super::announce(listeners, scribe);
+        super::announce(listeners, scribe, LogFormat::default());
         // What is printed next is another stream.
         scribe.flush();
         if let Some(url) = listeners.iter().find_map(url) {

@@ -181,7 +181,7 @@ fn serve(arguments: &ServeArguments, variable: impl Fn(&str) -> Option<OsString>
         rules.map_err(hint)
     };
     let result = server::run(config, &scribe, read_again, |listeners| {
-        announce(listeners, &scribe);
+        announce(listeners, &scribe, started.log_format);
         if could_cache {
             info!("{HINT}");
         }
@@ -253,11 +253,16 @@ fn plan_fault(settings: &Settings) -> Result<(), Failure> {
     settings.fault.as_deref().map_or(Ok(()), |spec| fault::plan(spec).map_err(Failure::Usage))
 }
 
-/// One line for each address, on standard error, once it answers.
-fn announce(listeners: &[Listener], scribe: &Arc<Scribe>) {
-    for listener in listeners {
-        // Nobody may be reading any more; that is no reason not to serve.
-        scribe.say(LogKind::Program, format!("{}\n", listener.announcement()).as_bytes());
+/// One line for each address, once it answers: on standard error, whatever the level, or as one of the objects that are all that may stand
+/// there.
+fn announce(listeners: &[Listener], scribe: &Arc<Scribe>, format: LogFormat) {
+    for url in listeners.iter().map(Listener::url) {
+        if format == LogFormat::Json {
+            info!(%url, "listening on {url}");
+        } else {
+            // Nobody may be reading any more; that is no reason not to serve.
+            scribe.say(LogKind::Program, format!("narwire: listening on {url}\n").as_bytes());
+        }
     }
 }
 

@@ -34,11 +34,11 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The line that tells a person, and a test, where to connect.
-    pub fn announcement(&self) -> impl fmt::Display {
+    /// Where to connect.
+    pub fn url(&self) -> impl fmt::Display {
         match &self.address {
-            ListenAddress::Tcp(address) => format!("narwire: listening on http://{address}"),
-            ListenAddress::Unix(path) => format!("narwire: listening on unix:{}", path.display()),
+            ListenAddress::Tcp(address) => format!("http://{address}"),
+            ListenAddress::Unix(path) => format!("unix:{}", path.display()),
         }
     }
 }
@@ -257,8 +257,8 @@ mod tests {
         assert_ne!(port(&listener), 0);
         TcpStream::connect(("127.0.0.1", port(&listener))).unwrap();
         assert_eq!(
-            listener.announcement().to_string(),
-            format!("narwire: listening on http://127.0.0.1:{}", port(&listener))
+            listener.url().to_string(),
+            format!("http://127.0.0.1:{}", port(&listener))
         );
     }
 

@@ -102,9 +102,11 @@ fn json_is_one_object_a_line() {
     assert_eq!(serving["target"], "narwire::server");
     let time = serving["timestamp"].as_str().unwrap();
     assert!(time.starts_with("20") && time.ends_with('Z') && time.contains('T'), "{time}");
-    let others: Vec<_> =
-        server.output().lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
-    assert!(others.iter().all(|line| line.contains("listening on ")), "{others:?}");
+    let url = server.url();
+    let listening = said.iter().find(|line| line["message"] == format!("listening on {url}")).unwrap();
+    assert_eq!((&listening["level"], &listening["url"]), (&"INFO".into(), &url.into()), "{listening}");
+    let output = server.output();
+    assert!(output.lines().all(|line| line.starts_with('{')), "{output}");
 }
 
 #[test]
@@ -493,7 +495,8 @@ fn serve_into_pipe(site: &Site) -> (Narwire, SocketAddr, impl Iterator<Item = St
     let server = Narwire::spawn(shell.args(site.command().get_args()));
     let mut lines = BufReader::new(File::open(&pipe).unwrap()).lines().map(Result::unwrap);
     let listening = lines.find(|line| line.contains("listening on http://")).unwrap();
-    let address = listening.rsplit_once("http://").unwrap().1.parse().unwrap();
+    let (_, address) = listening.rsplit_once("http://").unwrap();
+    let address = address.split('"').next().unwrap().parse().unwrap();
     (server, address, lines)
 }
 

@@ -110,7 +110,8 @@ impl Narwire {
         let output = self.output();
         let after = output.lines().filter_map(|line| line.split_once(LISTENING)).map(|(_, after)| after);
         after
-            .map(|word| word.split_whitespace().next().unwrap().trim_start_matches("http://").to_owned())
+            // A line of JSON says it in quotation marks.
+            .map(|after| after.split(['"', ' ']).next().unwrap().trim_start_matches("http://").to_owned())
             .collect()
     }
 
