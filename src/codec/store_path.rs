@@ -163,7 +163,7 @@ impl StorePath {
 
     /// Whether it is a derivation, by its name.
     pub fn is_derivation(&self) -> bool {
-        self.name().ends_with(".drv")
+        self.name().as_bytes().ends_with(b".drv")
     }
 
     /// `<hash part>-<name>`.

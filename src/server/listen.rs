@@ -256,10 +256,7 @@ mod tests {
         let listener = bind_one(&tcp("127.0.0.1:0")).unwrap();
         assert_ne!(port(&listener), 0);
         TcpStream::connect(("127.0.0.1", port(&listener))).unwrap();
-        assert_eq!(
-            listener.url().to_string(),
-            format!("http://127.0.0.1:{}", port(&listener))
-        );
+        assert_eq!(listener.url().to_string(), format!("http://127.0.0.1:{}", port(&listener)));
     }
 
     #[test]

@@ -391,7 +391,9 @@ fn parse_hash_parameter(query: Option<&[u8]>) -> Result<Option<HashPart>, ()> {
 fn parse_log(name: &str, query: Option<&[u8]>) -> Option<Route> {
     // `?` is a legal character of store paths, and older clients send it as it is. But the name of a derivation has come to its end here.
     let name = match query {
-        Some(query) if !name.ends_with(".drv") => Cow::Owned(format!("{name}?{}", decode_segment(query)?)),
+        Some(query) if !name.as_bytes().ends_with(b".drv") => {
+            Cow::Owned(format!("{name}?{}", decode_segment(query)?))
+        }
         _ => Cow::Borrowed(name),
     };
     StorePath::parse_base_name(&name).ok().map(Route::Log)
