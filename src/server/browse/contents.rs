@@ -42,7 +42,6 @@ impl Browser {
                 Ok(None) | Err(Failure::Damaged) => continue,
                 Err(failure) => return Err(failure),
             };
-            let path = &narinfo.info.path;
             let found = match place {
                 Place::Store(store) => look_into_store(store, &narinfo, request, visit, toolbox),
                 Place::Directory(directory) => {
@@ -52,62 +51,58 @@ impl Browser {
                     self.look_into_nar(&directory.directory, &narinfo, request, visit)
                 }
             };
-            let inside = match found {
-                Ok(Some(inside)) => inside,
+            match found {
+                Ok(Some(inside)) => return self.shown(inside, &narinfo, request),
                 Ok(None) => return Ok(None),
-                Err(Failure::Damaged) => continue,
+                Err(Failure::Damaged) => {}
                 Err(failure) => return Err(failure),
-            };
-            let spot = Spot { store_dir: &self.store_dir, path, inner: &request.path };
-            return match inside {
-                // What it has is relative to it.
-                Inside::Directory { .. } if !request.has_slash => {
-                    let query = if request.is_listing_wanted { "?listing" } else { "" };
-                    Ok(Some(Made::elsewhere(&format!(
-                        "{}/{query}",
-                        contents_url(path, &request.path).trim_end_matches('/')
-                    ))))
-                }
-                Inside::Directory { entries, count } => {
-                    self.page(Status::Ok, browse::directory(&spot, &entries, count)).map(Some)
-                }
-                // Nothing is in a file. The root has a slash because of what its page leads to.
-                Inside::File { inner, .. }
-                    if request.has_slash && !inner.is_root() && inner == request.path =>
-                {
-                    Ok(None)
-                }
-                Inside::File { name, inner, start, content } => {
-                    let tag = [&narinfo.info.nar_hash.0, inner.as_bytes()].concat();
-                    Ok(Some(Made {
-                        etag: ETag::new(Sha256::digest(&tag).to_nix32().as_bytes()),
-                        cache_control: CONTENTS_CACHE_CONTROL,
-                        fields: file_guards(),
-                        content,
-                        ..Made::immutable(media::of(&name, &start), Bytes::new())
-                    }))
-                }
-                Inside::Link { target, depth } => match destination(&spot, &target, depth) {
-                    Some((path, inner)) if (&path, &inner) != (spot.path, spot.inner) => {
-                        Ok(Some(Made::elsewhere(&contents_url(&path, &inner))))
-                    }
-                    _ => self.page(Status::Ok, browse::link(&spot, &target)).map(Some),
-                },
-                Inside::TooMuch => self
-                    .page(
-                        Status::NotImplemented,
-                        browse::too_much(&spot, &nar_link(&narinfo.url).unwrap_or_default()),
-                    )
-                    .map(Some),
-                Inside::TooSlow => self
-                    .page(
-                        Status::ServiceUnavailable,
-                        browse::too_slow(&spot, &nar_link(&narinfo.url).unwrap_or_default()),
-                    )
-                    .map(Some),
-            };
+            }
         }
         Ok(None)
+    }
+
+    /// What a visitor gets who has come to that.
+    fn shown(
+        &self,
+        inside: Inside,
+        narinfo: &NarInfo,
+        request: &ContentsRequest,
+    ) -> Result<Option<Made>, Failure> {
+        let path = &narinfo.info.path;
+        let spot = Spot { store_dir: &self.store_dir, path, inner: &request.path };
+        let nar_url = || nar_link(&narinfo.url).unwrap_or_default();
+        let (status, document) = match inside {
+            // What it has is relative to it.
+            Inside::Directory { .. } if !request.has_slash => {
+                let query = if request.is_listing_wanted { "?listing" } else { "" };
+                let url = contents_url(path, &request.path);
+                return Ok(Some(Made::elsewhere(&format!("{}/{query}", url.trim_end_matches('/')))));
+            }
+            Inside::Directory { entries, count } => (Status::Ok, browse::directory(&spot, &entries, count)),
+            // Nothing is in a file. The root has a slash because of what its page leads to.
+            Inside::File { inner, .. } if request.has_slash && !inner.is_root() && inner == request.path => {
+                return Ok(None);
+            }
+            Inside::File { name, inner, start, content } => {
+                let tag = [&narinfo.info.nar_hash.0, inner.as_bytes()].concat();
+                return Ok(Some(Made {
+                    etag: ETag::new(Sha256::digest(&tag).to_nix32().as_bytes()),
+                    cache_control: CONTENTS_CACHE_CONTROL,
+                    fields: file_guards(),
+                    content,
+                    ..Made::immutable(media::of(&name, &start), Bytes::new())
+                }));
+            }
+            Inside::Link { target, depth } => match destination(&spot, &target, depth) {
+                Some((path, inner)) if (&path, &inner) != (spot.path, spot.inner) => {
+                    return Ok(Some(Made::elsewhere(&contents_url(&path, &inner))));
+                }
+                _ => (Status::Ok, browse::link(&spot, &target)),
+            },
+            Inside::TooMuch => (Status::NotImplemented, browse::too_much(&spot, &nar_url())),
+            Inside::TooSlow => (Status::ServiceUnavailable, browse::too_slow(&spot, &nar_url())),
+        };
+        self.page(status, document).map(Some)
     }
 
     /// What is in a path of a cache directory, which is a NAR in a file.
