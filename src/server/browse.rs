@@ -123,6 +123,14 @@ impl Place {
         }
     }
 
+    /// Whether the listing of a path that is here is here as well.
+    fn has_listing(&self, hash_part: HashPart) -> bool {
+        match self {
+            Self::Store(_) => true,
+            Self::Directory(shared) => shared.directory.has(&format!("{hash_part}.ls")).unwrap_or(false),
+        }
+    }
+
     /// Whether the build log of a derivation is here.
     fn has_log(&self, derivation: &StorePath) -> bool {
         match self {

@@ -560,6 +560,20 @@ fn a_huge_directory_is_listed_as_far_as_a_page_goes() {
     assert!(listing.contains("<caption>5,000 entries</caption>") && listing.contains("and 904 more"));
     assert_eq!(listing.matches("<th scope=\"row\">").count(), 4096);
     server.get(&format!("/serve/{}/file-04999", base_name(&path))).expect(200);
+    // What there is no room for is in the listing, where there is one.
+    let ls = format!("/{}.ls", hash_part(&path));
+    assert!(listing.contains(&format!("and 904 more: all are in <a href=\"{ls}\">")), "{ls}");
+    assert!(server.get(&ls).expect(200).text().contains("file-04999"));
+    for (option, is_listed) in [("", false), ("&write-nar-listing=true", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let target = format!("file://{}?compression=none{option}", text(folder.path()));
+        store.nix.run("nix", &["copy", "--no-check-sigs", "--from", store.uri(), "--to", &target, &path]);
+        let server = Narwire::start([folder.path()]);
+        let listing = page(&server, &format!("/serve/{}/", base_name(&path)), 200);
+        assert!(listing.contains("and 904 more"));
+        assert_eq!(listing.contains(&ls), is_listed);
+        assert_eq!(server.get(&ls).status == 200, is_listed);
+    }
 }
 
 #[test]

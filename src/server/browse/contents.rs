@@ -52,7 +52,7 @@ impl Browser {
                 }
             };
             match found {
-                Ok(Some(inside)) => return self.shown(inside, &narinfo, request),
+                Ok(Some(inside)) => return self.shown(inside, place, &narinfo, request),
                 Ok(None) => return Ok(None),
                 Err(Failure::Damaged) => {}
                 Err(failure) => return Err(failure),
@@ -65,6 +65,7 @@ impl Browser {
     fn shown(
         &self,
         inside: Inside,
+        place: &Place,
         narinfo: &NarInfo,
         request: &ContentsRequest,
     ) -> Result<Option<Made>, Failure> {
@@ -78,7 +79,11 @@ impl Browser {
                 let url = contents_url(path, &request.path);
                 return Ok(Some(Made::elsewhere(&format!("{}/{query}", url.trim_end_matches('/')))));
             }
-            Inside::Directory { entries, count } => (Status::Ok, browse::directory(&spot, &entries, count)),
+            Inside::Directory { entries, count } => {
+                let is_cut = count > entries.len() as u64;
+                let is_listed = is_cut && place.has_listing(request.hash_part);
+                (Status::Ok, browse::directory(&spot, &entries, count, is_listed))
+            }
             // Nothing is in a file. The root has a slash because of what its page leads to.
             Inside::File { inner, .. } if request.has_slash && !inner.is_root() && inner == request.path => {
                 return Ok(None);

@@ -51,8 +51,8 @@ impl Spot<'_> {
     }
 }
 
-/// The page of a directory of `all` entries, of which these are the first.
-pub fn directory(spot: &Spot<'_>, entries: &[Listed], all: u64) -> String {
+/// The page of a directory of `all` entries, of which these are the first; `is_listed` if the others are found in the listing of the path.
+pub fn directory(spot: &Spot<'_>, entries: &[Listed], all: u64, is_listed: bool) -> String {
     let mut body = format!(
         "<table>\n<caption>{}</caption>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Type</th>\
          <th scope=\"col\">Size</th></tr></thead>\n<tbody>\n",
@@ -80,7 +80,13 @@ pub fn directory(spot: &Spot<'_>, entries: &[Listed], all: u64) -> String {
     }
     body.push_str("</tbody>\n</table>\n");
     if let Some(more @ 1..) = all.checked_sub(entries.len() as u64) {
-        let _ = writeln!(body, "<p>and {} more</p>", indicatif::HumanCount(more));
+        let hash_part = spot.path.hash_part();
+        let listing = if is_listed {
+            format!(": all are in <a href=\"/{hash_part}.ls\">the listing of the path</a>, as JSON")
+        } else {
+            String::new()
+        };
+        let _ = writeln!(body, "<p>and {} more{listing}</p>", indicatif::HumanCount(more));
     }
     spot.page(&body)
 }
@@ -139,7 +145,7 @@ mod tests {
             .collect();
         for name in &hostile {
             for text in [
-                show(&[name, b"x"], |spot| directory(spot, &entries, 8)),
+                show(&[name, b"x"], |spot| directory(spot, &entries, 8, false)),
                 show(&[b"x", name], |spot| link(spot, name)),
                 show(&[name], |spot| too_much(spot, "/nar/\"><script>")),
             ] {
@@ -150,7 +156,7 @@ mod tests {
                 );
             }
         }
-        let text = show(&[], |spot| directory(spot, &entries, 8));
+        let text = show(&[], |spot| directory(spot, &entries, 8, false));
         assert!(text.contains("href=\"%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E/\""), "{text}");
         assert!(
             text.contains("<a href=\"%FF/\">\u{fffd}/</a>")
@@ -166,7 +172,7 @@ mod tests {
             Listed { name: b"words".to_vec(), kind: ListedKind::Regular { executable: false, size: 1 } },
             Listed { name: b"z".to_vec(), kind: ListedKind::Symlink { target: b"../a&b".to_vec() } },
         ];
-        let text = show(&[b"a b", b"c"], |spot| directory(spot, &entries, 1004));
+        let text = show(&[b"a b", b"c"], |spot| directory(spot, &entries, 1004, false));
         let root = "/serve/0c8r7p9x1m5h3fya2d4g6jbk7lnqsvwz-a%2Bb/";
         for part in [
             "<caption>1,004 entries</caption>",
