@@ -398,7 +398,7 @@ pub const WRONG_TOKENS_MAX: u32 = 100;
 pub const FAILURE_WINDOW: Duration = Duration::from_mins(1);
 /// Clients whose wrong tokens are counted one by one in a window; those of all others are counted together. Some 200 KiB. Per worker.
 pub const FAILING_CLIENTS_MAX: usize = 4096;
-/// Refusals for want of a token that are logged in a window; the rest is counted. Per worker.
+/// Refusals of tokens, wrong or for something else, that are logged in a window; the rest is counted. Per worker.
 pub const REFUSALS_LOGGED_MAX: u32 = 10;
 /// Lines that one place in the program logs in a [`LOG_WINDOW`], whatever it says in them; the rest is counted. There are some 80 such
 /// places, so a flood of requests that all meet a fault writes less than 1 MiB a minute, and not as much as there are requests.

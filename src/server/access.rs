@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::config::AccessConfig;
 use super::figures::{NodeFigures, NodeLimit};
@@ -97,19 +97,24 @@ impl Access {
         }
     }
 
-    /// Counts a refusal, logs it if not too many were, and says what to answer.
+    /// Counts a refusal, logs it unless it is for want of any token or too many were, and says what to answer.
     fn refuse(&mut self, refused: &Refused, client: Option<IpAddr>, scope: Scope, now: Instant) -> Reply {
         let is_wrong = matches!(refused, Refused::WrongToken(_));
         let wait = if is_wrong { self.failures.count_wrong(client, now) } else { None };
-        if self.failures.is_worth_a_line(wait.is_some(), now) {
-            let who = client.map_or("somebody".to_owned(), |address| address.to_string());
-            let why = match refused {
-                Refused::NoToken => "no token".to_owned(),
-                Refused::WrongToken(None) => "an unknown token".to_owned(),
-                Refused::WrongToken(Some(name)) => format!("a wrong secret for token {name}"),
-                Refused::OtherScope(name) => format!("token {name} may not {}", verb(scope)),
-            };
-            warn!("refused to let {who} {}: {why}", verb(scope));
+        let who = || client.map_or("somebody".to_owned(), |address| address.to_string());
+        let why = match refused {
+            Refused::NoToken => None,
+            Refused::WrongToken(None) => Some("an unknown token".to_owned()),
+            Refused::WrongToken(Some(name)) => Some(format!("a wrong secret for token {name}")),
+            Refused::OtherScope(name) => Some(format!("token {name} may not {}", verb(scope))),
+        };
+        match why {
+            // Many a client sends its token only when it was asked for one.
+            None => debug!("asked {} for a token to {}", who(), verb(scope)),
+            Some(why) if self.failures.is_worth_a_line(wait.is_some(), now) => {
+                warn!("refused to let {} {}: {why}", who(), verb(scope));
+            }
+            Some(_) => {}
         }
         match (refused, wait) {
             (_, Some(wait)) => {
@@ -343,6 +348,18 @@ mod tests {
                 assert_ne!(reply.status, Status::ServiceUnavailable);
             }
         }
+    }
+
+    #[test]
+    fn who_is_asked_for_a_token_takes_no_line_from_a_wrong_one() {
+        let mut access = access(true, false);
+        let now = Instant::now();
+        for _ in 0..2 * REFUSALS_LOGGED_MAX {
+            access.refuse(&Refused::NoToken, address("192.0.2.1"), Scope::Read, now);
+        }
+        assert_eq!((access.failures.logged, access.failures.unlogged), (0, 0));
+        access.refuse(&Refused::WrongToken(None), address("192.0.2.1"), Scope::Read, now);
+        assert_eq!(access.failures.logged, 1);
     }
 
     #[test]
