@@ -10,6 +10,7 @@ use crate::codec::signature::PublicKey;
 use crate::codec::token::Scope;
 use crate::ring::capability::Capabilities;
 use crate::server::config::{AccessConfig, Config, ConnectionBounds, NarCacheConfig, SourceConfig};
+use crate::server::machine::{connections_max, raise_descriptor_limit};
 use crate::server::{RunError, sandbox};
 use crate::store::StoreError;
 use crate::store::db::Database;
@@ -102,12 +103,13 @@ fn describe_nar_cache(NarCacheConfig { directory, fill }: &NarCacheConfig, prosp
     )
 }
 
-/// How many may be connected.
+/// How many may be connected to a server that may open as many files as this process.
 fn describe_connections(bounds: ConnectionBounds) -> String {
-    let all =
-        bounds.all_max.map_or("as many as files can be open".to_owned(), |max| format!("at most {max}"));
-    let each = bounds.per_address_max.map_or(String::new(), |max| format!(", {max} from one address"));
-    all + &each
+    let max = connections_max(raise_descriptor_limit(), bounds.all_max);
+    let why =
+        if bounds.all_max == Some(max) { "" } else { ", three quarters of the files that may be open here" };
+    let each = bounds.per_address_max.map_or(String::new(), |max| format!("; {max} from one address"));
+    format!("at most {max}{why}{each}")
 }
 
 /// What is taken, and where to.

@@ -190,6 +190,22 @@ fn check_says_what_would_be_served() {
 }
 
 #[test]
+fn check_says_how_many_may_be_connected() {
+    let folder = tempfile::tempdir().unwrap();
+    for (flags, words) in [
+        (&[][..], "clients    at most 750, three quarters of the files that may be open here\n"),
+        (&["--max-connections", "900"], "clients    at most 750, three quarters"),
+        (&["--max-connections", "9"], "clients    at most 9\n"),
+        (&["--max-connections-per-address", "8"], "may be open here; 8 from one address\n"),
+    ] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -n 1000; exec \"$@\"", "sh", BINARY, "check"]);
+        let said = run(shell.arg(folder.path()).args(flags));
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
 fn check_says_how_nars_are_kept_and_makes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("nars");
