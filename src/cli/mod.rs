@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use crate::server::config::{Config, Rules, SandboxMode, SourceConfig};
+use crate::server::config::{Config, ReadAgain, SandboxMode, SourceConfig};
 use crate::server::listen::Listener;
 use crate::server::machine::say_at_last;
 use crate::server::scribe::{LogKind, Scribe};
@@ -203,7 +203,7 @@ fn rules_again(
     in_force: &mut Settings,
     started: &Settings,
     read: impl FnOnce() -> Result<Settings, Failure>,
-) -> Result<Rules, Failure> {
+) -> Result<ReadAgain, Failure> {
     // A pipe, as shells make them of commands, is empty now. What it says was read once.
     if let Some(path) = started.config_file.as_ref().filter(|path| !path.is_file()) {
         return Err(FileError::Gone(path.clone()).into());
@@ -213,13 +213,13 @@ fn rules_again(
     if waiting.is_empty() {
         let rules = load::rules(&now)?;
         *in_force = now;
-        return Ok(rules);
+        return Ok(ReadAgain { rules, is_restart_pending: false });
     }
     warn!(
         "the settings have changed and wait for a restart, all of them, because these are read at the start only: {}",
         waiting.join("; ")
     );
-    Ok(load::rules(in_force)?)
+    Ok(ReadAgain { rules: load::rules(in_force)?, is_restart_pending: true })
 }
 
 fn configure(

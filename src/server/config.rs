@@ -52,6 +52,15 @@ pub struct Config {
     pub capabilities_off: Vec<String>,
 }
 
+/// What was read again.
+#[derive(Clone, Debug)]
+pub struct ReadAgain {
+    /// In force from now on.
+    pub rules: Rules,
+    /// Whether the settings are those of before, because they have changed in what is read at the start only. Keys and tokens do not wait.
+    pub is_restart_pending: bool,
+}
+
 /// What can change while the server runs.
 #[derive(Clone, Debug)]
 pub struct Rules {

@@ -79,6 +79,8 @@ pub struct ReloadFigures {
     pub is_successful: Gauge,
     /// When it last went well: seconds since 1970.
     pub succeeded_s: Gauge,
+    /// 1 if the settings were well, but wait for a restart.
+    pub is_restart_pending: Gauge,
 }
 
 impl SharedFigures {
@@ -122,14 +124,15 @@ impl ReloadFigures {
     /// Of a process that has just read its settings for the first time.
     pub fn begin() -> Self {
         let figures = Self::default();
-        figures.note(true);
+        figures.note(Some(false));
         figures
     }
 
-    /// They were read again.
-    pub fn note(&self, is_successful: bool) {
-        self.is_successful.set(u64::from(is_successful));
-        if is_successful {
+    /// They were read again, and wait for a restart or not; `None` if they could not be read.
+    pub fn note(&self, is_restart_pending: Option<bool>) {
+        self.is_successful.set(u64::from(is_restart_pending.is_some()));
+        if let Some(is_restart_pending) = is_restart_pending {
+            self.is_restart_pending.set(u64::from(is_restart_pending));
             self.succeeded_s.set(now_s());
         }
     }
@@ -218,9 +221,9 @@ mod tests {
         let figures = ReloadFigures::begin();
         assert_eq!(figures.is_successful.get(), 1);
         figures.succeeded_s.set(5);
-        figures.note(false);
+        figures.note(None);
         assert_eq!((figures.is_successful.get(), figures.succeeded_s.get()), (0, 5));
-        figures.note(true);
+        figures.note(Some(true));
         assert!(figures.is_successful.get() == 1 && figures.succeeded_s.get() > 5);
     }
 }

@@ -51,7 +51,7 @@ use rustix::fs::{Mode, OFlags};
 use tracing::{error, info, warn};
 
 use self::browse::{Browser, Place};
-use self::config::{Config, ConnectionBounds, Rules, SourceConfig};
+use self::config::{Config, ConnectionBounds, ReadAgain, Rules, SourceConfig};
 use self::directory::Directory;
 use self::figures::{NodeFigures, ReloadFigures, SharedFigures, WorkerFigures};
 use self::listen::Listener;
@@ -115,7 +115,7 @@ enum Event {
 pub fn run(
     config: Config,
     scribe: &Arc<Scribe>,
-    read_again: impl FnMut() -> Result<Rules, String>,
+    read_again: impl FnMut() -> Result<ReadAgain, String>,
     on_ready: impl FnOnce(&[Listener]),
 ) -> Result<(), RunError> {
     abort_on_panic(Arc::clone(scribe));
@@ -276,7 +276,7 @@ impl Server {
     }
 
     /// Waits for signals, tells the service manager that all is well while every worker goes round, and ends.
-    fn watch(mut self, mut read_again: impl FnMut() -> Result<Rules, String>) -> anyhow::Result<()> {
+    fn watch(mut self, mut read_again: impl FnMut() -> Result<ReadAgain, String>) -> anyhow::Result<()> {
         let watchdog = systemd::watchdog_interval();
         let mut pulses = self.read_pulses();
         let mut last = Instant::now();
@@ -347,18 +347,19 @@ impl Server {
     }
 
     /// Puts new rules in force. Those of before stay if they cannot be read, for half of them would be none that anybody has wanted.
-    fn reload(&mut self, read_again: &mut dyn FnMut() -> Result<Rules, String>) {
+    fn reload(&mut self, read_again: &mut dyn FnMut() -> Result<ReadAgain, String>) {
         systemd::reloading();
         let read = read_again();
-        self.reloads.note(read.is_ok());
+        self.reloads.note(read.as_ref().ok().map(|read| read.is_restart_pending));
         match read {
-            Ok(rules) => {
+            Ok(ReadAgain { rules, is_restart_pending }) => {
                 self.obey(&rules);
-                info!(
-                    keys = rules.secret_keys.len(),
-                    tokens = rules.access.tokens.len(),
-                    "read settings, keys and tokens again"
-                );
+                let (keys, tokens) = (rules.secret_keys.len(), rules.access.tokens.len());
+                if is_restart_pending {
+                    info!(keys, tokens, "read keys and tokens again; settings wait for a restart");
+                } else {
+                    info!(keys, tokens, "read settings, keys and tokens again");
+                }
             }
             Err(error) => error!("{error}; what was in force before stays in force"),
         }

@@ -143,8 +143,14 @@ fn settings_of_which_some_wait_for_a_restart_all_wait_and_keys_do_not() {
         signers(&server.get(&target).expect(200)) == ["new.test-1"]
     });
     assert!(server.get("/nix-cache-info").expect(200).text().contains("Priority: 7\n"));
+    server.wait_for("read keys and tokens again; settings wait for a restart");
+    let pending = || server.count("narwire_config_restart_pending");
+    assert_eq!(pending(), Some(1));
+    assert_eq!(server.count("narwire_config_last_reload_successful"), Some(1));
+    assert!(!server.output().contains(DONE), "{}", server.output());
     site.configure("workers = 1\nsecret-key-file = ['old.test-1.secret']\npriority = 8");
     reload(&server, DONE);
+    assert_eq!(pending(), Some(0));
     eventually("the settings are in force", || {
         server.get("/nix-cache-info").expect(200).text().contains("Priority: 8\n")
     });

@@ -873,7 +873,7 @@ pub const GROUPS: &[Group] = &[
     Group {
         title: "The server itself",
         watch: "`narwire_config_last_reload_successful` at 0 means that the settings on the disk are not those in force, and would keep the \
-            server from starting anew.",
+            server from starting anew; `narwire_config_restart_pending` at 1 that they are well, and come into force with the next start.",
         is_standard: false,
         families: &[
             Family {
@@ -937,6 +937,14 @@ pub const GROUPS: &[Group] = &[
                 labels: &[],
                 help: "When settings, keys and tokens were last read with success.",
                 read: |now, samples| samples.count(&[], now.sources.reloads.succeeded_s.get()),
+            },
+            Family {
+                name: "config_restart_pending",
+                kind: Kind::Gauge,
+                labels: &[],
+                help: "Whether the settings that were last read with success wait for a restart, all of them, because some are read at the \
+                    start only; keys and tokens do not wait.",
+                read: |now, samples| samples.count(&[], now.sources.reloads.is_restart_pending.get()),
             },
             Family {
                 name: "build",
