@@ -553,7 +553,7 @@ fn a_log_for_which_there_is_no_room_is_counted_and_goes_on_with_a_line_of_its_ow
     let mut address = None;
     eventually("it listens", || {
         let said = written();
-        let after = said.split_once("listening on http://").and_then(|(_, after)| after.split_once('\n'));
+        let after = said.split_once("listening on http://").and_then(|(_, after)| after.split_once('"'));
         address = after.map(|(address, _)| address.parse::<SocketAddr>().unwrap());
         address.is_some()
     });
