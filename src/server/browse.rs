@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::figures::{Query, SharedFigures};
+use super::known_path::nar_url;
 use super::lookup::{SharedStore, TextRoom};
 use super::page::details::{self, Details, Referrers};
 use super::page::index::BaseUrl;
@@ -25,8 +26,8 @@ use super::plane::{Demand, Toolbox};
 use super::refusal::Failure;
 use super::representation::{JSON_TYPE, Made, NARINFO_CACHE_CONTROL};
 use crate::codec::http::Status;
-use crate::codec::http::route::Route;
-use crate::codec::narinfo::NarInfo;
+use crate::codec::http::route::{NarCompression, Route};
+use crate::codec::narinfo::{Compression, NarInfo};
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::limits::{
     BROWSING_JOBS_MAX, INDEX_BUSY_POLL, LONG_LOOKS_MAX, PAGES_LEN_MAX, REFERRERS_COUNTED_MAX,
@@ -121,6 +122,20 @@ impl Place {
                 Ok(narinfo.map_err(|error| Failure::log(&error))?.filter(is_its_own))
             }
         }
+    }
+
+    /// The same for who only wants to look into the path: what is made by signing is left out.
+    fn unsigned_narinfo(
+        &self,
+        toolbox: &mut Toolbox,
+        hash_part: HashPart,
+        store_dir: &StoreDir,
+    ) -> Result<Option<NarInfo>, Failure> {
+        let Self::Store(store) = self else { return self.narinfo(toolbox, hash_part, store_dir) };
+        let Some(info) = store.path_info(toolbox, hash_part)? else { return Ok(None) };
+        let url = nar_url(&info, NarCompression::None);
+        let (nar_hash, nar_size) = (info.nar_hash, info.nar_size);
+        Ok(Some(NarInfo::new(info, url, Compression::None, nar_hash, nar_size)))
     }
 
     /// Whether the listing of a path that is here is here as well.

@@ -17,6 +17,7 @@ use super::representation::{JSON_TYPE, Made, MadeContent, NARINFO_CACHE_CONTROL,
 use crate::codec::build_id::BuildId;
 use crate::codec::http::route::NarCompression;
 use crate::codec::nar::listing;
+use crate::codec::narinfo::PathInfo;
 use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::SecretKey;
 use crate::codec::store_path::{HashPart, StorePath};
@@ -236,16 +237,25 @@ impl SharedStore {
         Ok(Known { state, path: Some(path), seen: Cell::new(view.seen) })
     }
 
-    /// Whether a path is served. Damage is as good as absence.
+    /// What the database says of a path that is served, for who wants no narinfo of it. Damage is as good as absence.
+    pub fn path_info(&self, toolbox: &mut Toolbox, hash_part: HashPart) -> Result<Option<PathInfo>, Failure> {
+        let info = self.ask_database(toolbox, Query::PathInfo, |database| database.path_info(hash_part))?;
+        Ok(info.filter(|info| !self.is_damaged(info)))
+    }
+
+    fn is_damaged(&self, info: &PathInfo) -> bool {
+        let nar = (info.path.hash_part(), info.nar_hash);
+        self.nar_cache.as_ref().is_some_and(|cache| cache.view(&nar).seen.is_damaged)
+    }
+
+    /// Whether a path is served.
     pub fn has(&self, toolbox: &mut Toolbox, path: &StorePath) -> Result<bool, StoreError> {
         let info = self.ask(toolbox, Query::PathInfo, |database| database.path_info(path.hash_part()));
-        let info = match info {
-            Ok(Some(info)) if info.path == *path => info,
-            Ok(_) | Err(StoreError::Damaged { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let nar = (info.path.hash_part(), info.nar_hash);
-        Ok(!self.nar_cache.as_ref().is_some_and(|cache| cache.view(&nar).seen.is_damaged))
+        match info {
+            Ok(Some(info)) => Ok(info.path == *path && !self.is_damaged(&info)),
+            Ok(None) | Err(StoreError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The `.ls` of a path, unless nobody wants it any more.

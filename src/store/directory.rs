@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Statx, StatxFlags};
 use rustix::io::Errno;
+use tracing::warn;
 
 use crate::codec::narinfo::NarInfo;
 use crate::codec::store_path::{HashPart, StoreDir};
@@ -145,8 +146,13 @@ impl Directory {
 
     /// The narinfo of a path in a cache directory, if there is one that can be read.
     pub fn narinfo(&self, hash_part: HashPart, store_dir: &StoreDir) -> Result<Option<NarInfo>, StoreError> {
-        let text = self.read_text(&narinfo_name(hash_part), CACHED_NARINFO_LEN_MAX)?;
-        Ok(text.and_then(|text| NarInfo::parse(&text, store_dir).ok()))
+        let name = narinfo_name(hash_part);
+        let Some(text) = self.read_text(&name, CACHED_NARINFO_LEN_MAX)? else { return Ok(None) };
+        // Clients are sent it as it is, and say what they make of it.
+        let parsed = NarInfo::parse(&text, store_dir);
+        Ok(parsed
+            .inspect_err(|error| warn!("{} is no narinfo: {error}", self.path.join(name).display()))
+            .ok())
     }
 
     /// A regular file. `None` when there is none of that name.

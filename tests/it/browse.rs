@@ -531,6 +531,17 @@ fn nothing_leads_out_of_a_path() {
 }
 
 #[test]
+fn nothing_is_signed_for_who_looks_into_a_path() {
+    let (store, key, path) = (&fixture().store, &fixture().key, fixture().path("small"));
+    let server = Narwire::start([store.flags(), key.flags()].concat());
+    let signatures = || server.count("narwire_signatures_total");
+    server.get(&format!("/serve/{}/", hash_part(path))).expect(200);
+    assert_eq!(signatures(), Some(0));
+    server.get(&format!("/{}.narinfo", hash_part(path))).expect(200);
+    assert_eq!(signatures(), Some(1));
+}
+
+#[test]
 fn what_is_not_valid_is_not_shown_and_what_is_deleted_is_gone() {
     let ground = Ground::new();
     let server = ground.store.serve();

@@ -37,7 +37,7 @@ impl Browser {
         toolbox: &mut Toolbox,
     ) -> Result<Option<Made>, Failure> {
         for place in &self.places {
-            let narinfo = match place.narinfo(toolbox, request.hash_part, &self.store_dir) {
+            let narinfo = match place.unsigned_narinfo(toolbox, request.hash_part, &self.store_dir) {
                 Ok(Some(narinfo)) => narinfo,
                 Ok(None) | Err(Failure::Damaged) => continue,
                 Err(failure) => return Err(failure),
@@ -176,8 +176,8 @@ fn look_into_store(
     let path = &narinfo.info.path;
     let failed = |error: StoreError| Failure::log(&error);
     let Some(root) = walk::open_root(store.places(), path).map_err(failed)? else { return Ok(None) };
-    let now = store.look_up(toolbox, request.hash_part, None)?;
-    if now.present_path().is_none_or(|now| now.nar_hash != narinfo.info.nar_hash) {
+    let now = store.path_info(toolbox, request.hash_part)?;
+    if now.is_none_or(|now| now.nar_hash != narinfo.info.nar_hash) {
         return Ok(None);
     }
     let file = |inner: &InnerPath, file: OwnedFd, size: u64| Inside::File {
