@@ -36,6 +36,9 @@ use crate::tally::Tally as _;
 /// Where the journal takes messages (systemd.journal-fields(7)).
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
+/// Lines that say where the server listens: whoever started it waits for them, whatever the level.
+pub const LISTENING_TARGET: &str = "listening";
+
 /// The filter that is asked for in the environment, as most programs that log this way have it.
 const LEVEL_VARIABLE: &str = "RUST_LOG";
 
@@ -87,7 +90,7 @@ impl LogLevel {
 
 /// What this filter lets through, and what the level has no say in.
 fn with_whatever_the_level(filter: &str) -> String {
-    format!("{filter},{ACCESS_TARGET}=info,{MISSING_TARGET}=warn")
+    format!("{filter},{ACCESS_TARGET}=info,{MISSING_TARGET}=warn,{LISTENING_TARGET}=info")
 }
 
 impl FromStr for LogLevel {

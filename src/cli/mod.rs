@@ -258,7 +258,7 @@ fn plan_fault(settings: &Settings) -> Result<(), Failure> {
 fn announce(listeners: &[Listener], scribe: &Arc<Scribe>, format: LogFormat) {
     for url in listeners.iter().map(Listener::url) {
         if format == LogFormat::Json {
-            info!(%url, "listening on {url}");
+            info!(target: log::LISTENING_TARGET, %url, "listening on {url}");
         } else {
             // Nobody may be reading any more; that is no reason not to serve.
             scribe.say(LogKind::Program, format!("narwire: listening on {url}\n").as_bytes());
