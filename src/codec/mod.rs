@@ -2,6 +2,7 @@
 
 pub mod base32;
 pub mod build_id;
+pub mod cache_file;
 pub mod cache_info;
 pub mod content_address;
 pub mod decompress;

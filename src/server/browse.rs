@@ -25,8 +25,9 @@ use super::page::missing;
 use super::plane::{Demand, Toolbox};
 use super::refusal::Failure;
 use super::representation::{JSON_TYPE, Made, NARINFO_CACHE_CONTROL};
+use crate::codec::cache_file::CacheFile;
 use crate::codec::http::Status;
-use crate::codec::http::route::{NarCompression, Route};
+use crate::codec::http::route::{Look, NarCompression};
 use crate::codec::narinfo::{Compression, NarInfo};
 use crate::codec::store_path::{HashPart, StoreDir, StorePath};
 use crate::limits::{
@@ -142,7 +143,7 @@ impl Place {
     fn has_listing(&self, hash_part: HashPart) -> bool {
         match self {
             Self::Store(_) => true,
-            Self::Directory(shared) => shared.directory.has(&format!("{hash_part}.ls")).unwrap_or(false),
+            Self::Directory(shared) => shared.has(&CacheFile::Listing(hash_part)),
         }
     }
 
@@ -150,12 +151,16 @@ impl Place {
     fn has_log(&self, derivation: &StorePath) -> bool {
         match self {
             Self::Store(store) => log::is_there(store.places(), derivation),
-            Self::Directory(shared) => shared.directory.has(&format!("log/{derivation}")).unwrap_or(false),
+            Self::Directory(shared) => shared.has(&CacheFile::Log(derivation.clone())),
         }
     }
 }
 
 impl SharedDirectory {
+    fn has(&self, file: &CacheFile) -> bool {
+        self.directory.has(&file.to_string()).unwrap_or(false)
+    }
+
     /// Brings the index up to date as far as there is time, and asks it; not when somebody else does so all that time.
     fn ask_index<T>(
         &self,
@@ -189,22 +194,21 @@ impl Browser {
         Leave::of(&self.visits, BROWSING_JOBS_MAX).ok_or_else(|| refused(&self.figures.browsing_refused))
     }
 
-    /// What `route` shows; nothing when there is nothing, unless the visitor wants that said on a page.
+    /// What somebody sees; nothing when there is nothing, unless the visitor wants that said on a page.
     pub fn show(
         &self,
-        route: &Route,
+        look: &Look,
         visit: &Visit<'_>,
         toolbox: &mut Toolbox,
     ) -> Result<Option<Made>, Failure> {
-        let made = match route {
-            Route::NarInfoJson(hash_part) => self.narinfo_json(*hash_part, toolbox)?,
-            Route::Search(text) => self.search(text, visit, toolbox)?,
-            Route::Details(hash_part) => self.details(*hash_part, visit, toolbox)?,
-            Route::Contents(request) => self.contents(request, visit, toolbox)?,
-            _ => None,
+        let made = match look {
+            Look::NarInfoJson(hash_part) => self.narinfo_json(*hash_part, toolbox)?,
+            Look::Search(text) => self.search(text, visit, toolbox)?,
+            Look::Details(hash_part) => self.details(*hash_part, visit, toolbox)?,
+            Look::Contents(request) => self.contents(request, visit, toolbox)?,
         };
         match made {
-            None if visit.is_page => self.page(Status::NotFound, missing(route, true)).map(Some),
+            None if visit.is_page => self.page(Status::NotFound, missing(Some(look), true)).map(Some),
             made => Ok(made),
         }
     }
@@ -394,6 +398,7 @@ mod tests {
 
     use super::*;
     use crate::codec::http::request::{Parsed, parse};
+    use crate::codec::http::route::Route;
     use crate::codec::nar::naive::{Tree, nar};
     use crate::limits::{BROWSED_AT_ONCE_LEN_MAX, SEARCH_FOUND_MAX};
     use crate::server::page::index::base_url;
@@ -440,12 +445,17 @@ mod tests {
         base_url(&request, false)
     }
 
+    fn look(target: &str) -> Look {
+        let Route::Look(look) = Route::parse(target.as_bytes()) else { panic!("{target}") };
+        look
+    }
+
     /// What comes of a visit: a status, or why there is none.
     fn visit(browser: &Browser, target: &str) -> Result<Option<Status>, Failure> {
         let (interest, base_url) = (Interest::default(), base_url_of_a_request());
         let visit =
             Visit { is_page: false, base_url: &base_url, public_keys: &[], demand: &interest.demand() };
-        let made = browser.show(&Route::parse(target.as_bytes()), &visit, &mut Toolbox::default())?;
+        let made = browser.show(&look(target), &visit, &mut Toolbox::default())?;
         Ok(made.map(|made| made.status))
     }
 
@@ -474,8 +484,8 @@ mod tests {
         let base_url = base_url_of_a_request();
         let demand = Interest::default().demand();
         let visit = Visit { is_page: true, base_url: &base_url, public_keys: &[], demand: &demand };
-        let route = Route::parse(format!("/serve/{path}").as_bytes());
-        let made = browser.show(&route, &visit, &mut Toolbox::default()).unwrap().unwrap();
+        let look = look(&format!("/serve/{path}"));
+        let made = browser.show(&look, &visit, &mut Toolbox::default()).unwrap().unwrap();
         assert_eq!(made.status, Status::ServiceUnavailable);
     }
 
@@ -483,7 +493,7 @@ mod tests {
         let (interest, base_url) = (Interest::default(), base_url_of_a_request());
         let visit =
             Visit { is_page: true, base_url: &base_url, public_keys: &[], demand: &interest.demand() };
-        let made = browser.show(&Route::parse(target.as_bytes()), &visit, &mut Toolbox::default());
+        let made = browser.show(&look(target), &visit, &mut Toolbox::default());
         let MadeContent::Bytes(text) = made.ok().flatten().unwrap().content else { panic!("no page") };
         String::from_utf8(text.to_vec()).unwrap()
     }

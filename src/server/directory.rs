@@ -13,10 +13,11 @@ use tracing::error;
 
 use super::refusal::{Failure, overloaded};
 use super::representation::{
-    Content, IMMUTABLE_CACHE_CONTROL, JSON_TYPE, NAR_TYPE, NARINFO_CACHE_CONTROL, NARINFO_TYPE,
-    Representation, TEXT_TYPE,
+    CACHE_INFO_TYPE, Content, IMMUTABLE_CACHE_CONTROL, JSON_TYPE, NAR_TYPE, NARINFO_CACHE_CONTROL,
+    NARINFO_TYPE, Representation, TEXT_TYPE,
 };
 use super::request::{Stage, Step, Wish};
+use crate::codec::cache_file::CacheFile;
 use crate::codec::cache_info::CacheInfo;
 use crate::codec::http::field::ETag;
 use crate::codec::http::response::CacheControl;
@@ -138,25 +139,15 @@ fn read_text(file: OwnedFd) -> std::io::Result<String> {
 
 /// The media type of a file, and how long others may keep it.
 fn kind(route: &Route) -> (&'static str, CacheControl) {
-    match route {
-        Route::NarInfo(_) => (NARINFO_TYPE, NARINFO_CACHE_CONTROL),
-        Route::Log(_) => (TEXT_TYPE, IMMUTABLE_CACHE_CONTROL),
-        Route::Listing(_) | Route::Realisation(_) | Route::BuildTrace { .. } | Route::DebugInfo { .. } => {
-            (JSON_TYPE, IMMUTABLE_CACHE_CONTROL)
-        }
-        Route::Nar(_)
-        | Route::NarFile(_)
-        | Route::Index
-        | Route::Import
-        | Route::CacheInfo
-        | Route::Version
-        | Route::Health
-        | Route::Metrics
-        | Route::NarInfoJson(_)
-        | Route::Search(_)
-        | Route::Details(_)
-        | Route::Contents(_)
-        | Route::NotFound => (NAR_TYPE, IMMUTABLE_CACHE_CONTROL),
+    let Route::File(file) = route else { return (NAR_TYPE, IMMUTABLE_CACHE_CONTROL) };
+    match file {
+        CacheFile::CacheInfo => (CACHE_INFO_TYPE, NARINFO_CACHE_CONTROL),
+        CacheFile::NarInfo(_) => (NARINFO_TYPE, NARINFO_CACHE_CONTROL),
+        CacheFile::Log(_) => (TEXT_TYPE, IMMUTABLE_CACHE_CONTROL),
+        CacheFile::Listing(_)
+        | CacheFile::Realisation(_)
+        | CacheFile::BuildTrace { .. }
+        | CacheFile::DebugInfo { .. } => (JSON_TYPE, IMMUTABLE_CACHE_CONTROL),
     }
 }
 

@@ -32,6 +32,7 @@ use super::representation::{
     Conditions, Content, IMMUTABLE_CACHE_CONTROL, Made, NAR_TYPE, NARINFO_CACHE_CONTROL, Representation,
 };
 use super::request::{Damaged, Message, Stage, Step, Wish};
+use crate::codec::cache_file::CacheFile;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::http::Status;
 use crate::codec::http::field::ETag;
@@ -134,10 +135,7 @@ impl LiveStore {
     /// Answers a request, or says what it waits for.
     pub fn ask(&mut self, id: ConnectionId, wish: &Wish) -> Step {
         match &wish.route {
-            Route::NarInfo(hash_part) => match self.recalled(*hash_part) {
-                Knowledge::Now(path) => Self::narinfo(wish, path),
-                Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
-            },
+            Route::File(file) => self.file(id, wish, file),
             Route::Nar(request) => {
                 let hash_part = request.address.hash_part();
                 match self.recalled(hash_part) {
@@ -145,15 +143,32 @@ impl LiveStore {
                     Knowledge::Outdated => self.look_up(id, hash_part, Awaited::Knowledge),
                 }
             }
-            Route::Listing(hash_part) => match self.recalled(*hash_part) {
+            Route::NarFile(_)
+            | Route::Index
+            | Route::Import
+            | Route::Version
+            | Route::Health
+            | Route::Metrics
+            | Route::Look(_)
+            | Route::NotFound => Step::Absent,
+        }
+    }
+
+    fn file(&mut self, id: ConnectionId, wish: &Wish, file: &CacheFile) -> Step {
+        match file {
+            CacheFile::NarInfo(hash_part) => match self.recalled(*hash_part) {
+                Knowledge::Now(path) => Self::narinfo(wish, path),
+                Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
+            },
+            CacheFile::Listing(hash_part) => match self.recalled(*hash_part) {
                 Knowledge::Now(path) => self.list(id, path),
                 Knowledge::Outdated => self.look_up(id, *hash_part, Awaited::Knowledge),
             },
-            Route::Log(derivation) => {
+            CacheFile::Log(derivation) => {
                 let derivation = derivation.clone();
                 self.make(id, |planes| &planes.texts, move |shared, _, _| shared.build_log(&derivation))
             }
-            Route::DebugInfo { build_id, .. } => {
+            CacheFile::DebugInfo { build_id, .. } => {
                 let build_id = *build_id;
                 self.make(
                     id,
@@ -161,7 +176,7 @@ impl LiveStore {
                     move |shared, toolbox, _| shared.debug_info(toolbox, build_id),
                 )
             }
-            Route::Realisation(output) => {
+            CacheFile::Realisation(output) => {
                 let output = output.clone();
                 self.make(
                     id,
@@ -169,25 +184,14 @@ impl LiveStore {
                     move |shared, toolbox, _| shared.realisation(toolbox, &output),
                 )
             }
-            Route::BuildTrace { derivation, output } => {
+            CacheFile::BuildTrace { derivation, output } => {
                 let (derivation, output) = (derivation.clone(), output.clone());
                 let ask = move |shared: &SharedStore, toolbox: &mut Toolbox, _: &Demand| {
                     shared.build_trace(toolbox, &derivation, &output)
                 };
                 self.make(id, |planes| &planes.lookups, ask)
             }
-            Route::NarFile(_)
-            | Route::Index
-            | Route::CacheInfo
-            | Route::Import
-            | Route::Version
-            | Route::Health
-            | Route::Metrics
-            | Route::NarInfoJson(_)
-            | Route::Search(_)
-            | Route::Details(_)
-            | Route::Contents(_)
-            | Route::NotFound => Step::Absent,
+            CacheFile::CacheInfo => Step::Absent,
         }
     }
 
@@ -200,8 +204,8 @@ impl LiveStore {
         path: Option<Arc<KnownPath>>,
     ) -> Step {
         match (&wish.route, stage) {
-            (Route::NarInfo(_), _) => Self::narinfo(wish, path),
-            (Route::Listing(_), _) => self.list(id, path),
+            (Route::File(CacheFile::NarInfo(_)), _) => Self::narinfo(wish, path),
+            (Route::File(CacheFile::Listing(_)), _) => self.list(id, path),
             (Route::Nar(_), Awaited::Validity(opened, root)) => {
                 self.opened_valid(id, wish, opened, root, path)
             }
@@ -836,7 +840,7 @@ mod tests {
     }
 
     fn wish(hash_part: HashPart) -> Wish {
-        Wish { route: Route::NarInfo(hash_part), conditions: Conditions::default() }
+        Wish { route: Route::File(CacheFile::NarInfo(hash_part)), conditions: Conditions::default() }
     }
 
     #[test]

@@ -29,10 +29,11 @@ use super::scribe::Scribe;
 use super::topic::Subject;
 use super::uploads::Uploads;
 
+use crate::codec::cache_file::CacheFile;
 use crate::codec::http::field::{accepts_coding, names_media_type};
 use crate::codec::http::request::Request;
 use crate::codec::http::response::{CacheControl, Fields};
-use crate::codec::http::route::Route;
+use crate::codec::http::route::{Look, Route};
 use crate::codec::http::{Method, Status};
 use crate::codec::store_path::HashPart;
 use crate::ring::inbox::Mailbox;
@@ -243,13 +244,13 @@ impl CacheNode {
     }
 
     /// What people look at.
-    fn browse(&mut self, caller: &Caller<'_>, wish: Wish, request: &Request<'_>) -> Answer {
+    fn browse(&mut self, caller: &Caller<'_>, look: Look, wish: Wish, request: &Request<'_>) -> Answer {
         let leave = match self.overview.browser.as_ref().map(Browser::admit) {
             None => return Answer::Reply(self.unknown(request)),
             Some(Err(failure)) => return Answer::Reply(failure.reply()),
             Some(Ok(leave)) => leave,
         };
-        let (overview, route) = (Arc::clone(&self.overview), wish.route.clone());
+        let overview = Arc::clone(&self.overview);
         let is_page = names_media_type(request.accept, "text/html");
         let base_url = base_url(request, self.is_proxy_trusted(caller, request));
         let terms = Arc::clone(&self.terms);
@@ -257,7 +258,7 @@ impl CacheNode {
             let _leave = leave;
             let public_keys = terms.index.public_keys();
             let visit = Visit { is_page, base_url: &base_url, public_keys, demand };
-            overview.browser.as_ref().map_or(Ok(None), |browser| browser.show(&route, &visit, toolbox))
+            overview.browser.as_ref().map_or(Ok(None), |browser| browser.show(&look, &visit, toolbox))
         };
         self.make(caller.id, wish, |planes| &planes.texts, question)
     }
@@ -267,11 +268,7 @@ impl CacheNode {
         if !names_media_type(request.accept, "text/html") {
             return not_found();
         }
-        page::reply(
-            Status::NotFound,
-            page::fields(),
-            page::missing(&Route::NotFound, self.overview.browser.is_some()),
-        )
+        page::reply(Status::NotFound, page::fields(), page::missing(None, self.overview.browser.is_some()))
     }
 
     /// Whether what a request says of the way that it has come can be believed.
@@ -348,10 +345,8 @@ impl CacheNode {
                 };
                 self.make(id, wish, |planes| &planes.metrics, question)
             }
-            Route::CacheInfo => self.cache_info(id, wish),
-            Route::NarInfoJson(_) | Route::Search(_) | Route::Details(_) | Route::Contents(_) => {
-                self.browse(caller, wish, request)
-            }
+            Route::File(CacheFile::CacheInfo) => self.cache_info(id, wish),
+            Route::Look(ref look) => self.browse(caller, look.clone(), wish, request),
             _ => self.ask(id, wish, 0),
         }
     }

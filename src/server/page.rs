@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::codec::http::Status;
 use crate::codec::http::response::{CacheControl, Fields};
-use crate::codec::http::route::Route;
+use crate::codec::http::route::Look;
 use crate::ring::service::{Reply, ReplyBody};
 
 /// The media type of a page.
@@ -52,14 +52,14 @@ pub fn document(title: &str, body: &str) -> String {
 }
 
 /// What is shown in the place of what is not there, with a field to search in if there is a search.
-pub fn missing(route: &Route, has_search: bool) -> String {
-    let words = match route {
-        Route::Contents(request) if !request.path.is_root() => format!(
+pub fn missing(look: Option<&Look>, has_search: bool) -> String {
+    let words = match look {
+        Some(Look::Contents(request)) if !request.path.is_root() => format!(
             "There is nothing of that name in <a href=\"/serve/{}/?listing\">this store path</a>, or the path itself is not here.",
             request.hash_part
         ),
-        Route::NotFound => "This cache has no such page.".to_owned(),
-        _ => "This cache has no such path. It may have been deleted.".to_owned(),
+        None => "This cache has no such page.".to_owned(),
+        Some(_) => "This cache has no such path. It may have been deleted.".to_owned(),
     };
     let body = format!("<h1>Not found</h1>\n<p>{words}</p>\n<p><a href=\"/\">What this cache is</a></p>\n");
     shell("Not found", &body, has_search)

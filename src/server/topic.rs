@@ -1,7 +1,8 @@
 //! What requests are about, as metrics tell them apart.
 
+use crate::codec::cache_file::CacheFile;
 use crate::codec::http::Method;
-use crate::codec::http::route::Route;
+use crate::codec::http::route::{Look, Route};
 use crate::limits::TOPICS_MAX;
 use crate::ring::ledger::Topic;
 use crate::tally::classes;
@@ -55,17 +56,24 @@ impl Subject {
     fn of_route(route: &Route) -> Self {
         match route {
             Route::Index => Self::Index,
-            Route::CacheInfo => Self::CacheInfo,
-            Route::NarInfo(_) | Route::NarInfoJson(_) => Self::NarInfo,
-            Route::Listing(_) => Self::Listing,
+            Route::File(file) => Self::of_file(file),
             Route::Nar(_) | Route::NarFile(_) => Self::Nar,
-            Route::Log(_) => Self::Log,
-            Route::Realisation(_) | Route::BuildTrace { .. } => Self::Realisation,
-            Route::DebugInfo { .. } => Self::DebugInfo,
             Route::Health => Self::Health,
             Route::Metrics => Self::Metrics,
-            Route::Search(_) | Route::Details(_) | Route::Contents(_) => Self::Page,
+            Route::Look(Look::NarInfoJson(_)) => Self::NarInfo,
+            Route::Look(Look::Search(_) | Look::Details(_) | Look::Contents(_)) => Self::Page,
             Route::Import | Route::Version | Route::NotFound => Self::Other,
+        }
+    }
+
+    fn of_file(file: &CacheFile) -> Self {
+        match file {
+            CacheFile::CacheInfo => Self::CacheInfo,
+            CacheFile::NarInfo(_) => Self::NarInfo,
+            CacheFile::Listing(_) => Self::Listing,
+            CacheFile::Log(_) => Self::Log,
+            CacheFile::Realisation(_) | CacheFile::BuildTrace { .. } => Self::Realisation,
+            CacheFile::DebugInfo { .. } => Self::DebugInfo,
         }
     }
 

@@ -679,13 +679,7 @@ impl Order {
     fn kind(&self) -> Kind {
         match self.target {
             Target::Nar { .. } | Target::Export => Kind::Long,
-            Target::CacheInfo
-            | Target::NarInfo(_)
-            | Target::Listing(_)
-            | Target::Log(_)
-            | Target::Realisation(_)
-            | Target::BuildTrace { .. }
-            | Target::DebugInfo { .. } => Kind::Short,
+            Target::File(_) => Kind::Short,
         }
     }
 }
@@ -704,34 +698,18 @@ fn refusal_of(method: Method) -> &'static str {
 
 /// What is uploaded with PUT to a route, or what is wrong with its name. `None` where nothing can be.
 fn target_of(route: &Route) -> Option<Result<Target, &'static str>> {
-    let target = match route {
-        Route::CacheInfo => Target::CacheInfo,
-        Route::NarInfo(hash_part) => Target::NarInfo(*hash_part),
-        Route::Listing(hash_part) => Target::Listing(*hash_part),
-        Route::Nar(_) => return Some(Err(NAR_NAMES)),
-        Route::NarFile(name) => return Some(nar_target(name.as_str()).ok_or(NAR_NAMES)),
-        Route::Log(derivation) => Target::Log(derivation.clone()),
-        Route::Realisation(id) => Target::Realisation(id.clone()),
-        Route::BuildTrace { derivation, output } => {
-            Target::BuildTrace { derivation: derivation.clone(), output: output.clone() }
-        }
-        Route::DebugInfo { build_id, has_suffix } => {
-            Target::DebugInfo { build_id: *build_id, has_suffix: *has_suffix }
-        }
+    match route {
+        Route::File(file) => Some(Ok(Target::File(file.clone()))),
+        Route::Nar(_) => Some(Err(NAR_NAMES)),
+        Route::NarFile(name) => Some(nar_target(name.as_str()).ok_or(NAR_NAMES)),
         Route::Index
         | Route::Import
         | Route::Version
         | Route::Health
         | Route::Metrics
-        | Route::NarInfoJson(_)
-        | Route::Search(_)
-        | Route::Details(_)
-        | Route::Contents(_)
-        | Route::NotFound => {
-            return None;
-        }
-    };
-    Some(Ok(target))
+        | Route::Look(_)
+        | Route::NotFound => None,
+    }
 }
 
 const NAR_NAMES: &str = "a NAR is uploaded as nar/HASH.nar, with .xz, .bz2, .zst or .br behind it if it is compressed like that, where \

@@ -43,7 +43,7 @@ use self::text::{Memory, Text, parse_coding};
 use super::directory::{Directory, Obstacle};
 use super::fault;
 use super::nar_cache::{NAR_NAME, OWN_NAME, read_cache_info};
-use crate::codec::build_id::BuildId;
+use crate::codec::cache_file::CacheFile;
 #[cfg(any(test, fuzzing))]
 use crate::codec::hash::Sha256;
 use crate::codec::hash::Sha256Digest;
@@ -52,9 +52,8 @@ use crate::codec::narinfo::Compression;
 #[cfg(any(test, fuzzing))]
 use crate::codec::narinfo::NarInfo;
 use crate::codec::plain::is_plain;
-use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::PublicKey;
-use crate::codec::store_path::{HashPart, StoreDir, StorePath};
+use crate::codec::store_path::{StoreDir, StorePath};
 use crate::limits::{
     CACHE_INFO_LEN_MAX, CACHED_NARINFO_LEN_MAX, FREE_SHARE_DEFAULT, LOG_LEN_MAX, NAR_FACTS_MAX,
     REASON_LEN_MAX, UPLOAD_LOCKS, UPLOADED_JSON_LEN_MAX, UPLOADED_TEXTS_LEN_MAX,
@@ -77,36 +76,14 @@ pub struct UploadSettings {
 /// What is uploaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `nix-cache-info`
-    CacheInfo,
-    /// `<hash part>.narinfo`
-    NarInfo(HashPart),
-    /// `<hash part>.ls`
-    Listing(HashPart),
+    /// A small file.
+    File(CacheFile),
     /// `nar/<SHA-256 of the file>.nar[.<suffix>]`. A flat one may be gzip: Nix gives that no suffix.
     Nar {
         /// The SHA-256 of the file.
         file_hash: Sha256Digest,
         /// By the suffix.
         compression: Compression,
-    },
-    /// `log/<derivation>`
-    Log(StorePath),
-    /// `realisations/<id>.doi`
-    Realisation(DrvOutput),
-    /// `build-trace-v2/<derivation>/<output>.doi`
-    BuildTrace {
-        /// The derivation.
-        derivation: StorePath,
-        /// The output.
-        output: OutputName,
-    },
-    /// `debuginfo/<build id>[.debug]`
-    DebugInfo {
-        /// The build id.
-        build_id: BuildId,
-        /// Whether the name ends in `.debug`.
-        has_suffix: bool,
     },
     /// Several store paths as `nix-store --export` writes them.
     Export,
@@ -220,13 +197,7 @@ pub struct Upload {
 enum Kind {
     Nar(Box<NarUpload>),
     Export(Box<Import>),
-    CacheInfo(Text),
-    NarInfo(HashPart, Text),
-    Listing(HashPart, Text),
-    Log(StorePath, Text),
-    Realisation(DrvOutput, Text),
-    BuildTrace { derivation: StorePath, output: OutputName, text: Text },
-    DebugInfo { build_id: BuildId, has_suffix: bool, text: Text },
+    File(CacheFile, Box<Text>),
 }
 
 impl From<StoreError> for Refusal {
@@ -306,28 +277,37 @@ impl UploadFolder {
         coding: Option<&str>,
         len: Option<u64>,
     ) -> Result<Upload, Refusal> {
-        let text = |len_max: usize| self.begin_text(coding, len, len_max);
-        let log_len_max = usize::try_from(LOG_LEN_MAX).unwrap_or(usize::MAX);
         let kind = match target {
             Target::Nar { file_hash, compression } => {
                 Kind::Nar(Box::new(NarUpload::begin(self, file_hash, compression, coding, len)?))
             }
-            Target::CacheInfo => {
-                Kind::CacheInfo(text(usize::try_from(CACHE_INFO_LEN_MAX).unwrap_or(usize::MAX))?)
-            }
-            Target::NarInfo(hash_part) => Kind::NarInfo(hash_part, text(CACHED_NARINFO_LEN_MAX)?),
-            Target::Listing(hash_part) => Kind::Listing(hash_part, text(log_len_max)?),
-            Target::Log(derivation) => Kind::Log(derivation, text(log_len_max)?),
-            Target::Realisation(id) => Kind::Realisation(id, text(UPLOADED_JSON_LEN_MAX)?),
-            Target::BuildTrace { derivation, output } => {
-                Kind::BuildTrace { derivation, output, text: text(UPLOADED_JSON_LEN_MAX)? }
-            }
-            Target::DebugInfo { build_id, has_suffix } => {
-                Kind::DebugInfo { build_id, has_suffix, text: text(UPLOADED_JSON_LEN_MAX)? }
+            Target::File(file) => {
+                let text = self.begin_text(coding, len, len_max(&file))?;
+                Kind::File(file, Box::new(text))
             }
             Target::Export => Kind::Export(Box::new(Import::begin(self, coding)?)),
         };
         Ok(Upload { kind, folder: Arc::clone(self) })
+    }
+
+    /// Gives a file its name if it is right, and says whether there was none of that name.
+    fn take(
+        &self,
+        file: &CacheFile,
+        text: &[u8],
+        is_known: &mut dyn FnMut(&StorePath) -> Result<bool, StoreError>,
+    ) -> Result<bool, Refusal> {
+        match file {
+            CacheFile::CacheInfo => self.take_cache_info(text),
+            CacheFile::NarInfo(hash_part) => self.take_narinfo(*hash_part, text, is_known),
+            CacheFile::Listing(hash_part) => self.take_listing(*hash_part, text),
+            CacheFile::Log(derivation) => self.take_log(derivation, text),
+            CacheFile::Realisation(id) => self.take_realisation(id, text),
+            CacheFile::BuildTrace { derivation, output } => self.take_build_trace(derivation, output, text),
+            CacheFile::DebugInfo { build_id, has_suffix } => {
+                self.take_debug_info(*build_id, *has_suffix, text)
+            }
+        }
     }
 
     fn begin_text(&self, coding: Option<&str>, len: Option<u64>, len_max: usize) -> Result<Text, Refusal> {
@@ -397,13 +377,7 @@ impl Upload {
         match &mut self.kind {
             Kind::Nar(nar) => nar.push(&self.folder, piece),
             Kind::Export(import) => import.push(&self.folder, piece),
-            Kind::CacheInfo(text)
-            | Kind::NarInfo(_, text)
-            | Kind::Listing(_, text)
-            | Kind::Log(_, text)
-            | Kind::Realisation(_, text)
-            | Kind::BuildTrace { text, .. }
-            | Kind::DebugInfo { text, .. } => text.push(piece),
+            Kind::File(_, text) => text.push(piece),
         }
     }
 
@@ -417,17 +391,7 @@ impl Upload {
         let is_new = match kind {
             Kind::Nar(nar) => nar.finish(&folder),
             Kind::Export(import) => return import.finish(),
-            Kind::CacheInfo(text) => folder.take_cache_info(&text.finish()?.bytes),
-            Kind::NarInfo(hash_part, text) => folder.take_narinfo(hash_part, &text.finish()?.bytes, is_known),
-            Kind::Listing(hash_part, text) => folder.take_listing(hash_part, &text.finish()?.bytes),
-            Kind::Log(derivation, text) => folder.take_log(&derivation, &text.finish()?.bytes),
-            Kind::Realisation(id, text) => folder.take_realisation(&id, &text.finish()?.bytes),
-            Kind::BuildTrace { derivation, output, text } => {
-                folder.take_build_trace(&derivation, &output, &text.finish()?.bytes)
-            }
-            Kind::DebugInfo { build_id, has_suffix, text } => {
-                folder.take_debug_info(build_id, has_suffix, &text.finish()?.bytes)
-            }
+            Kind::File(file, text) => folder.take(&file, &text.finish()?.bytes, is_known),
         };
         Ok(Accepted { text: String::new(), is_new: is_new? })
     }
@@ -474,6 +438,19 @@ fn open_root(settings: &UploadSettings) -> Result<Directory, UploadFolderError> 
             wanted: settings.store_dir.clone(),
         }),
         _ => Ok(root),
+    }
+}
+
+/// The longest that a file may be. Bytes.
+fn len_max(file: &CacheFile) -> usize {
+    let bounded = |len_max: u64| usize::try_from(len_max).unwrap_or(usize::MAX);
+    match file {
+        CacheFile::CacheInfo => bounded(CACHE_INFO_LEN_MAX),
+        CacheFile::NarInfo(_) => CACHED_NARINFO_LEN_MAX,
+        CacheFile::Listing(_) | CacheFile::Log(_) => bounded(LOG_LEN_MAX),
+        CacheFile::Realisation(_) | CacheFile::BuildTrace { .. } | CacheFile::DebugInfo { .. } => {
+            UPLOADED_JSON_LEN_MAX
+        }
     }
 }
 
@@ -564,9 +541,12 @@ pub fn fuzz_upload(data: &[u8]) {
 #[cfg(any(test, fuzzing))]
 mod check {
     use super::{
-        Accepted, Arc, BTreeMap, BuildId, Bytes, Compression, DrvOutput, HashPart, OutputName, Path, Refusal,
-        Sha256, StoreDir, StorePath, Target, UploadFolder, UploadSettings,
+        Accepted, Arc, BTreeMap, Bytes, CacheFile, Compression, Path, Refusal, Sha256, StoreDir, StorePath,
+        Target, UploadFolder, UploadSettings,
     };
+    use crate::codec::build_id::BuildId;
+    use crate::codec::realisation::{DrvOutput, OutputName};
+    use crate::codec::store_path::HashPart;
 
     pub fn folder(path: &Path) -> UploadFolder {
         let settings = UploadSettings {
@@ -594,15 +574,18 @@ mod check {
         ];
         let build_id = BuildId::parse(&[b'a'; 40]).expect("a build id");
         Some(match kind {
-            0 => Target::CacheInfo,
-            1 => Target::NarInfo(hash_part),
-            2 => Target::Listing(hash_part),
-            3 => Target::Log(path),
-            4 => Target::Realisation(
+            0 => Target::File(CacheFile::CacheInfo),
+            1 => Target::File(CacheFile::NarInfo(hash_part)),
+            2 => Target::File(CacheFile::Listing(hash_part)),
+            3 => Target::File(CacheFile::Log(path)),
+            4 => Target::File(CacheFile::Realisation(
                 DrvOutput::parse(&format!("sha256:{}!out", "0".repeat(64))).expect("an id"),
-            ),
-            5 => Target::BuildTrace { derivation: path, output: OutputName::parse("out").expect("a name") },
-            6..=7 => Target::DebugInfo { build_id, has_suffix: kind == 7 },
+            )),
+            5 => Target::File(CacheFile::BuildTrace {
+                derivation: path,
+                output: OutputName::parse("out").expect("a name"),
+            }),
+            6..=7 => Target::File(CacheFile::DebugInfo { build_id, has_suffix: kind == 7 }),
             8 => Target::Export,
             kind => Target::Nar {
                 file_hash: Sha256::digest(body),

@@ -10,6 +10,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 use memchr::memchr;
 
 use crate::codec::build_id::BuildId;
+use crate::codec::cache_file::CacheFile;
 use crate::codec::hash::Sha256Digest;
 use crate::codec::nar::inner_path::InnerPath;
 use crate::codec::realisation::{DrvOutput, OutputName};
@@ -21,36 +22,12 @@ use crate::limits::{SEARCH_TEXT_LEN_MAX, SEGMENT_LEN_MAX};
 pub enum Route {
     /// `/`
     Index,
-    /// `/nix-cache-info`
-    CacheInfo,
-    /// `/<hash part>.narinfo`
-    NarInfo(HashPart),
-    /// `/<hash part>.narinfo?json`
-    NarInfoJson(HashPart),
-    /// `/<hash part>.ls`
-    Listing(HashPart),
+    /// A file of a cache other than a NAR.
+    File(CacheFile),
     /// A NAR by the store path it is made from.
     Nar(NarRequest),
     /// `/nar/<name>` of any other shape: a file of a cache directory, named by whoever wrote it.
     NarFile(RelativeName),
-    /// `/log/<base name of a derivation>`; older clients ask for an output path as well.
-    Log(StorePath),
-    /// `/realisations/sha256:<hex>!<output>.doi` (Nix 2.4 to 2.34)
-    Realisation(DrvOutput),
-    /// `/build-trace-v2/<base name of a derivation>/<output>.doi` (Nix 2.35 and later)
-    BuildTrace {
-        /// The derivation.
-        derivation: StorePath,
-        /// The output.
-        output: OutputName,
-    },
-    /// `/debuginfo/<build id>.debug`, or without the suffix
-    DebugInfo {
-        /// The build id.
-        build_id: BuildId,
-        /// Whether the name ends in `.debug`, as Nix writes it.
-        has_suffix: bool,
-    },
     /// `/import`: where `nix-store --export` is posted
     Import,
     /// `/version`
@@ -59,14 +36,23 @@ pub enum Route {
     Health,
     /// `/metrics`
     Metrics,
-    /// `/search?q=<text>`, for people: the text as it was typed.
+    /// One of those with which people look around, and no Nix client does.
+    Look(Look),
+    /// Anything else.
+    NotFound,
+}
+
+/// What people look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// `/<hash part>.narinfo?json`
+    NarInfoJson(HashPart),
+    /// `/search?q=<text>`: the text as it was typed.
     Search(Box<str>),
-    /// `/path/<hash part>`, for people; a name behind it says nothing more.
+    /// `/path/<hash part>`; a name behind it says nothing more.
     Details(HashPart),
     /// `/serve/<hash part>/…`: what is in a store path.
     Contents(ContentsRequest),
-    /// Anything else.
-    NotFound,
 }
 
 /// Something in a store path.
@@ -133,42 +119,29 @@ impl Route {
     /// The route of a target in origin form (or `*`, which is none).
     pub fn parse(target: &[u8]) -> Self {
         if let Some(hash_part) = parse_narinfo_target(target) {
-            return Self::NarInfo(hash_part);
+            return Self::File(CacheFile::NarInfo(hash_part));
         }
         parse_any_target(target).unwrap_or(Self::NotFound)
     }
 
     /// The file that answers this route in a cache directory, if it is one that a cache directory can answer.
     pub fn file_name(&self) -> Option<RelativeName> {
-        let name = match self {
+        match self {
+            Self::NarFile(name) => Some(name.clone()),
+            // The name of nearly all files that are asked for, and beyond doubt.
+            Self::File(CacheFile::NarInfo(hash_part)) => {
+                Some(RelativeName([hash_part.as_str(), ".narinfo"].concat().into()))
+            }
+            Self::File(file) => RelativeName::parse(&file.to_string()),
+            Self::Nar(request) => RelativeName::parse(&request.file_name()),
             Self::Index
             | Self::Import
             | Self::Version
             | Self::Health
             | Self::Metrics
-            | Self::NarInfoJson(_)
-            | Self::Search(_)
-            | Self::Details(_)
-            | Self::Contents(_)
-            | Self::NotFound => return None,
-            Self::NarFile(name) => return Some(name.clone()),
-            Self::CacheInfo => "nix-cache-info".into(),
-            // The name of nearly all files that are asked for, and beyond doubt.
-            Self::NarInfo(hash_part) => {
-                return Some(RelativeName([hash_part.as_str(), ".narinfo"].concat().into()));
-            }
-            Self::Listing(hash_part) => format!("{}.ls", hash_part.as_str()),
-            Self::Nar(request) => request.file_name(),
-            Self::Log(derivation) => format!("log/{}", derivation.base_name()),
-            Self::Realisation(id) => format!("realisations/{id}.doi"),
-            Self::BuildTrace { derivation, output } => {
-                format!("build-trace-v2/{}/{}.doi", derivation.base_name(), output.as_str())
-            }
-            Self::DebugInfo { build_id, has_suffix } => {
-                format!("debuginfo/{}{}", build_id.as_str(), if *has_suffix { ".debug" } else { "" })
-            }
-        };
-        RelativeName::parse(&name)
+            | Self::Look(_)
+            | Self::NotFound => None,
+        }
     }
 }
 
@@ -265,7 +238,7 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
         return None;
     }
     match (&*first, second.as_deref(), third.as_deref()) {
-        ("nix-cache-info", None, None) => Some(Route::CacheInfo),
+        ("nix-cache-info", None, None) => Some(Route::File(CacheFile::CacheInfo)),
         ("import", None, None) => Some(Route::Import),
         ("version", None, None) => Some(Route::Version),
         ("health", None, None) => Some(Route::Health),
@@ -275,14 +248,14 @@ fn parse_any_target(target: &[u8]) -> Option<Route> {
         ("nar", Some(file), None) => parse_nar(file, query),
         ("log", Some(name), None) => parse_log(name, query),
         ("realisations", Some(file), None) => parse_realisation(file),
-        ("build-trace-v2", Some(derivation), Some(file)) => Some(Route::BuildTrace {
+        ("build-trace-v2", Some(derivation), Some(file)) => Some(Route::File(CacheFile::BuildTrace {
             derivation: StorePath::parse_base_name(derivation).ok()?,
             output: OutputName::parse(file.strip_suffix(".doi")?).ok()?,
-        }),
+        })),
         ("debuginfo", Some(file), None) => {
             let digits = file.strip_suffix(".debug");
             let build_id = BuildId::parse(digits.unwrap_or(file).as_bytes())?;
-            Some(Route::DebugInfo { build_id, has_suffix: digits.is_some() })
+            Some(Route::File(CacheFile::DebugInfo { build_id, has_suffix: digits.is_some() }))
         }
         _ => None,
     }
@@ -292,9 +265,9 @@ fn parse_path_file(file: &str, query: Option<&[u8]>) -> Option<Route> {
     let (stem, extension) = file.split_once('.')?;
     let hash_part = HashPart::parse(stem.as_bytes())?;
     match extension {
-        "narinfo" if has_parameter(query, b"json") => Some(Route::NarInfoJson(hash_part)),
-        "narinfo" => Some(Route::NarInfo(hash_part)),
-        "ls" => Some(Route::Listing(hash_part)),
+        "narinfo" if has_parameter(query, b"json") => Some(Route::Look(Look::NarInfoJson(hash_part))),
+        "narinfo" => Some(Route::File(CacheFile::NarInfo(hash_part))),
+        "ls" => Some(Route::File(CacheFile::Listing(hash_part))),
         _ => None,
     }
 }
@@ -315,14 +288,18 @@ fn parse_search(query: Option<&[u8]>) -> Route {
     let bytes = decode_bytes(&spaced).unwrap_or(spaced);
     let text = String::from_utf8_lossy(&bytes);
     let cut = text.floor_char_boundary(SEARCH_TEXT_LEN_MAX);
-    Route::Search(if cut < text.len() { format!("{}…", &text[..cut]).into() } else { text.into() })
+    Route::Look(Look::Search(if cut < text.len() {
+        format!("{}…", &text[..cut]).into()
+    } else {
+        text.into()
+    }))
 }
 
 /// What follows `/path/`; a slash at the end, which people type, says nothing more.
 fn parse_details<'a>(mut segments: impl Iterator<Item = &'a [u8]>) -> Option<Route> {
     let hash_part = parse_path_name(decode_segment(segments.next()?)?.as_bytes())?;
     let is_end = segments.next().is_none_or(<[u8]>::is_empty) && segments.next().is_none();
-    is_end.then_some(Route::Details(hash_part))
+    is_end.then_some(Route::Look(Look::Details(hash_part)))
 }
 
 /// What follows `/serve/`. Names in a store path are any bytes, so each is decoded for itself, and none can be `..` or have a slash.
@@ -341,7 +318,7 @@ fn parse_contents<'a>(mut segments: impl Iterator<Item = &'a [u8]>, query: Optio
         }
     }
     let is_listing_wanted = has_parameter(query, b"listing");
-    Some(Route::Contents(ContentsRequest { hash_part, path, has_slash, is_listing_wanted }))
+    Some(Route::Look(Look::Contents(ContentsRequest { hash_part, path, has_slash, is_listing_wanted })))
 }
 
 fn parameters(query: Option<&[u8]>) -> impl Iterator<Item = &[u8]> {
@@ -396,11 +373,11 @@ fn parse_log(name: &str, query: Option<&[u8]>) -> Option<Route> {
         }
         _ => Cow::Borrowed(name),
     };
-    StorePath::parse_base_name(&name).ok().map(Route::Log)
+    StorePath::parse_base_name(&name).ok().map(|path| Route::File(CacheFile::Log(path)))
 }
 
 fn parse_realisation(file: &str) -> Option<Route> {
-    DrvOutput::parse(file.strip_suffix(".doi")?).ok().map(Route::Realisation)
+    DrvOutput::parse(file.strip_suffix(".doi")?).ok().map(|id| Route::File(CacheFile::Realisation(id)))
 }
 
 /// A segment of a path, decoded; `None` when it is no safe component or has an invalid escape.
@@ -512,12 +489,12 @@ mod tests {
         for name in names {
             path.push(name).unwrap();
         }
-        Route::Contents(ContentsRequest {
+        Route::Look(Look::Contents(ContentsRequest {
             hash_part: out(),
             path,
             has_slash: end.contains('/'),
             is_listing_wanted: end.contains('?'),
-        })
+        }))
     }
 
     fn nar_file(name: &str) -> Route {
@@ -533,29 +510,29 @@ mod tests {
         for (target, expected) in [
             ("/", Route::Index),
             ("/?a", Route::Index),
-            ("/nix-cache-info", Route::CacheInfo),
-            ("/nix%2Dcache%2dinfo", Route::CacheInfo),
+            ("/nix-cache-info", Route::File(CacheFile::CacheInfo)),
+            ("/nix%2Dcache%2dinfo", Route::File(CacheFile::CacheInfo)),
             ("/version", Route::Version),
             ("/health", Route::Health),
             ("/health?verbose", Route::Health),
             ("/metrics", Route::Metrics),
             ("/metrics?name[]=up", Route::Metrics),
-            ("/OUT.narinfo", Route::NarInfo(hash_part)),
-            ("/OUT%2Enarinfo", Route::NarInfo(hash_part)),
-            ("/OUT.narinfo?JSON", Route::NarInfo(hash_part)),
-            ("/OUT.narinfo?jsonx&xjson", Route::NarInfo(hash_part)),
-            ("/OUT.narinfo?json", Route::NarInfoJson(hash_part)),
-            ("/OUT.narinfo?a&json=1", Route::NarInfoJson(hash_part)),
-            ("/search", Route::Search("".into())),
-            ("/search?a=b", Route::Search("".into())),
-            ("/search?q=a+b%2Bc%26%20%C3%A9&q=x", Route::Search("a b+c& \u{e9}".into())),
-            ("/search?a&q=%25_%2a*%00", Route::Search("%_**\0".into())),
-            ("/search?q=%", Route::Search("%".into())),
-            ("/search?q=%FF", Route::Search("\u{fffd}".into())),
-            ("/path/OUT", Route::Details(hash_part)),
-            ("/path/OUT?a", Route::Details(hash_part)),
-            ("/path/OUT/", Route::Details(hash_part)),
-            ("/path/OUT-a+b%2B", Route::Details(hash_part)),
+            ("/OUT.narinfo", Route::File(CacheFile::NarInfo(hash_part))),
+            ("/OUT%2Enarinfo", Route::File(CacheFile::NarInfo(hash_part))),
+            ("/OUT.narinfo?JSON", Route::File(CacheFile::NarInfo(hash_part))),
+            ("/OUT.narinfo?jsonx&xjson", Route::File(CacheFile::NarInfo(hash_part))),
+            ("/OUT.narinfo?json", Route::Look(Look::NarInfoJson(hash_part))),
+            ("/OUT.narinfo?a&json=1", Route::Look(Look::NarInfoJson(hash_part))),
+            ("/search", Route::Look(Look::Search("".into()))),
+            ("/search?a=b", Route::Look(Look::Search("".into()))),
+            ("/search?q=a+b%2Bc%26%20%C3%A9&q=x", Route::Look(Look::Search("a b+c& \u{e9}".into()))),
+            ("/search?a&q=%25_%2a*%00", Route::Look(Look::Search("%_**\0".into()))),
+            ("/search?q=%", Route::Look(Look::Search("%".into()))),
+            ("/search?q=%FF", Route::Look(Look::Search("\u{fffd}".into()))),
+            ("/path/OUT", Route::Look(Look::Details(hash_part))),
+            ("/path/OUT?a", Route::Look(Look::Details(hash_part))),
+            ("/path/OUT/", Route::Look(Look::Details(hash_part))),
+            ("/path/OUT-a+b%2B", Route::Look(Look::Details(hash_part))),
             ("/serve/OUT", contents(&[], "")),
             ("/serve/OUT?a", contents(&[], "")),
             ("/serve/OUT/", contents(&[], "/")),
@@ -564,7 +541,7 @@ mod tests {
             ("/serve/OUT-name+1/a/%FF+%20%2e/?x&listing=1", contents(&[b"a", b"\xff+ ."], "/?")),
             ("/serve/OUT/.hidden/...", contents(&[b".hidden", b"..."], "")),
             ("/serve/OUT/%252e%252e", contents(&[b"%2e%2e"], "")), // decoded once
-            ("/OUT.ls", Route::Listing(hash_part)),
+            ("/OUT.ls", Route::File(CacheFile::Listing(hash_part))),
             ("/nar/NAR.nar?hash=OUT", nar(NarAddress::NarHash { nar_hash, hash_part }, Plain)),
             ("/nar/NAR.nar?a=b&hash=OUT&c", nar(NarAddress::NarHash { nar_hash, hash_part }, Plain)),
             ("/nar/NAR.nar.zst?hash=OUT", nar(NarAddress::NarHash { nar_hash, hash_part }, Zstd)),
@@ -583,30 +560,30 @@ mod tests {
             ("/nar/a+b", nar_file("nar/a+b")),
             ("/nar/a%2Bb", nar_file("nar/a+b")),
             ("/nar/%252e", nar_file("nar/%2e")), // decoded once
-            ("/log/OUT-a.drv", Route::Log(store_path("a.drv"))),
-            ("/log/OUT-a+b.drv", Route::Log(store_path("a+b.drv"))),
-            ("/log/OUT-a%3Fb.drv", Route::Log(store_path("a?b.drv"))),
-            ("/log/OUT-a?b.drv", Route::Log(store_path("a?b.drv"))), // as older clients send it
-            ("/log/OUT-a.drv?x=%", Route::Log(store_path("a.drv"))),
-            ("/log/OUT-a", Route::Log(store_path("a"))),
+            ("/log/OUT-a.drv", Route::File(CacheFile::Log(store_path("a.drv")))),
+            ("/log/OUT-a+b.drv", Route::File(CacheFile::Log(store_path("a+b.drv")))),
+            ("/log/OUT-a%3Fb.drv", Route::File(CacheFile::Log(store_path("a?b.drv")))),
+            ("/log/OUT-a?b.drv", Route::File(CacheFile::Log(store_path("a?b.drv")))), // as older clients send it
+            ("/log/OUT-a.drv?x=%", Route::File(CacheFile::Log(store_path("a.drv")))),
+            ("/log/OUT-a", Route::File(CacheFile::Log(store_path("a")))),
             (
                 "/realisations/sha256:HEX!out.doi",
-                Route::Realisation(DrvOutput { drv_hash, output_name: output("out") }),
+                Route::File(CacheFile::Realisation(DrvOutput { drv_hash, output_name: output("out") })),
             ),
             (
                 "/realisations/sha256:HEX%21out.doi",
-                Route::Realisation(DrvOutput { drv_hash, output_name: output("out") }),
+                Route::File(CacheFile::Realisation(DrvOutput { drv_hash, output_name: output("out") })),
             ),
             (
                 "/realisations/sha256%3AHEX!a.doi.doi",
-                Route::Realisation(DrvOutput { drv_hash, output_name: output("a.doi") }),
+                Route::File(CacheFile::Realisation(DrvOutput { drv_hash, output_name: output("a.doi") })),
             ),
             (
                 "/build-trace-v2/OUT-a.drv/out.doi",
-                Route::BuildTrace { derivation: store_path("a.drv"), output: output("out") },
+                Route::File(CacheFile::BuildTrace { derivation: store_path("a.drv"), output: output("out") }),
             ),
-            ("/debuginfo/ID", Route::DebugInfo { build_id, has_suffix: false }),
-            ("/debuginfo/ID.debug", Route::DebugInfo { build_id, has_suffix: true }),
+            ("/debuginfo/ID", Route::File(CacheFile::DebugInfo { build_id, has_suffix: false })),
+            ("/debuginfo/ID.debug", Route::File(CacheFile::DebugInfo { build_id, has_suffix: true })),
         ] {
             assert_eq!(route(target), expected, "{target}");
         }
@@ -722,16 +699,16 @@ mod tests {
         assert_eq!(route(&(longest + "a")), Route::NotFound);
 
         let longest = format!("/serve/OUT/{}", "a".repeat(SEGMENT_LEN_MAX));
-        assert!(matches!(route(&longest), Route::Contents(_)));
+        assert!(matches!(route(&longest), Route::Look(Look::Contents(_))));
         assert_eq!(route(&(longest + "a")), Route::NotFound);
         let deepest = format!("/serve/OUT{}", "/a".repeat(NAR_DEPTH_MAX));
-        assert!(matches!(route(&deepest), Route::Contents(_)));
+        assert!(matches!(route(&deepest), Route::Look(Look::Contents(_))));
         assert_eq!(route(&(deepest + "/a")), Route::NotFound);
         let longest = format!("/search?q={}", "a".repeat(SEARCH_TEXT_LEN_MAX));
-        assert_eq!(route(&longest), Route::Search("a".repeat(SEARCH_TEXT_LEN_MAX).into()));
+        assert_eq!(route(&longest), Route::Look(Look::Search("a".repeat(SEARCH_TEXT_LEN_MAX).into())));
         for more in ["a", "%C3%A9"] {
             let cut = "a".repeat(SEARCH_TEXT_LEN_MAX) + "…";
-            assert_eq!(route(&(longest.clone() + more)), Route::Search(cut.into()));
+            assert_eq!(route(&(longest.clone() + more)), Route::Look(Look::Search(cut.into())));
         }
     }
 
@@ -791,7 +768,7 @@ mod tests {
         fn fast_path_agrees_with_the_general_one(stem in "[0-9a-z]{31,33}", end in "\\.(narinfo|ls|narinfo\\?a)") {
             let target = format!("/{stem}{end}");
             if let Some(hash_part) = parse_narinfo_target(target.as_bytes()) {
-                prop_assert_eq!(parse_any_target(target.as_bytes()), Some(Route::NarInfo(hash_part)));
+                prop_assert_eq!(parse_any_target(target.as_bytes()), Some(Route::File(CacheFile::NarInfo(hash_part))));
             }
         }
 
@@ -826,13 +803,13 @@ mod tests {
             let slashes = (if path.is_root() { "" } else { "/" }, if has_slash { "/" } else { "" });
             let target = format!("/serve/{OUT}{}{url}{}", slashes.0, slashes.1);
             let expected = ContentsRequest { hash_part: out(), path, has_slash, is_listing_wanted: false };
-            prop_assert_eq!(Route::parse(target.as_bytes()), Route::Contents(expected));
+            prop_assert_eq!(Route::parse(target.as_bytes()), Route::Look(Look::Contents(expected)));
         }
 
         #[test]
         fn a_typed_text_is_searched_for_as_it_is(text in "\\PC{0,40}") {
             let target = format!("/search?q={}", encode_escapes(text.as_bytes()));
-            prop_assert_eq!(Route::parse(target.as_bytes()), Route::Search(text.into()));
+            prop_assert_eq!(Route::parse(target.as_bytes()), Route::Look(Look::Search(text.into())));
         }
 
         #[test]

@@ -5,10 +5,13 @@ use std::os::unix::fs::FileExt as _;
 use tempfile::TempDir;
 
 use super::*;
+use crate::codec::build_id::BuildId;
 use crate::codec::hash::Sha256;
 use crate::codec::nar::naive::{self, Tree};
 use crate::codec::narinfo::{NarInfo, PathInfo};
+use crate::codec::realisation::{DrvOutput, OutputName};
 use crate::codec::signature::{KeyName, SecretKey, Signature};
+use crate::codec::store_path::HashPart;
 use crate::limits::{IMPORT_REPORT_LEN_MAX, QUARANTINED_FILES_MAX, SIGNATURES_MAX};
 use crate::store::directory::FileFacts;
 
@@ -65,7 +68,7 @@ impl Fixture {
     }
 
     fn put_narinfo(&self, narinfo: &NarInfo) -> Result<bool, Refusal> {
-        self.put(Target::NarInfo(narinfo.info.path.hash_part()), text_of(narinfo).as_bytes())
+        self.put(Target::File(CacheFile::NarInfo(narinfo.info.path.hash_part())), text_of(narinfo).as_bytes())
     }
 
     fn narinfo(&self, path: &str) -> NarInfo {
@@ -311,9 +314,12 @@ fn lengths_are_bounded_whether_they_are_told_or_not() {
     assert_refused!(fixture.put_nar(&packed), TooLarge, "2000");
     drop(upload);
     for (target, len) in [
-        (Target::CacheInfo, CACHE_INFO_LEN_MAX + 1),
-        (Target::NarInfo(HashPart::parse(&[b'0'; 32]).unwrap()), CACHED_NARINFO_LEN_MAX as u64 + 1),
-        (Target::Log(StorePath::parse_base_name(OUT).unwrap()), LOG_LEN_MAX + 1),
+        (Target::File(CacheFile::CacheInfo), CACHE_INFO_LEN_MAX + 1),
+        (
+            Target::File(CacheFile::NarInfo(HashPart::parse(&[b'0'; 32]).unwrap())),
+            CACHED_NARINFO_LEN_MAX as u64 + 1,
+        ),
+        (Target::File(CacheFile::Log(StorePath::parse_base_name(OUT).unwrap())), LOG_LEN_MAX + 1),
     ] {
         let refused = fixture.folder.begin(target, None, Some(len));
         assert_refused!(refused, TooLarge, &(len - 1).to_string());
@@ -326,7 +332,7 @@ fn room_is_kept_free_and_made_beforehand() {
     let fixture = Fixture::with(|settings| settings.free_min = Some(u64::MAX / 2));
     let file = NarFile::new("contents", Compression::Zstd);
     assert_refused!(fixture.put_nar(&file), NoRoom, "have to stay free");
-    assert_refused!(fixture.put(Target::CacheInfo, b""), NoRoom, "have to stay free");
+    assert_refused!(fixture.put(Target::File(CacheFile::CacheInfo), b""), NoRoom, "have to stay free");
     fixture.assert_no_drafts();
     let fixture = Fixture::new();
     let upload = fixture.folder.begin(file.target(), None, Some(10 << 20)).unwrap();
@@ -400,9 +406,9 @@ fn a_narinfo_is_about_a_nar_that_is_there_and_says_what_is_true() {
         assert_refused!(fixture.put_narinfo(&wrong), Malformed, "URL");
     }
     let text = text_of(&narinfo);
-    let elsewhere = Target::NarInfo(HashPart::parse(&[b'0'; 32]).unwrap());
+    let elsewhere = Target::File(CacheFile::NarInfo(HashPart::parse(&[b'0'; 32]).unwrap()));
     assert_refused!(fixture.put(elsewhere, text.as_bytes()), Mismatch, "its name says");
-    let here = || Target::NarInfo(narinfo.info.path.hash_part());
+    let here = || Target::File(CacheFile::NarInfo(narinfo.info.path.hash_part()));
     assert_refused!(fixture.put(here(), text.replace("/nix/", "/gnu/").as_bytes()), Malformed, "StorePath");
     assert_refused!(fixture.put(here(), b"\xff\xfe"), Malformed, "text");
     assert_refused!(fixture.put(here(), b""), Malformed, "StorePath is missing");
@@ -424,7 +430,7 @@ fn what_a_path_refers_to_is_here_or_served_from_elsewhere() {
     assert_refused!(fixture.put_narinfo(&narinfo), Conflict, dependency);
     let text = text_of(&narinfo);
     let begun = || {
-        let target = Target::NarInfo(narinfo.info.path.hash_part());
+        let target = Target::File(CacheFile::NarInfo(narinfo.info.path.hash_part()));
         begin_and_push(&fixture.folder, target, None, text.as_bytes(), 100).unwrap()
     };
     let failed = begun().finish(&mut |path| Err(StoreError::damaged(path.base_name(), "a test")));
@@ -724,7 +730,7 @@ fn metadata_is_decoded_and_what_cannot_be_is_refused() {
     let file = NarFile::new("a", Compression::Zstd);
     fixture.put_nar(&file).unwrap();
     let narinfo = file.narinfo(OUT, &[]);
-    let target = || Target::NarInfo(narinfo.info.path.hash_part());
+    let target = || Target::File(CacheFile::NarInfo(narinfo.info.path.hash_part()));
     let text = text_of(&narinfo).into_bytes();
     let coded = |compression| NarFile::of(text.clone(), compression).bytes;
     for (coding, body) in [
@@ -757,12 +763,12 @@ fn metadata_is_decoded_and_what_cannot_be_is_refused() {
 #[test]
 fn texts_share_a_memory_that_is_bounded_and_given_back() {
     let fixture = Fixture::new();
-    let log = || Target::Log(StorePath::parse_base_name(OUT).unwrap());
+    let log = || Target::File(CacheFile::Log(StorePath::parse_base_name(OUT).unwrap()));
     let begin = || fixture.folder.begin(log(), None, Some(LOG_LEN_MAX));
     let mut begun: Vec<_> =
         (0..UPLOADED_TEXTS_LEN_MAX as u64 / LOG_LEN_MAX).map(|_| begin().unwrap()).collect();
     assert_refused!(begin(), Busy, "try again");
-    assert!(fixture.folder.begin(Target::CacheInfo, None, Some(20)).is_err());
+    assert!(fixture.folder.begin(Target::File(CacheFile::CacheInfo), None, Some(20)).is_err());
     begun.pop();
     begin().unwrap();
     // Of one that turns out to be longer than it seemed.
@@ -777,32 +783,40 @@ fn texts_share_a_memory_that_is_bounded_and_given_back() {
 #[test]
 fn what_a_cache_says_of_itself_is_kept_once_it_is_said() {
     let fixture = Fixture::new();
-    assert_refused!(fixture.put(Target::CacheInfo, b"StoreDir: /gnu/store\n"), Conflict, "/gnu/store");
-    assert_refused!(fixture.put(Target::CacheInfo, b"Priority: x\n"), Malformed, "Priority");
-    assert_refused!(fixture.put(Target::CacheInfo, b"\xff"), Malformed, "nix-cache-info");
-    assert!(fixture.put(Target::CacheInfo, b"StoreDir: /nix/store\n").unwrap());
-    assert!(!fixture.put(Target::CacheInfo, b"StoreDir: /nix/store\nPriority: 1\n").unwrap());
+    assert_refused!(
+        fixture.put(Target::File(CacheFile::CacheInfo), b"StoreDir: /gnu/store\n"),
+        Conflict,
+        "/gnu/store"
+    );
+    assert_refused!(fixture.put(Target::File(CacheFile::CacheInfo), b"Priority: x\n"), Malformed, "Priority");
+    assert_refused!(fixture.put(Target::File(CacheFile::CacheInfo), b"\xff"), Malformed, "nix-cache-info");
+    assert!(fixture.put(Target::File(CacheFile::CacheInfo), b"StoreDir: /nix/store\n").unwrap());
+    assert!(
+        !fixture.put(Target::File(CacheFile::CacheInfo), b"StoreDir: /nix/store\nPriority: 1\n").unwrap()
+    );
     assert_eq!(fixture.read("nix-cache-info"), "StoreDir: /nix/store\n");
 }
 
 #[test]
 fn listings_logs_and_debug_links_are_kept_as_they_came() {
     let fixture = Fixture::new();
-    let listing = Target::Listing(HashPart::parse(&OUT.as_bytes()[..32]).unwrap());
+    let listing = Target::File(CacheFile::Listing(HashPart::parse(&OUT.as_bytes()[..32]).unwrap()));
     let text = r#"{"version":1,"root":{"type":"directory","entries":{}}}"#;
     assert!(fixture.put(listing.clone(), text.as_bytes()).unwrap());
     assert!(!fixture.put(listing.clone(), text.as_bytes()).unwrap());
     assert_eq!(fixture.read(&format!("{}.ls", &OUT[..32])), text);
     assert_refused!(fixture.put(listing, b"{}"), Malformed, "listing");
 
-    let log = Target::Log(StorePath::parse_base_name("0000000000000000000000000000000b-x.drv").unwrap());
+    let log = Target::File(CacheFile::Log(
+        StorePath::parse_base_name("0000000000000000000000000000000b-x.drv").unwrap(),
+    ));
     let bytes = b"building\n\x1b[31m\xff\n".repeat(100);
     let coded = NarFile::of(bytes.clone(), Compression::Xz).bytes;
     assert!(fixture.upload(log, Some("xz"), &coded).unwrap().is_new);
     assert_eq!(fs::read(fixture.path().join("log/0000000000000000000000000000000b-x.drv")).unwrap(), bytes);
 
     let build_id = BuildId::parse(&[b'a'; 40]).unwrap();
-    let link = |has_suffix| Target::DebugInfo { build_id, has_suffix };
+    let link = |has_suffix| Target::File(CacheFile::DebugInfo { build_id, has_suffix });
     let text = r#"{"archive":"../nar/x.nar.xz","member":"lib/debug/.build-id/ab/cdef.debug"}"#;
     assert!(fixture.put(link(true), text.as_bytes()).unwrap());
     assert!(fixture.put(link(false), text.as_bytes()).unwrap());
@@ -826,7 +840,7 @@ fn a_realisation_is_not_replaced_by_another_and_signatures_are_united() {
     let fixture = Fixture::new();
     let hex = "0c555bd57ae47b20ca321ed2b1152b11cd1d8251e790b629fbee5a2995c54b75";
     let id = DrvOutput::parse(&format!("sha256:{hex}!out")).unwrap();
-    let target = || Target::Realisation(id.clone());
+    let target = || Target::File(CacheFile::Realisation(id.clone()));
     let signature = |number| key(number).sign("x");
     let realisation = |path: &str, number| crate::codec::realisation::Realisation {
         out_path: StorePath::parse_base_name(path).unwrap(),
@@ -855,12 +869,17 @@ fn a_realisation_is_not_replaced_by_another_and_signatures_are_united() {
     assert_refused!(fixture.put(target(), dependent.as_bytes()), Conflict, "dependent realisations");
     assert_eq!(fixture.read(&format!("realisations/{id}.doi")), united.to_keyed_json(&id));
     let elsewhere = DrvOutput::parse(&format!("sha256:{hex}!dev")).unwrap();
-    assert_refused!(fixture.put(Target::Realisation(elsewhere), text.as_bytes()), Mismatch, "dev");
+    assert_refused!(
+        fixture.put(Target::File(CacheFile::Realisation(elsewhere)), text.as_bytes()),
+        Mismatch,
+        "dev"
+    );
     assert_refused!(fixture.put(target(), b"{\"\n\": 1}"), Malformed, "not a realisation");
 
     let derivation = StorePath::parse_base_name("0000000000000000000000000000000c-x.drv").unwrap();
     let output = OutputName::parse("out").unwrap();
-    let target = || Target::BuildTrace { derivation: derivation.clone(), output: output.clone() };
+    let target =
+        || Target::File(CacheFile::BuildTrace { derivation: derivation.clone(), output: output.clone() });
     let file = format!("build-trace-v2/{derivation}/out.doi");
     let text = realisation(OUT, 1).to_build_trace_json();
     assert!(fixture.put(target(), text.as_bytes()).unwrap());

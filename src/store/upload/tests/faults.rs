@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Barrier;
 
 use super::*;
+use crate::codec::realisation::DrvOutput;
 use crate::store::fault::children;
 
 const CHILD: &str = "store::upload::tests::faults::child";
@@ -34,7 +35,7 @@ fn realisation(number: u8) -> (Target, String) {
         signatures: vec![key(number).sign("x")],
         dependent_realisations: BTreeMap::new(),
     };
-    (Target::Realisation(id.clone()), realisation.to_keyed_json(&id))
+    (Target::File(CacheFile::Realisation(id.clone())), realisation.to_keyed_json(&id))
 }
 
 /// What the child processes do: each kind of upload, some of them twice.
@@ -45,11 +46,11 @@ fn live_through_everything(path: &Path, expect: &mut dyn FnMut(Result<(), Refusa
         Err(error) => panic!("{error}"),
     };
     let file = NarFile::new("a", Compression::Zstd);
-    let narinfo = Target::NarInfo(HashPart::parse(&OUT.as_bytes()[..32]).unwrap());
-    let listing = Target::Listing(HashPart::parse(&OUT.as_bytes()[..32]).unwrap());
-    let log = Target::Log(StorePath::parse_base_name(OUT).unwrap());
+    let narinfo = Target::File(CacheFile::NarInfo(HashPart::parse(&OUT.as_bytes()[..32]).unwrap()));
+    let listing = Target::File(CacheFile::Listing(HashPart::parse(&OUT.as_bytes()[..32]).unwrap()));
+    let log = Target::File(CacheFile::Log(StorePath::parse_base_name(OUT).unwrap()));
     let mut try_to_put = |target: Target, body: &[u8]| expect(put(&folder, target, body).map(|_| ()));
-    try_to_put(Target::CacheInfo, b"StoreDir: /nix/store\n");
+    try_to_put(Target::File(CacheFile::CacheInfo), b"StoreDir: /nix/store\n");
     try_to_put(file.target(), &file.bytes);
     try_to_put(narinfo.clone(), signed(&file, 1).as_bytes());
     try_to_put(file.target(), &file.bytes);
@@ -244,7 +245,7 @@ fn child_whose_disk_fails_once() {
     let Some((path, Some(fault))) = children::asked() else { return };
     let folder = open(&path);
     fault::plan(&fault).unwrap();
-    let log = Target::Log(StorePath::parse_base_name(OUT).unwrap());
+    let log = Target::File(CacheFile::Log(StorePath::parse_base_name(OUT).unwrap()));
     // It is there, and nobody knows whether it is on the disk.
     fs::create_dir(path.join("log")).unwrap();
     for _ in 0..2 {
@@ -300,7 +301,7 @@ fn child_on_a_full_disk() {
     let mut filler = File::create(path.join("filler")).unwrap();
     while filler.write(&[1; 512]).is_ok() {}
     let narinfo = text_of(&stored[0].narinfo(OUT, &[]));
-    let target = Target::NarInfo(HashPart::parse(&OUT.as_bytes()[..32]).unwrap());
+    let target = Target::File(CacheFile::NarInfo(HashPart::parse(&OUT.as_bytes()[..32]).unwrap()));
     assert!(matches!(put(&folder, target.clone(), narinfo.as_bytes()), Err(Refusal::NoRoom(_))));
     let body = export(&[(DEPENDENCY, &noise(1000), &[])]);
     assert!(matches!(put(&folder, Target::Export, &body), Err(Refusal::NoRoom(_))));
@@ -415,7 +416,7 @@ fn what_one_receives_another_that_opens_the_directory_leaves_alone() {
     upload.finish(&mut |_| Ok(false)).unwrap();
     let narinfo = file.narinfo(OUT, &[]);
     // What the one has stored the other reads.
-    let target = Target::NarInfo(narinfo.info.path.hash_part());
+    let target = Target::File(CacheFile::NarInfo(narinfo.info.path.hash_part()));
     put(&beside, target, text_of(&narinfo).as_bytes()).unwrap();
     assert_eq!(fixture.narinfo(OUT), narinfo);
     drop(beside);
