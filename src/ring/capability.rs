@@ -164,7 +164,7 @@ impl Capabilities {
         }
         let mut found = plain;
         for capability in Capability::ALL {
-            if !off.has(capability) && found.try_one(capability) {
+            if !off.has(capability) && found.try_one(capability)? {
                 found = found.with(capability);
             }
         }
@@ -172,7 +172,7 @@ impl Capabilities {
     }
 
     /// Whether `capability` works on top of what was found before it.
-    fn try_one(self, capability: Capability) -> bool {
+    fn try_one(self, capability: Capability) -> Result<bool, ProbeError> {
         let works = match capability {
             // What is used without the better one has to be tried without it.
             Capability::CoopTaskrun => Self::default().with(capability).builder().build(8).map(|_| true),
@@ -187,7 +187,11 @@ impl Capabilities {
             Capability::SendFile => try_send_file(),
             Capability::Restrictions => try_restrictions(self.with(capability)),
         };
-        works.unwrap_or(false)
+        match works {
+            // It says nothing of what a ring could do that there is no memory for one.
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Err(ProbeError::setup(&error)),
+            works => Ok(works.unwrap_or(false)),
+        }
     }
 }
 
