@@ -105,11 +105,10 @@ impl Scene {
         Self { folder, store, tree, hot }
     }
 
-    /// Nothing of the tree is in memory, and all of what was, but for pages that the kernel takes where the whole machine has little.
+    /// Nothing of the tree is in memory, and all of what was.
     #[track_caller]
     fn assert_spared(&self) {
-        let resident = resident_len(&self.hot);
-        assert!(resident >= (HOT_LEN - HOT_LEN / 32) as u64, "the hot file: {resident} bytes of {HOT_LEN}");
+        assert_eq!(resident_len(&self.hot), HOT_LEN as u64, "the hot file");
         let files = files_beneath(&self.store.real(&self.tree));
         let resident: u64 = files.iter().map(|file| resident_len(file)).sum();
         assert_eq!(resident, 0, "bytes of {} files", files.len());
